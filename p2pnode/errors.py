@@ -1,0 +1,98 @@
+"""Failures of the world, as one node or client meets them: each names its cause and the next step. Nothing here decides.
+
+A message of a peer that breaks a rule is `economics.errors.Rejected` instead; a fault of ours is an `assert`.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line: a script can tell kinds of failure apart."""
+
+    OK = 0
+    FAULT = 1
+    """A fault of ours: an error that nobody foresaw."""
+    USAGE = 2
+    """The words of the call are off (click's own code)."""
+    INPUT = 3
+    """A file or an ID that the user named cannot be used."""
+    UNREACHABLE = 4
+    """Too few nodes answered."""
+    UNAVAILABLE = 5
+    """The network answered, and does not have enough of the blob."""
+    CORRUPT = 6
+    """The blob's own encoding is inconsistent: no reader can have it."""
+    SPACE = 7
+    """A disk, a quota or a budget is full."""
+    CONFIG = 8
+    """This node's own files are missing, foreign or in use."""
+    INTERRUPTED = 130
+    """Ctrl-C; what was stored so far stays, and the same call goes on from there."""
+
+
+class NodeError(Exception):
+    """The world failed. `str(error)` is one line for the user; `retry` says whether the same call may succeed later."""
+
+    exit_code = ExitCode.FAULT
+    retry = False
+
+
+class InputError(NodeError):
+    """A file or an ID that the user named cannot be used."""
+
+    exit_code = ExitCode.INPUT
+
+
+class ConfigError(NodeError):
+    """This node's own files are missing, foreign or in use."""
+
+    exit_code = ExitCode.CONFIG
+
+
+class SpaceError(NodeError):
+    """A disk, a quota or a budget is full."""
+
+    exit_code = ExitCode.SPACE
+    retry = True
+
+
+class Unavailable(NodeError):
+    """The network answered, and does not have enough of the blob."""
+
+    exit_code = ExitCode.UNAVAILABLE
+    retry = True
+
+
+class InconsistentBlob(NodeError):
+    """The writer's commitments contradict each other: no reader can have this blob."""
+
+    exit_code = ExitCode.CORRUPT
+
+
+class NetworkError(NodeError):
+    """A peer or the way to it failed."""
+
+    exit_code = ExitCode.UNREACHABLE
+    retry = True
+
+
+class PeerUnreachable(NetworkError):
+    """No address of the peer could be dialled, or its answer did not come in time."""
+
+
+class StreamBroken(NetworkError):
+    """The stream ended or was reset before the message was whole: an end of file is never an answer."""
+
+
+class TooSlow(NetworkError):
+    """The peer missed a deadline or fell below the floor on progress."""
+
+
+class ProtocolUnsupported(NetworkError):
+    """The peer does not speak the protocol: another version or another network."""
+
+    retry = False
+
+
+class Busy(NetworkError):
+    """A budget of streams or bytes is used up, the peer's or ours."""
