@@ -1,0 +1,53 @@
+"""What a sender did wrong, as one stable name each: tests, metrics and peers match the name, never the message."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a message, a signed object or a piece of a blob is refused. The names are part of the protocol."""
+
+    MALFORMED = "malformed"
+    """Not the one encoding that FORMATS.md gives this object."""
+    TOO_LARGE = "too_large"
+    """Over a limit on size, depth or count."""
+    WRONG_CHAIN = "wrong_chain"
+    """Made for another network."""
+    WRONG_EPOCH = "wrong_epoch"
+    """Made under another committee."""
+    BAD_SIGNATURE = "bad_signature"
+    UNKNOWN_SIGNER = "unknown_signer"
+    """Signed by a key that has no say here."""
+    NO_QUORUM = "no_quorum"
+    """The signers' weight does not reach n - f shards."""
+    NOT_MINIMAL = "not_minimal"
+    """A certificate holds a signature that it does not need."""
+    EXPIRED = "expired"
+    TOO_FAR_AHEAD = "too_far_ahead"
+    """Dated later than any honest sender would date it."""
+    STALE = "stale"
+    """Older than what is held already."""
+    WRONG_ENCODING = "wrong_encoding"
+    """Another encoding type, n or segment size than the network's."""
+    HASH_MISMATCH = "hash_mismatch"
+    """Bytes that do not hash to what was committed."""
+    BAD_PADDING = "bad_padding"
+    """Padding that is not zero."""
+    INCONSISTENT = "inconsistent"
+    """The writer's own commitments contradict each other."""
+    WRONG_INDEX = "wrong_index"
+    """An index outside the code, given twice, or not of this holder."""
+    NOT_FOUND = "not_found"
+    OVER_BUDGET = "over_budget"
+    """A quota or a budget of the answering peer is used up; retry later or elsewhere."""
+    INCOMPLETE = "incomplete"
+    """Closed before every sliver that is owed was there."""
+    UNKNOWN_OPERATION = "unknown_operation"
+
+
+class Rejected(Exception):  # noqa: N818 - a verdict on a message, not a fault of the program
+    """A message breaks a rule: it changes nothing, is counted, and its sender is scored."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        self.reason = reason
+        self.detail = detail
