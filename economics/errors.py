@@ -44,7 +44,7 @@ class Reason(StrEnum):
     UNKNOWN_OPERATION = "unknown_operation"
 
 
-class Rejected(Exception):  # noqa: N818 - a verdict on a message, not a fault of the program
+class Rejected(Exception):
     """A message breaks a rule: it changes nothing, is counted, and its sender is scored."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
