@@ -1,4 +1,4 @@
-"""What names a blob: leaves, sliver hashes, segment roots, the header, the blob ID (FORMATS.md 3). Hashes, no coding."""
+"""What names a blob: leaves, sliver hashes, segment roots, header, blob ID (FORMATS.md 3). Hashes, no coding."""
 
 import base64
 import binascii

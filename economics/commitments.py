@@ -30,7 +30,7 @@ ReservationId = NewType("ReservationId", bytes)
 ZERO_RESERVATION = ReservationId(bytes(DIGEST_BYTES))
 """Names no reservation: served within a bounded budget."""
 EXPIRY_AHEAD_MAX = 1_000_000
-"""A statement or ticket expires at most this many heights ahead (11 days at 1 s a block): no signer is bound for ever."""
+"""A statement or ticket expires at most this many heights ahead (11 days at 1 s each): nobody is bound for ever."""
 SALT_BYTES = 16
 TICKET_BYTES = 152
 STATEMENT_BYTES = 177

@@ -1,4 +1,4 @@
-"""The first committee and a network's parameters. Its hash is the chain ID, so two networks never mix (FORMATS.md 6)."""
+"""The first committee and a network's parameters. Its hash is the chain ID, so networks never mix (FORMATS.md 6)."""
 
 import base64
 import binascii
