@@ -34,6 +34,8 @@ class Reason(StrEnum):
     """Padding that is not zero."""
     INCONSISTENT = "inconsistent"
     """The writer's own commitments contradict each other."""
+    UNPROVEN = "unproven"
+    """Evidence that is well formed and does not prove what it says."""
     WRONG_INDEX = "wrong_index"
     """An index outside the code, given twice, or not of this holder."""
     NOT_FOUND = "not_found"

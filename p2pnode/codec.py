@@ -2,6 +2,11 @@
 
 Everything here is CPU work: it runs in worker threads or processes, never on the trio thread. A `Codec` may be shared
 by threads. Who fetched or sent the bytes decides elsewhere what follows from a `Rejected`.
+
+Before a node signs for a blob: `Header.decode`; for each segment `SegmentMetadata.decode` and `check_symbol_bytes`; for
+each sliver that it owes `check_sliver` when it comes in, and `check_padding` as soon as the blob's length is known.
+Before a reader accepts a segment: `check_symbols` for each sliver and its leaves, then `decode_from_primary` or
+`decode_from_secondary`. Of a range: `check_symbols` for each of `row_spans`, and `check_padding` for an end of a row.
 """
 
 import threading
@@ -212,6 +217,11 @@ class Codec:
         if sliver_hash(leaves) != commitment(metadata, kind, index):
             raise Rejected(Reason.HASH_MISMATCH, f"{kind.name.lower()} sliver {index} does not expand to its hash")
         return leaves
+
+    def check_symbol_bytes(self, z: int, length: int) -> None:
+        """Raise `Rejected(MALFORMED)` unless slivers of symbols of z bytes are those of a segment of this length."""
+        if z != self.code.symbol_bytes(length):
+            raise Rejected(Reason.MALFORMED, f"a segment of {length} bytes has no symbols of {z} bytes")
 
     def check_leaves(self, metadata: SegmentMetadata, kind: Kind, index: int, leaves: bytes) -> None:
         """Raise `Rejected` unless these are the leaves that the segment root binds this sliver to."""
