@@ -198,6 +198,18 @@ async def test_a_patient_stream_waits_for_the_next_request() -> None:
             assert await stream.receive_exactly(2) == b"ab"
 
 
+async def test_a_send_that_is_cancelled_inside_a_message_resets_the_stream() -> None:
+    release = trio.Event()
+    async with pair() as (server, client):
+        server.serve(HOLD, hold_until(release))
+        async with await client.open_stream(server.node_id, HOLD) as stream:
+            with trio.move_on_after(0.2):
+                await stream.send(bytes(16 * MIB))
+            with pytest.raises(StreamBroken):
+                await stream.send(b"x")
+        release.set()
+
+
 async def test_a_receive_that_is_cancelled_inside_a_message_resets_the_stream() -> None:
     async with pair() as (server, client):
         server.serve(ECHO, echo)
