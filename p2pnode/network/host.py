@@ -131,7 +131,7 @@ class Network:
         self._dials: dict[NodeId, trio.Lock] = {}
 
     def addresses(self) -> tuple[str, ...]:
-        """Return the multiaddrs that are listened on, without /p2p/…"""
+        """Return the multiaddrs that are listened on, without /p2p/…, with their real ports; 0.0.0.0 stays 0.0.0.0."""
         return tuple(str(address) for address in self.host.get_transport_addrs())
 
     # Serving
@@ -174,7 +174,9 @@ class Network:
     ) -> Stream:
         """Open a stream, connecting first if need be. One round trip on a live connection.
 
-        Raise `PeerUnreachable`, `ProtocolUnsupported`, `TooSlow` (connected, but no answer) or `Busy`.
+        Raise `PeerUnreachable`, `ProtocolUnsupported`, `TooSlow` (connected, but no answer) or `Busy`: too many streams
+        or connections here, or too many streams of all protocols there. A peer's budget for this one protocol shows
+        later, as `Busy` from the stream's first receiving call.
         """
         until = trio.current_time() + deadline_s
         try:
@@ -229,15 +231,23 @@ class Network:
         peer_id = peer_id_of(peer)
         if peer == self.node_id:
             raise PeerUnreachable("a node does not dial itself")
-        lock = self._dials.setdefault(peer, trio.Lock())
-        with trio.move_on_after(max(deadline_s, 0)) as scope:
-            async with lock:
+        with trio.move_on_after(max(deadline_s, 0)):
+            async with self._only_dial(peer):
                 if not self._is_connected(peer_id):
                     await self._dial(peer_id, self._known(peer_id, addresses))
-        if not lock.statistics().tasks_waiting and not lock.locked():
-            self._dials.pop(peer, None)
-        if scope.cancelled_caught:
-            raise PeerUnreachable(f"{peer.hex()} did not answer within {deadline_s} s")
+            return
+        raise PeerUnreachable(f"{peer.hex()} did not answer within {deadline_s:.1f} s")
+
+    @asynccontextmanager
+    async def _only_dial(self, peer: NodeId) -> AsyncIterator[None]:
+        """Let one task at a time dial this peer."""
+        lock = self._dials.setdefault(peer, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():  # nobody waited: a lock with waiters passes to the next of them at once
+                self._dials.pop(peer, None)
 
     def _known(self, peer_id: ID, addresses: Sequence[str]) -> list[Multiaddr]:
         """Return what may be dialled: what the caller knows first, then the library's address book."""

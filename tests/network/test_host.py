@@ -74,6 +74,7 @@ async def test_a_peer_without_addresses_or_with_dead_ones_is_unreachable() -> No
                 await client.open_stream(node_id(2), ECHO, addresses=addresses)
         with pytest.raises(PeerUnreachable):
             await client.connect(client.node_id, addresses=[])
+        assert client._dials == {}
 
 
 async def test_a_peer_with_another_key_than_asked_for_is_unreachable() -> None:
