@@ -68,7 +68,7 @@ FRAMES = st.one_of(
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.lists(FRAMES, max_size=40), st.integers(1, 70_000))
 def test_any_frames_leave_the_muxer_bounded_or_end_the_connection(frames: list[bytes], step: int) -> None:
     mux = fake_mux()

@@ -193,11 +193,11 @@ async def test_what_the_application_does_between_two_reads_is_not_the_peers_faul
     async with pair() as (server, client):
         server.serve(ECHO, echo)
         async with await client.open_stream(server.node_id, ECHO) as stream:
-            stream.patience = HASTY
+            stream.patience = Patience(idle_s=1, floor_bytes_per_s=1000)
             await stream.send(b"abc")
             for expected in (b"a", b"b", b"c"):
                 assert await stream.receive_some(1) == expected
-                await trio.sleep(0.4)
+                await trio.sleep(0.6)
 
 
 async def test_a_patient_stream_waits_for_the_next_request() -> None:
