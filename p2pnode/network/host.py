@@ -235,6 +235,7 @@ class Network:
             async with self._only_dial(peer):
                 if not self._is_connected(peer_id):
                     await self._dial(peer_id, self._known(peer_id, addresses))
+                    await self._close_dead(peer_id)
             return
         raise PeerUnreachable(f"{peer.hex()} did not answer within {deadline_s:.1f} s")
 
@@ -288,7 +289,14 @@ class Network:
         self._swarm.unblock_peer(peer_id)  # for the dials that the DHT makes by itself
 
     def _is_connected(self, peer_id: ID) -> bool:
-        return any(not connection.is_closed for connection in self._swarm.get_connections(peer_id))
+        return any(map(is_alive, self._swarm.get_connections(peer_id)))
+
+    async def _close_dead(self, peer_id: ID) -> None:
+        """Take connections that have ended out of the library's table, which still offers them for new streams."""
+        for connection in self._swarm.get_connections(peer_id):
+            if not is_alive(connection):
+                with shielded(CLOSING_S):
+                    await connection.close()
 
     async def disconnect(self, peer: NodeId) -> None:
         """Close every connection to `peer`; what was queued has a second to leave."""
@@ -326,6 +334,11 @@ def wrap(net_stream: Any, protocol: str) -> Stream | None:
         return None
     channel: Channel = inner if isinstance(inner, MuxStream) else YamuxChannel(inner)
     return Stream(net_stream, channel, peer, protocol)
+
+
+def is_alive(connection: Any) -> bool:
+    """Return whether bytes can still be sent on one of the library's connections."""
+    return not connection.is_closed and not connection.muxed_conn.secured_conn.is_broken
 
 
 def is_full(muxed_conn: Any) -> bool:

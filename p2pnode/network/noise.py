@@ -122,6 +122,11 @@ class NoiseSession(BaseSession):  # type: ignore[misc]
         self.is_overfull: Callable[[], bool] = lambda: False
         """Asked after each read; a muxer that cannot bound its own memory has the connection ended by it."""
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the session has ended, even if those above it have not yet noticed."""
+        return self._broken or not self._is_writable
+
     # Sending
 
     @property

@@ -19,6 +19,7 @@ from tests.network.conftest import (
     ECHO,
     HOLD,
     LOCAL,
+    assert_echoes,
     echo,
     hold_until,
     node_id,
@@ -167,18 +168,20 @@ assert logging.getLogger().handlers == []
     assert (run.stdout, run.stderr) == ("", "")
 
 
-async def test_a_connection_whose_peer_has_gone_is_replaced_at_the_next_stream() -> None:
-    async with open_network(seed=seed(1), listen=[LOCAL]) as client:
-        async with open_network(seed=seed(2), listen=[LOCAL]) as server:
-            await client.connect(server.node_id, addresses=server.addresses())
-            (connection,) = client.host.get_network().get_connections()
-            dead = connection.muxed_conn._session
-            dead._conn.read = trio.sleep_forever  # deaf: it does not learn that its peer leaves
-        async with open_network(seed=seed(2), listen=[LOCAL]) as server:
-            server.serve(ECHO, echo)
-            async with await client.open_stream(server.node_id, ECHO, addresses=server.addresses()) as stream:
-                await stream.send(b"a")
-                assert await stream.receive_exactly(1) == b"a"
+async def test_a_connection_that_proves_dead_is_replaced_at_the_next_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pair() as (server, client):
+        server.serve(ECHO, echo)
+        (old,) = client.host.get_network().get_connections()
+        usual = old.muxed_conn.open_stream
+
+        async def open_and_die() -> object:
+            stream = await usual()
+            old.muxed_conn._session._break()
+            return stream
+
+        monkeypatch.setattr(old.muxed_conn, "open_stream", open_and_die)
+        await assert_echoes(client, server.node_id)
+        assert old not in client.host.get_network().get_connections()
 
 
 # Stock peers
