@@ -4,6 +4,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from economics import cbor
 from economics.crypto import KEY_BYTES, SIGNATURE_BYTES, TAG_RECORD, NodeId, Signature, verify_signature
@@ -65,6 +66,11 @@ def node_of_key(key: str) -> NodeId:
     if len(node) != KEY_BYTES or record_key(node) != key:
         raise Rejected(Reason.MALFORMED, "a key has one spelling")
     return node
+
+
+def provider_key(blob_id: bytes) -> bytes:
+    """Return the DHT key of a blob's providers: the multihash of CIDv1, raw, sha2-256 of the blob ID, 34 bytes."""
+    return b"\x12\x20" + sha256(blob_id).digest()
 
 
 def next_sequence(clock_ms: int, last: int) -> int:
