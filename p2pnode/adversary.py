@@ -1,4 +1,4 @@
-"""Named adversaries: nodes that answer the storage protocol wrongly, on purpose, as real processes. For testnets only."""
+"""Named adversaries: nodes that answer the storage protocol wrongly on purpose, for testnets only."""
 
 from collections.abc import Mapping
 from enum import StrEnum

@@ -83,8 +83,8 @@ class Certifier:
     def add(self, entry: Entry, *, own: bool = False) -> Certificate | None:
         """Count a commitment whose signatures have been checked.
 
-        Returns the statement's certificate when this completes it, and with each own commitment after that: the node may
-        have come to hold the blob only now.
+        Returns the statement's certificate when this completes it, and with each own commitment after that: the node
+        may have come to hold the blob only now.
         """
         statement, statement_signature, commitment, signature = entry
         if own:

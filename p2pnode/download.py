@@ -1,4 +1,4 @@
-"""Reads a blob: header, then each segment from any P verified primary slivers or S secondary ones, in order, or a range.
+"""Reads a blob or a range: header, then each segment from any P verified primary slivers or S secondary ones.
 
 Nothing is passed on that has not been checked against the blob ID. A member that fails is named and asked last.
 """
@@ -122,8 +122,8 @@ class Reader:
     ) -> dict[K, T]:
         """Run `fetch` on the first `ahead` of `order`, one more for each that fails or when nothing comes for a while.
 
-        Returns what came when `wanted` results are there, or fewer if all have failed. Those that keep everybody waiting
-        when others have answered are reported to `on_slow`.
+        Returns what came when `wanted` results are there, or fewer if all have failed. Those that keep everybody
+        waiting when others have answered are reported to `on_slow`.
         """
         found: dict[K, T] = {}
         left = iter(order)

@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def view(self) -> memoryview:
-        return memoryview(self.memory.buf if isinstance(self.memory, SharedMemory) else self.memory)
+        return _view(self.memory) if isinstance(self.memory, SharedMemory) else memoryview(self.memory)
 
 
 class Encoder:
@@ -93,8 +93,13 @@ class Encoder:
 
 def encode_shared(name: str, code: Code, kernel: str, *, start: int, length: int) -> bytes:
     """Encode the segment at `start` of a shared memory into its front and return the n x n leaves, joined."""
-    view = memoryview(_attach(name).buf)
+    view = _view(_attach(name))
     return _codec(code, kernel).encode(view[start : start + length], view).leaves
+
+
+def _view(memory: SharedMemory) -> memoryview:
+    assert memory.buf is not None  # only a closed one has none
+    return memory.buf
 
 
 @lru_cache(maxsize=SLOTS)

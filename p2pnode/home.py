@@ -1,4 +1,4 @@
-"""A home: the directory of one node or client, with its keys, genesis and settings. Reads and writes files, runs nothing.
+"""A home: the directory of one node or client, with its keys, genesis and settings. Runs nothing.
 
 genesis.json   the network            config.toml   settings of a node
 keys/          operator.key, owner.key (0600)

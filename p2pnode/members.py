@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import trio
-from dht.discovery import Discovery
 
+from dht.discovery import Discovery
 from economics import cbor
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
@@ -165,5 +165,5 @@ class Members:
 
 async def give_up(stream: Stream) -> None:
     """Reset a stream, even while being cancelled: the peer must not wait for the rest."""
-    with trio.move_on_after(RESET_S, shield=True):
+    with trio.CancelScope(deadline=trio.current_time() + RESET_S, shield=True):
         await stream.reset()

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
-from dht.discovery import Discovery, DiscoveryError, open_discovery
 from gossip.pubsub import Gossip, open_gossip
 
+from dht.discovery import Discovery, DiscoveryError, open_discovery
 from economics import cbor
 from economics.blob import build_blob_id_text
 from economics.crypto import NodeId

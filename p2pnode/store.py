@@ -1,4 +1,4 @@
-"""Sliver store: one self-describing file per (segment root, shard), and one record per blob. Blocking: for worker threads.
+"""Sliver store: one self-describing file per (segment root, shard), one record per blob. For worker threads.
 
 What it acknowledges is on disk: file, then name, each fsynced. The index is in memory and is read off the directory at
 each start, so it cannot disagree with the files. It decides nothing about money or signatures.
@@ -232,7 +232,7 @@ class SliverStore:
                 self._holds[root] += 1
 
     def put_segment(self, metadata: SegmentMetadata, z: int, pairs: Iterable[Pair]) -> None:
-        """Store slivers that have been checked; durable on return. Raises `SpaceError`, and then keeps nothing of it."""
+        """Store slivers that have been checked; durable on return. On `SpaceError` nothing of it is kept."""
         root = metadata.root
         missing = set(self.missing_shards(root))
         fresh = [pair for pair in pairs if pair.shard in missing]
@@ -289,7 +289,7 @@ class SliverStore:
                 self.used_bytes -= size
 
     def evict(self, size: int) -> None:
-        """Delete slivers that neither a record nor a live upload refers to, oldest first, until `size` bytes are freed."""
+        """Delete slivers that no record and no live upload refers to, oldest first, until `size` bytes are free."""
         with self._lock:
             freed = 0
             for root in [root for root in self._unclosed if root not in self._holds]:
@@ -338,7 +338,7 @@ class SliverStore:
         with self._opened(root, shard) as handle:
             data = os.pread(handle, count * z, start)
         try:
-            self.codec.check_symbols(metadata, kind, index, leaves[kind], first, data, z)
+            self.codec.check_symbols(metadata, kind, index, leaves[kind], first=first, symbols=data, z=z)
         except Rejected as fault:
             raise self._drop_corrupt(root, shard) from fault
         return Symbols(leaves[kind], data)
@@ -395,9 +395,13 @@ class SliverStore:
                 (Kind.PRIMARY, pair, code.columns),
                 (Kind.SECONDARY, code.n - 1 - pair, code.rows),
             ):
-                if self.codec.covers_padding(kind, index, z, segment_length):
-                    data = self.read_symbols(root, kind, index, first=0, count=width).data
-                    self.codec.check_padding(kind, index, data, z, segment_length)
+                if not self.codec.is_systematic(kind, index):
+                    continue
+                padding = self.codec.padding_start(kind, index, segment_length)
+                if padding < width * z:
+                    first = padding // z
+                    tail = self.read_symbols(root, kind, index, first=first, count=width - first).data
+                    self.codec.check_padding(kind, index, tail, segment_length)
 
     # --- blob records --------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from p2pnode.encoder import Encoder, Slot
 from p2pnode.errors import InputError, NetworkError, SpaceError
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, Refused, give_up, verify_reply
+from p2pnode.network import frames
 from p2pnode.network.frames import receive_message, send_message
 from p2pnode.network.stream import Stream
 
@@ -336,7 +337,7 @@ class Uploader:
             self.present_segments += 1
             return
         parts = self._slivers_of(member, segment)
-        header = {"op": "segment", "symbol_bytes": segment.z}
+        header: frames.Header = {"op": "segment", "symbol_bytes": segment.z}
         await send_message(stream, header, segment.root, segment.metadata.encode(), *parts)
         self.sent_bytes += sum(len(part) for part in parts)
         verify_reply(await receive_message(stream))
@@ -354,7 +355,7 @@ class Uploader:
         while self._statement is None:
             await self._changed.wait()
         statement, signature, header = self._statement
-        request = {"op": "close", "signature": signature, "statement": statement.encode()}
+        request: frames.Header = {"op": "close", "signature": signature, "statement": statement.encode()}
         await send_message(stream, request, header.encode())
         reply = await receive_message(stream)
         verify_reply(reply)
