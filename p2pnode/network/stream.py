@@ -112,7 +112,7 @@ class YamuxChannel:
             raise StreamBroken(str(error)) from error
         await trio.lowlevel.checkpoint()
         while self._stream.send_window <= 0 and not self._stream.send_closed:
-            await trio.sleep(YAMUX_POLL_S)  # the library has no event for it
+            await trio.sleep(YAMUX_POLL_S)  # noqa: ASYNC110  # the library has no event for it
         if self._stream.send_closed:
             raise StreamBroken("the stream is closed for writing")
         return min(int(self._stream.send_window), YAMUX_SEND)
