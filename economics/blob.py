@@ -1,4 +1,4 @@
-"""What names a blob: leaves, sliver hashes, segment roots, the header and the blob ID (FORMATS.md 3). Hashes only, no coding."""
+"""What names a blob: leaves, sliver hashes, segment roots, header, blob ID (FORMATS.md 3). Hashes, no coding."""
 
 import base64
 import binascii
@@ -70,7 +70,7 @@ class SegmentMetadata:
         """Return the metadata of `root`, or raise `Rejected` if these are not its 64n bytes."""
         if len(data) != 2 * n * DIGEST_BYTES:
             raise Rejected(Reason.MALFORMED, "segment metadata is 64n bytes")
-        if digest(Level.SEGMENT, data) != root:
+        if Root(digest(Level.SEGMENT, data)) != root:
             raise Rejected(Reason.HASH_MISMATCH, "segment metadata is not that of the root")
         return cls(tuple(split_hashes(data)))
 
@@ -122,7 +122,7 @@ class Header:
         Raises `Rejected`: HASH_MISMATCH if it is another blob's, WRONG_ENCODING for another type, n or segment size,
         MALFORMED if the number of roots is not the one that the length asks for.
         """
-        if digest(Level.BLOB, data) != blob_id:
+        if BlobId(digest(Level.BLOB, data)) != blob_id:
             raise Rejected(Reason.HASH_MISMATCH, "the header is not that of the blob ID")
         if len(data) < HEADER_FIXED_BYTES:
             raise Rejected(Reason.MALFORMED, "the header is too short")

@@ -35,7 +35,7 @@ def encode(value: Value) -> bytes:
     return cbor2.dumps(value, canonical=True)
 
 
-def decode(data: bytes, *, budget: Budget = Budget()) -> Any:  # noqa: B008 - frozen
+def decode(data: bytes, *, budget: Budget = Budget()) -> Any:
     """Return the value that `data` encodes, or raise `Rejected`: TOO_LARGE over budget, MALFORMED for all else."""
     if len(data) > budget.size_max:
         raise Rejected(Reason.TOO_LARGE, f"{len(data)} bytes of CBOR, at most {budget.size_max}")

@@ -34,6 +34,8 @@ class Reason(StrEnum):
     """Padding that is not zero."""
     INCONSISTENT = "inconsistent"
     """The writer's own commitments contradict each other."""
+    UNPROVEN = "unproven"
+    """Evidence that is well formed and does not prove what it says."""
     WRONG_INDEX = "wrong_index"
     """An index outside the code, given twice, or not of this holder."""
     NOT_FOUND = "not_found"
@@ -44,7 +46,7 @@ class Reason(StrEnum):
     UNKNOWN_OPERATION = "unknown_operation"
 
 
-class Rejected(Exception):  # noqa: N818 - a verdict on a message, not a fault of the program
+class Rejected(Exception):
     """A message breaks a rule: it changes nothing, is counted, and its sender is scored."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:

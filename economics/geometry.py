@@ -1,4 +1,4 @@
-"""The arithmetic of the code (FORMATS.md 2): how many slivers, how large a symbol, which shard, which range. Integers only."""
+"""The arithmetic of the code (FORMATS.md 2): how many slivers, how large a symbol, which shard. Integers only."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

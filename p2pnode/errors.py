@@ -1,4 +1,4 @@
-"""Failures of the world, as one node or client meets them: each names its cause and the next step. Nothing here decides.
+"""Failures of the world, as one node or client meets them; each names its cause. Nothing here decides.
 
 A message of a peer that breaks a rule is `economics.errors.Rejected` instead; a fault of ours is an `assert`.
 """

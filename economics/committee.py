@@ -1,0 +1,59 @@
+"""Who holds which shards in an epoch, and what their signatures weigh. Weight comes from here, never from a message."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from economics.crypto import NodeId, OwnerId
+from economics.geometry import quorum
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One node of a committee; `shards` is how many it holds."""
+
+    node: NodeId
+    owner: OwnerId
+    shards: int
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Committee:
+    """The members of one epoch in index order; shards are dealt in that order, from 0."""
+
+    epoch: int
+    members: tuple[Member, ...]
+
+    @cached_property
+    def n(self) -> int:
+        return sum(member.shards for member in self.members)
+
+    @cached_property
+    def quorum(self) -> int:
+        """q = n - f shards."""
+        return quorum(self.n)
+
+    @cached_property
+    def _holder(self) -> tuple[int, ...]:
+        return tuple(index for index, member in enumerate(self.members) for _ in range(member.shards))
+
+    @cached_property
+    def _index(self) -> dict[NodeId, int]:
+        return {member.node: index for index, member in enumerate(self.members)}
+
+    def index_of(self, node: NodeId) -> int | None:
+        """Return the member's index, or None for a node without a seat."""
+        return self._index.get(node)
+
+    def holder(self, shard: int) -> int:
+        """Return the index of the member that holds `shard`."""
+        return self._holder[shard]
+
+    def shards_of(self, index: int) -> range:
+        first = sum(member.shards for member in self.members[:index])
+        return range(first, first + self.members[index].shards)
+
+    def weight(self, indices: Iterable[int]) -> int:
+        """Return the shards of these distinct members together."""
+        return sum(self.members[index].shards for index in set(indices))

@@ -1,0 +1,260 @@
+"""The reference encoder: FORMATS.md word for word, slowly, sharing no code with the project. The tests' oracle.
+
+`python -m tests.reference` writes tests/vectors again.
+"""
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+from nacl.signing import SigningKey
+
+VECTORS = Path(__file__).parent / "vectors"
+
+# 1. Tags
+
+
+def hashed(level: str, data: bytes) -> bytes:
+    return blake3(data, key=f"p2pnode/1 {level}".encode().ljust(32, b"\0")).digest()
+
+
+def tag(name: str) -> bytes:
+    return f"p2pnode/1 {name}".encode().ljust(16, b"\0")
+
+
+# 2. The code
+
+
+def double(x: int) -> int:
+    return x << 1 ^ (0x11D if x & 0x80 else 0)
+
+
+POWERS = [1]
+for _ in range(254):
+    POWERS.append(double(POWERS[-1]))
+LOG = {power: exponent for exponent, power in enumerate(POWERS)}
+
+
+def times(x: int, y: int) -> int:
+    return POWERS[(LOG[x] + LOG[y]) % 255] if x and y else 0
+
+
+PRODUCTS = [bytes(times(x, y) for y in range(256)) for x in range(256)]
+
+
+def combine(coefficients: bytes, blocks: list[bytes]) -> bytes:
+    """Return the sum of the blocks, each times its coefficient; a sum in this field is an exclusive or."""
+    total = 0
+    for coefficient, block in zip(coefficients, blocks, strict=True):
+        total ^= int.from_bytes(block.translate(PRODUCTS[coefficient]), "big")
+    return total.to_bytes(len(blocks[0]), "big")
+
+
+def inverse(matrix: list[bytes]) -> list[bytes]:
+    """Gauss and Jordan, on rows with the identity to their right."""
+    k = len(matrix)
+    rows = [row + bytes(column == index for column in range(k)) for index, row in enumerate(matrix)]
+    for column in range(k):
+        pivot = next(row for row in range(column, k) if rows[row][column])
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        rows[column] = rows[column].translate(PRODUCTS[POWERS[-LOG[rows[column][column]] % 255]])
+        for row in range(k):
+            if row != column:
+                rows[row] = combine(bytes((1, rows[row][column])), [rows[row], rows[column]])
+    return [row[k:] for row in rows]
+
+
+@functools.cache
+def generator(k: int, n: int) -> list[bytes]:
+    """The n x k Vandermonde matrix of the points 0, 1, a, a^2, ..., times the inverse of its first k rows."""
+    points = [0, *POWERS][:n]
+    vandermonde = [bytes([1, *(POWERS[LOG[x] * e % 255] if x else 0 for e in range(1, k))]) for x in points]
+    normal = inverse(vandermonde[:k])
+    return [combine(row, normal) for row in vandermonde]
+
+
+def extend(blocks: list[bytes], n: int) -> list[bytes]:
+    return [combine(row, blocks) for row in generator(len(blocks), n)]
+
+
+def shape(n: int) -> tuple[int, int]:
+    f = (n - 1) // 3
+    return n - 2 * f, n - f
+
+
+def symbol_bytes(n: int, length: int) -> int:
+    return max(1, math.ceil(length / math.prod(shape(n))))
+
+
+def expanded(n: int, segment: bytes) -> list[list[bytes]]:
+    """The n x n symbols. Rows are extended all at once, each column of n symbols as one block."""
+    (p, s), z = shape(n), symbol_bytes(n, len(segment))
+    padded = segment.ljust(p * s * z, b"\0")
+    rows = extend([padded[at : at + s * z] for at in range(0, p * s * z, s * z)], n)
+    columns = extend([b"".join(row[at : at + z] for row in rows) for at in range(0, s * z, z)], n)
+    return [[column[at : at + z] for column in columns] for at in range(0, n * z, z)]
+
+
+def slivers(n: int, matrix: list[list[bytes]]) -> tuple[list[bytes], list[bytes]]:
+    p, s = shape(n)
+    return [b"".join(row[:s]) for row in matrix], [b"".join(row[j] for row in matrix[:p]) for j in range(n)]
+
+
+# 3. Hashed objects
+
+
+def metadata(matrix: list[list[bytes]]) -> bytes:
+    leaves = [[hashed("leaf", symbol) for symbol in row] for row in matrix]
+    return b"".join(hashed("sliver", b"".join(line)) for line in [*leaves, *zip(*leaves, strict=True)])
+
+
+def cut(blob: bytes, segment_bytes: int) -> list[bytes]:
+    return [blob[at : at + segment_bytes] for at in range(0, len(blob), segment_bytes)] or [b""]
+
+
+def header(n: int, segment_bytes: int, length: int, roots: list[bytes]) -> bytes:
+    return bytes([1]) + u(2, n) + u(8, length) + u(4, segment_bytes) + b"".join(roots)
+
+
+def encoded_bytes(n: int, segment_bytes: int, length: int) -> int:
+    """Before rounding to units of 65,536 bytes."""
+    sizes = [len(part) for part in cut(bytes(length), segment_bytes)]
+    return n * sum(sum(shape(n)) * symbol_bytes(n, size) + 128 * n + 32 for size in sizes)
+
+
+def u(width: int, value: int) -> bytes:
+    return value.to_bytes(width, "big")
+
+
+# 4. Signed objects
+
+
+def ticket(chain: bytes, owner: bytes, reservation: bytes, uploader: bytes, expiry: int) -> bytes:
+    return tag("ticket") + chain + owner + reservation + uploader + u(8, expiry)
+
+
+def statement(
+    chain: bytes,
+    owner: bytes,
+    reservation: bytes,
+    blob_id: bytes,
+    length: int,
+    deletable: int,
+    salt: bytes,
+    expiry: int,
+) -> bytes:
+    return tag("owner") + chain + owner + reservation + blob_id + u(8, length) + u(1, deletable) + salt + u(8, expiry)
+
+
+def commitment(chain: bytes, epoch: int, signer: int, blob_id: bytes, length: int, statement_hash: bytes) -> bytes:
+    return tag("commit") + chain + u(8, epoch) + u(2, signer) + blob_id + u(8, length) + statement_hash
+
+
+def certificate(statement: bytes, signature: bytes, epoch: int, signers: list[tuple[int, bytes]]) -> bytes:
+    entries = b"".join(u(2, index) + signature for index, signature in signers)
+    return statement + signature + u(8, epoch) + u(2, len(signers)) + entries
+
+
+# 8. Sliver file
+
+
+def sliver_file(n: int, matrix: list[list[bytes]], hashes: bytes, shard: int) -> bytes:
+    root = hashed("segment", hashes)
+    pair = (shard - int.from_bytes(root, "big")) % n
+    primary, secondary = (lines[index] for lines, index in zip(slivers(n, matrix), (pair, n - 1 - pair), strict=True))
+    row, column = matrix[pair], [line[n - 1 - pair] for line in matrix]
+    leaves = b"".join(hashed("leaf", symbol) for symbol in [*row, *column])
+    head = b"p2pnode sliver 1" + u(2, n) + u(2, shard) + u(4, len(row[0]))
+    return head + root + hashes + leaves + primary + secondary
+
+
+# The vectors
+
+
+def content(length: int) -> bytes:
+    """The blob of every vector: BLAKE3's extended output for ASCII `p2pnode vector`."""
+    return blake3(b"p2pnode vector").digest(length)
+
+
+def blob_vector(n: int, segment_bytes: int, length: int) -> dict[str, Any]:
+    segments, roots = [], []
+    for part in cut(content(length), segment_bytes):
+        matrix = expanded(n, part)
+        hashes = metadata(matrix)
+        primary, secondary = slivers(n, matrix)
+        roots.append(hashed("segment", hashes))
+        segments.append(
+            {
+                "symbol_bytes": symbol_bytes(n, len(part)),
+                "blake3_of_primaries": blake3(b"".join(primary)).hexdigest(),
+                "blake3_of_secondaries": blake3(b"".join(secondary)).hexdigest(),
+                "blake3_of_metadata": blake3(hashes).hexdigest(),
+                "root": roots[-1].hex(),
+                "blake3_of_sliver_file_of_shard_1": blake3(sliver_file(n, matrix, hashes, 1)).hexdigest(),
+            }
+        )
+    raw = header(n, segment_bytes, length, roots)
+    size = encoded_bytes(n, segment_bytes, length)
+    return {
+        "n": n,
+        "segment_bytes": segment_bytes,
+        "length": length,
+        "segments": segments,
+        "header": raw.hex(),
+        "blob_id": hashed("blob", raw).hex(),
+        "encoded_bytes": size,
+        "encoded_units": math.ceil(size / 65536),
+    }
+
+
+def code_vector(n: int) -> dict[str, Any]:
+    matrices = {k: blake3(b"".join(generator(k, n))).hexdigest() for k in shape(n)}
+    return {"n": n, "blake3_of_generator": {str(k): matrix for k, matrix in matrices.items()}}
+
+
+def signed_vector() -> dict[str, Any]:
+    """Keys are from seeds of one repeated byte: the owner's 0x10, the uploader's 0x11, member i's i + 1; n = 4."""
+    owner, uploader = SigningKey(bytes([0x10]) * 32), SigningKey(bytes([0x11]) * 32)
+    members = [SigningKey(bytes([index + 1]) * 32) for index in range(4)]
+    chain, blob_id, reservation, salt = (bytes([byte]) * size for byte, size in ((7, 32), (8, 32), (9, 32), (10, 16)))
+    key = bytes(owner.verify_key)
+    pass_bytes = ticket(chain, key, reservation, bytes(uploader.verify_key), 1001)
+    statement_bytes = statement(chain, key, bytes(32), blob_id, 123_456_789, 1, salt, 1002)
+    signature = owner.sign(statement_bytes).signature
+    statement_hash = hashed("statement", statement_bytes)
+    committed = [commitment(chain, 5, index, blob_id, 123_456_789, statement_hash) for index in range(4)]
+    signers = [(index, members[index].sign(committed[index]).signature) for index in (0, 1, 3)]
+    return {
+        "ticket": pass_bytes.hex(),
+        "ticket_signature": owner.sign(pass_bytes).signature.hex(),
+        "statement": statement_bytes.hex(),
+        "statement_signature": signature.hex(),
+        "statement_hash": statement_hash.hex(),
+        "commitment_of_3": committed[3].hex(),
+        "commitment_signature_of_3": signers[2][1].hex(),
+        "certificate_of_0_1_3": certificate(statement_bytes, signature, 5, signers).hex(),
+    }
+
+
+SHARDS = (4, 7, 10, 21, 31, 100, 256)
+
+
+def blob_cases(n: int) -> list[tuple[int, int]]:
+    """(segment size, length): empty, one byte, a full matrix of one byte, odd sizes, several, a full last one."""
+    area = math.prod(shape(n))
+    return [(8 << 20, size) for size in (0, 1, area, 2 * area + 1, 12_345)] + [(777, 2000), (500, 1000)]
+
+
+def vectors() -> dict[str, Any]:
+    """File name to content."""
+    blobs = {f"blobs-{n}.json": [blob_vector(n, *case) for case in blob_cases(n)] for n in SHARDS}
+    return {"codes.json": [code_vector(n) for n in SHARDS], "signed.json": signed_vector(), **blobs}
+
+
+if __name__ == "__main__":
+    VECTORS.mkdir(exist_ok=True)
+    for name, value in vectors().items():
+        (VECTORS / name).write_text(json.dumps(value, indent=1) + "\n")
