@@ -182,7 +182,7 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                     cache_path=home.peers_path,
                     clock_ms=clock_ms,
                 ) as discovery,
-                open_gossip(host=network.host) as gossip,
+                open_gossip(host=network.host, topics=(commitments_topic(genesis),)) as gossip,
                 trio.open_nursery() as nursery,
             ):
                 await gossip.subscribe(
