@@ -133,7 +133,7 @@ async def open_client(home: Home, *, on_fault: Callable[[Fault], None] = lambda 
             addresses=network.addresses,
             server=False,
             bootstrap=bootstrap_of(genesis, NodeId(session.public)),
-            cache_path=home.peers_path,
+            cache_path=home.make_cache(),
             clock_ms=clock_ms,
         ) as discovery,
     ):

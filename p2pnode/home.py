@@ -28,6 +28,8 @@ class Config:
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
     quota_bytes: int = QUOTA_BYTES
+    spot_check_s: int = 30
+    """Seconds between two spot checks of other members; 0 for none."""
     free_owner_bytes_max: int = UploadLimits().free_owner_bytes_max
     free_bytes_max: int = UploadLimits().free_bytes_max
     unclosed_peer_bytes_max: int = UploadLimits().unclosed_peer_bytes_max
@@ -59,7 +61,7 @@ def parse_config(text: str) -> Config:
         if name not in kinds:
             raise ConfigError(f"config.toml: no setting is called {name}; there are {', '.join(kinds)}")
         if kinds[name] is int and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise ConfigError(f"config.toml: {name} is a number of bytes")
+            raise ConfigError(f"config.toml: {name} is a whole number, not negative")
     return Config(**_with_listen(values))
 
 
@@ -101,6 +103,11 @@ class Home:
     @property
     def peers_path(self) -> Path:
         return self.path / "cache" / "peers.json"
+
+    def make_cache(self) -> Path:
+        """Return where peers seen lately are kept; its directory exists from here on."""
+        self.peers_path.parent.mkdir(parents=True, exist_ok=True)
+        return self.peers_path
 
     def create(self, config: Config) -> tuple[Key, Key]:
         """Make the files of a new node and return its (operator, owner) keys; raises `ConfigError` where one exists."""

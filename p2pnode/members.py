@@ -41,7 +41,7 @@ class Fault:
     detail: str
 
     def __str__(self) -> str:
-        return f"node {self.member} ({self.node[:8]}) {self.kind}{': ' if self.detail else ''}{self.detail}"
+        return f"node {self.member} ({self.node[:8]}) {self.kind}: {self.detail}"
 
 
 class Refused(NodeError):

@@ -2,19 +2,21 @@
 
 import json
 import logging
+import os
+import random
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
-from gossip.pubsub import Gossip, open_gossip
 
 from dht.discovery import Discovery, DiscoveryError, open_discovery
 from economics import cbor
 from economics.blob import build_blob_id_text
 from economics.crypto import NodeId
 from economics.genesis import Genesis, build_key_text
+from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
@@ -24,10 +26,12 @@ from p2pnode.files import lock_directory
 from p2pnode.home import Config, Home
 from p2pnode.kernel import Kernel, load_kernel
 from p2pnode.keys import Key
+from p2pnode.members import Members
 from p2pnode.network.host import Network, open_network
 from p2pnode.storage import StorageServer
 from p2pnode.store import SliverStore
 from p2pnode.version import VERSION
+from p2pnode.watch import Watch
 
 log = logging.getLogger("p2pnode.node")
 
@@ -83,6 +87,7 @@ class Node:
         )
         self.admission = Admission(config.upload_limits)
         self.certifier = Certifier(chain_id=genesis.chain_id, committee=genesis.committee)
+        self.watch: Watch | None = None
         self._restore()
         self.server = StorageServer(
             genesis=genesis,
@@ -114,6 +119,7 @@ class Node:
         records = self.store.records()
         return {
             "blobs": len(records),
+            "caught": [] if self.watch is None else [str(fault) for fault in self.watch.last_faults.values()],
             "certificates": sum(record.certificate is not None for record in records.values()),
             "corrupt_slivers": self.store.corrupt_slivers,
             "kernel": self.kernel.name,
@@ -153,6 +159,15 @@ class Node:
             if batch is not None:
                 await gossip.publish(commitments_topic(self.genesis), batch)
 
+    async def watch_members(self, network: Network, discovery: Discovery, pause_s: float) -> None:
+        """Spot-check the other members for as long as the node runs; nothing to do for a node without shards."""
+        if self.index is None or not pause_s:
+            return
+        members = Members(network, self.genesis, storage_protocol(self.genesis), discovery)
+        rng = random.Random(os.urandom(16))
+        self.watch = Watch(members=members, store=self.store, codec=self.server.codec, own_index=self.index, rng=rng)
+        await self.watch.run(pause_s)
+
     async def announce(self, discovery: Discovery) -> None:
         """Put the node's record where others look for it; failing that, say so and leave it to the next refresh."""
         try:
@@ -179,7 +194,7 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                     addresses=network.addresses,
                     server=True,
                     bootstrap=bootstrap_of(genesis, node.node_id),
-                    cache_path=home.peers_path,
+                    cache_path=home.make_cache(),
                     clock_ms=clock_ms,
                 ) as discovery,
                 open_gossip(host=network.host, topics=(commitments_topic(genesis),)) as gossip,
@@ -193,6 +208,7 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                 )
                 nursery.start_soon(node.gossip_commitments, gossip)
                 nursery.start_soon(node.announce, discovery)
+                nursery.start_soon(node.watch_members, network, discovery, config.spot_check_s)
                 yield node, network
                 nursery.cancel_scope.cancel()
 

@@ -28,6 +28,8 @@ READY_S = 60.0
 """Ten processes that each import libp2p take 10 s on two cores."""
 STOP_S = 10.0
 POLL_S = 0.05
+SPOT_CHECK_S = 2
+"""Nodes of a testnet check each other often, so that an adversary is soon named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,8 @@ def up(
     addresses = free_addresses(nodes)
     members = []
     for index, (address, share) in enumerate(zip(addresses, deal_shards(shards, nodes), strict=True)):
-        operator, owner = home_of(directory, index).create(Config(listen=(address,), **limits))
+        config = Config(listen=(address,), spot_check_s=SPOT_CHECK_S, **limits)
+        operator, owner = home_of(directory, index).create(config)
         members.append(Member(NodeId(operator.public), OwnerId(owner.public), share, (address,)))
     genesis = Genesis("testnet", time.time_ns() // 1_000_000, segment_bytes, tuple(members))
     parse_genesis(genesis.to_json())
