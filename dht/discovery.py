@@ -11,14 +11,10 @@ dial proves the identity.
 """
 
 import heapq
-import json
 import logging
-import os
 import random
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from hashlib import sha256
 from importlib.metadata import version
@@ -38,6 +34,8 @@ from libp2p.records.validator import NamespacedValidator, Validator
 from libp2p.utils.varint import encode_uvarint, read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
+from dht.cache import PEERS_MAX, KnownPeer, read_cache, write_cache
+from dht.lookup import CLOSEST, PARALLEL, STRAGGLER_S, lookup
 from dht.records import (
     ADDRESS_BYTES_MAX,
     ADDRESSES_MAX,
@@ -64,20 +62,13 @@ STOCK_PROTOCOL = "/ipfs/kad/1.0.0"
 ED25519_ID_PREFIX = bytes.fromhex("002408011220")
 """A peer ID is this and the 32-byte key: the identity multihash of the key's protobuf."""
 
-CLOSEST = 20
-"""Peers that hold a record: Kademlia's k, and the library's."""
-PARALLEL = 8
-"""Requests in flight in one lookup."""
 LOOKUPS_MAX = 16
 """Lookups at once; further ones wait."""
-DIALS_MAX = 8
 QUORUM = 3
 """Valid records after which an ordinary lookup stops; a fresh one asks all of the closest."""
 LOOKUP_S = 15.0
 ASK_S = 6.0
 """A request on one stream, with the dial: a dial takes 0.25 s at least, and 2 to 3 round trips."""
-STRAGGLER_S = 2.0
-"""So long does a lookup wait for the last peers when nobody else is left to ask: one may be frozen."""
 FAILED_S = 15.0
 """A peer that failed is not asked again before."""
 STRIKES_MAX = 2
@@ -104,8 +95,6 @@ ADDRESS_POLL_S = 2.0
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
 BOOTSTRAP_PARALLEL = 4
-CACHE_PEERS_MAX = 64
-CACHE_BYTES_MAX = 131_072
 
 PROVIDE_BURST = 5
 PROVIDE_PER_S = 0.5
@@ -117,6 +106,8 @@ assert PROVIDED_MAX / PROVIDE_PER_S < PROVIDE_AGAIN_S  # the queue keeps up with
 PROVIDERS_FOUND = 20
 
 Contact = tuple[ID, tuple[str, ...]]
+Connect = Callable[[NodeId, Sequence[str]], Awaitable[None]]
+"""Have a connection to the node, dialling these addresses if there is none; raise if that fails."""
 
 
 class DiscoveryError(Exception):
@@ -326,6 +317,7 @@ class Discovery:
         sign: Callable[[bytes], Signature],
         node_id: NodeId,
         addresses: Callable[[], Sequence[str]],
+        connect: Connect,
         server: bool,
         clock_ms: Callable[[], int],
     ) -> None:
@@ -335,6 +327,7 @@ class Discovery:
         self._node = node_id
         self._peer = peer_of(node_id)
         self._own_addresses = addresses
+        self._connect = connect
         self._is_server = server
         self._clock_ms = clock_ms
         self.protocol = protocol_name(chain_id)
@@ -351,7 +344,6 @@ class Discovery:
         self._announced: tuple[str, ...] | None = None
         self._announcing = trio.Lock()
         self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
-        self._dials = trio.CapacityLimiter(DIALS_MAX)
         self._hearsay: OrderedDict[ID, tuple[str, ...]] = OrderedDict()
         self._failed_at: OrderedDict[ID, float] = OrderedDict()
         self._strikes: Counter[ID] = Counter()
@@ -550,49 +542,27 @@ class Discovery:
     ) -> list[ID]:
         """Ask ever closer peers; call `take` with each answer; return the closest that answered, at most CLOSEST."""
         target = sha256(key).digest()
-        known = {peer: distance(peer.to_bytes(), target) for peer in self._starts(key)}
-        asked: set[ID] = set()
-        failed: set[ID] = set()
-        answered: list[ID] = []
-        send, receive = trio.open_memory_channel[tuple[ID, Any]](PARALLEL)
 
-        async def query(peer: ID) -> None:
+        async def ask(peer: ID) -> Any:
             replies = await self._ask(peer, request)
-            await send.send((peer, None if replies is None else replies[0]))
+            return None if replies is None else replies[0]
 
-        def candidate() -> ID | None:
-            closest = heapq.nsmallest(CLOSEST, known.keys() - failed, key=known.__getitem__)
-            return next((peer for peer in closest if peer not in asked), None)
+        def take_all(peer: ID, reply: Any) -> list[ID]:
+            take(peer, reply)
+            named = [contact for contact in _contacts(reply) if contact[0] != self._peer]
+            for contact, addresses in named:
+                self._hear(contact, addresses)
+            return [contact for contact, _ in named if not self._has_failed(contact)]
 
-        with trio.move_on_after(deadline_s):
-            async with trio.open_nursery() as nursery:
-                in_flight = 0
-                while not is_enough():
-                    while in_flight < PARALLEL and (peer := candidate()) is not None:
-                        asked.add(peer)
-                        in_flight += 1
-                        nursery.start_soon(query, peer)
-                    if not in_flight:
-                        break
-                    patience_s = STRAGGLER_S if answered and in_flight < PARALLEL else ASK_S + STRAGGLER_S
-                    with trio.move_on_after(patience_s) as waiting:
-                        peer, reply = await receive.receive()
-                    if waiting.cancelled_caught:
-                        for peer in asked.difference(answered, failed):
-                            self._note_failed(peer)
-                        break
-                    in_flight -= 1
-                    if reply is None:
-                        failed.add(peer)
-                        continue
-                    answered.append(peer)
-                    take(peer, reply)
-                    for contact, addresses in _contacts(reply):
-                        if contact != self._peer and not self._has_failed(contact):
-                            known.setdefault(contact, distance(contact.to_bytes(), target))
-                            self._hear(contact, addresses)
-                nursery.cancel_scope.cancel()
-        return heapq.nsmallest(CLOSEST, answered, key=known.__getitem__)
+        return await lookup(
+            self._starts(key),
+            distance=lambda peer: distance(peer.to_bytes(), target),
+            ask=ask,
+            take=take_all,
+            is_enough=is_enough,
+            give_up=self._note_failed,
+            deadline_s=deadline_s,
+        )
 
     def _starts(self, key: bytes) -> set[ID]:
         """Return whom to ask first: the table's closest, and while it is nearly empty everybody else that is known."""
@@ -645,7 +615,10 @@ class Discovery:
             self._kad.routing_table.remove_peer(peer)
 
     async def _converse(self, peer: ID, requests: Sequence[Any]) -> list[Any] | None:
-        await self._connect(peer)
+        node = node_of(peer)
+        if node is None:
+            return None
+        await self._connect(node, self._addresses_of(peer))
         stream = await self._host.new_stream(peer, [TProtocol(self.protocol)])
         is_done = False
         try:
@@ -667,24 +640,6 @@ class Discovery:
             else:
                 await _drop(stream)
 
-    async def _connect(self, peer: ID) -> None:
-        """Dial `peer` at what is known of it, the signed first. The library would dial one address only: its oldest."""
-        network = self._host.get_network()
-        if any(not connection.is_closed for connection in network.get_connections(peer)):
-            return
-        async with self._dials:
-            for address in self._addresses_of(peer):
-                store = self._host.get_peerstore()
-                store.clear_addrs(peer)
-                # One failed dial would black the peer out for a minute.
-                getattr(network, "unblock_peer", _ignore)(peer)
-                try:
-                    await self._host.connect(PeerInfo(peer, [Multiaddr(address)]))
-                except Exception as fault:
-                    logger.debug("dialling %s at %s: %r", peer, address, fault)
-                    continue
-                return
-
     def _addresses_of(self, peer: ID) -> list[str]:
         node = node_of(peer)
         record = None if node is None else self._held(node)
@@ -703,15 +658,15 @@ class Discovery:
             return
         self._good[node] = addresses
         self._good.move_to_end(node)
-        if len(self._good) > CACHE_PEERS_MAX:
+        if len(self._good) > PEERS_MAX:
             self._good.popitem(last=False)
         info = PeerInfo(peer, [Multiaddr(address) for address in addresses])
         await self._kad.routing_table.add_peer(info, skip_server_mode_check=True)
 
     # -- Upkeep
 
-    def good_peers(self) -> tuple[tuple[NodeId, tuple[str, ...]], ...]:
-        """Return the servers that answered, the latest first, at most CACHE_PEERS_MAX: the cache on disk."""
+    def good_peers(self) -> tuple[KnownPeer, ...]:
+        """Return the servers that answered, the latest first, at most PEERS_MAX: the cache on disk."""
         return tuple(reversed(self._good.items()))
 
     def table_size(self) -> int:
@@ -849,35 +804,6 @@ def _contacts(reply: Any) -> list[Contact]:
     return contacts
 
 
-def read_cache(path: Path) -> list[tuple[NodeId, tuple[str, ...]]]:
-    """Return the good peers of an earlier run. A file that is missing, huge or odd is only a cache lost."""
-    try:
-        if path.stat().st_size > CACHE_BYTES_MAX:
-            return []
-        entries = json.loads(path.read_bytes())["peers"]
-        peers = []
-        for entry in entries[:CACHE_PEERS_MAX]:
-            node = urlsafe_b64decode(entry["node"] + "=")
-            addresses = tuple(_clean([address for address in entry["addresses"] if isinstance(address, str)]))
-            if len(node) == KEY_BYTES and addresses:
-                peers.append((NodeId(node), addresses))
-        return peers
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, Base64Error) as fault:
-        logger.info("the cache of peers at %s is not used: %r", path, fault)
-        return []
-
-
-def write_cache(path: Path, peers: Sequence[tuple[NodeId, tuple[str, ...]]]) -> None:
-    """Replace the file as a whole; no fsync, since a cache may be lost."""
-    entries = [
-        {"addresses": list(addresses), "node": urlsafe_b64encode(node).decode("ascii").rstrip("=")}
-        for node, addresses in peers[:CACHE_PEERS_MAX]
-    ]
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({"peers": entries}, indent=1), encoding="utf-8")
-    os.replace(part, path)
-
-
 @asynccontextmanager
 async def open_discovery(
     *,
@@ -886,6 +812,7 @@ async def open_discovery(
     sign: Callable[[bytes], Signature],
     node_id: NodeId,
     addresses: Callable[[], Sequence[str]],
+    connect: Connect,
     server: bool,
     bootstrap: Sequence[tuple[NodeId, Sequence[str]]],
     cache_path: Path | None,
@@ -893,7 +820,8 @@ async def open_discovery(
 ) -> AsyncIterator[Discovery]:
     """Run discovery on a running libp2p host for as long as the block lasts.
 
-    `addresses` is asked again and again: a change is announced within seconds. `sign` signs with the node's key, which
+    `addresses` is asked again and again: a change is announced within seconds. `connect` is the one dialler of the
+    host. `sign` signs with the node's key, which
     is also the host's. A client (`server=False`) announces nothing and answers nothing.
     """
     if version("libp2p") != LIBP2P_VERSION:
@@ -906,6 +834,7 @@ async def open_discovery(
         sign=sign,
         node_id=node_id,
         addresses=addresses,
+        connect=connect,
         server=server,
         clock_ms=clock_ms,
     )
@@ -915,14 +844,26 @@ async def open_discovery(
             discovery._seeds[node] = known
     if server:
         discovery.serve()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(discovery.keep_bootstrapped)
-        nursery.start_soon(discovery.keep_up, cache_path)
-        nursery.start_soon(discovery.keep_providing)
-        try:
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(discovery.keep_bootstrapped)
+            nursery.start_soon(discovery.keep_up, cache_path)
+            nursery.start_soon(discovery.keep_providing)
             yield discovery
-        finally:
             nursery.cancel_scope.cancel()
-            if cache_path is not None:
-                with trio.CancelScope(shield=True), _contained("saving the cache of peers"):
-                    await trio.to_thread.run_sync(write_cache, cache_path, discovery.good_peers())
+    except BaseExceptionGroup as group:
+        raise _sole(group) from None
+    finally:
+        if server:
+            host.remove_stream_handler(TProtocol(discovery.protocol))
+        if cache_path is not None:
+            with trio.CancelScope(shield=True), _contained("saving the cache of peers"):
+                await trio.to_thread.run_sync(write_cache, cache_path, discovery.good_peers())
+
+
+def _sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the exception inside groups of one: what the caller's block raised leaves as it was."""
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    return inner

@@ -414,7 +414,7 @@ class Gossip:
 
     # -- Upkeep
 
-    async def run(self) -> None:
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Run the library's two services; ends only by cancellation."""
         async with trio.open_nursery() as nursery:
             for service in (self._router, self._pubsub):
@@ -425,6 +425,7 @@ class Gossip:
             await self._pubsub.wait_until_ready()
             for peer in self._host.get_connected_peers():
                 self._pubsub.manager.run_task(self._pubsub.ensure_peer_stream, peer)
+            task_status.started()
             while True:
                 await trio.sleep(TIDY_S)
                 self._tidy()
@@ -463,13 +464,24 @@ async def open_gossip(*, host: Any, topics: Collection[str]) -> AsyncIterator[Go
 
     Neighbours are whoever the host is or gets connected to; nobody is dialled.
     """
-    async with trio.open_nursery() as nursery:
-        gossip = Gossip(host=host, topics=topics, nursery=nursery)
-        nursery.start_soon(gossip.run)
-        await gossip._pubsub.wait_until_ready()
-        try:
+    gossip: Gossip | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            gossip = Gossip(host=host, topics=topics, nursery=nursery)
+            await nursery.start(gossip.run)
             yield gossip
-        finally:
             nursery.cancel_scope.cancel()
-            gossip._host.remove_stream_handler(TProtocol(PROTOCOL))
+    except BaseExceptionGroup as group:
+        raise _sole(group) from None
+    finally:
+        host.remove_stream_handler(TProtocol(PROTOCOL))
+        if gossip is not None:
             gossip._pubsub.seen_messages.stop()
+
+
+def _sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the exception inside groups of one: what the caller's block raised leaves as it was."""
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    return inner
