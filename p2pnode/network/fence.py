@@ -153,9 +153,17 @@ def mend_library() -> None:
     multiselect_communicator.read_delim = read_negotiation
     swarm_connection.logging = logging.getLogger("libp2p.network.connection")
     os.environ.setdefault("PY_YAMUX_RELEASE_ON_READ", "0")  # read at call time: a window update for each byte read
+    quiet_library_log()
+
+
+def quiet_library_log() -> None:
+    """Hand the library's log to ours, without its errors: it logs every refused dial and hung-up peer as one. Whoever
+    asks for more by the library's own LIBP2P_DEBUG keeps what it set up."""
     library_log = logging.getLogger("libp2p")
-    library_log.setLevel(logging.CRITICAL if library_log.level == logging.WARNING else library_log.level)
-    library_log.propagate = True
+    if library_log.level == logging.WARNING:  # its default, as of import
+        library_log.setLevel(logging.CRITICAL)
+        library_log.propagate = True
+    logging.getLogger("libp2p.network.auto_connector").setLevel(logging.NOTSET)
 
 
 async def read_negotiation(reader: Any) -> bytes:

@@ -14,7 +14,8 @@ wrappers wherever the library has them (the two names that are rebound are in `f
 | S7 the 257th stream waits for ever | mux.TooManyStreams, Network._check_room | test_s7_... |
 | S8 a failed dial blacks the peer out for 60 s | Network.connect | test_s8_... |
 | S9 a failed listen is silent; two processes share a port | open_network, tcp.TcpListener | test_s9_... |
-| S10 leaving the host leaves its listener open | open_network | test_s10_... |
+| S10 leaving the host leaves its listener open | run_host | test_s10_... |
+| S11 it dials whomever it has heard of, 400 of them | run_host | test_s11_... |
 | B1 a junk protocol name or RPC ends the host | fence.Fence, fence.read_negotiation | test_b1_... |
 | B2 half-open sockets hold the slots (see also S1) | build_host: 3 s to upgrade | test_b2_... |
 | B3 plaintext, secio and mplex are offered | build_host: noise; ours, yamux | test_b3_... |
@@ -381,6 +382,7 @@ async def open_network(*, seed: bytes, listen: Sequence[str], limits: Limits | N
 async def run_host(host: Any, listen_on: Sequence[Multiaddr]) -> AsyncIterator[None]:
     """Run the host for the block, and close it: leaving `host.run` alone would leave its listener open."""
     async with host.run(listen_addrs=listen_on):
+        await host.get_network().auto_connector.stop()
         try:
             yield
         finally:
@@ -432,7 +434,7 @@ def build_host(key_pair: KeyPair, transport: Tcp, nursery: trio.Nursery, limits:
         connection_config=ConnectionConfig(
             max_connections=limits.connections_max,
             high_watermark=limits.connections_max * 4 // 5,
-            low_watermark=0,  # the library must not dial by itself
+            low_watermark=0,
             min_connections=0,
             max_connections_per_peer=1,  # with 1, the library's own dials end at their first success
             inbound_upgrade_timeout=UPGRADE_S,

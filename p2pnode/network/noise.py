@@ -115,7 +115,8 @@ class NoiseSession(BaseSession):  # type: ignore[misc]
         self._tail = b""
         self._plain = bytearray()
         self._heard = False
-        self.silence_max_s = SILENCE_MAX_S
+        self._silence_max_s = SILENCE_MAX_S
+        self._tick = trio.CancelScope()
 
     # Sending
 
@@ -199,12 +200,19 @@ class NoiseSession(BaseSession):  # type: ignore[misc]
             batch += self._outbox.popleft()
         return batch
 
+    def tolerate_silence(self, seconds: float) -> None:
+        """Set how long the peer may send nothing before the connection is taken for dead."""
+        self._silence_max_s = seconds
+        self._tick.cancel()
+
     async def _watch_silence(self) -> None:
         """Break the connection when WATCH_TICKS steps in a row brought nothing: a frozen peer keeps its TCP alive."""
         missed = 0
         while missed < WATCH_TICKS:
             self._heard = False
-            await trio.sleep(self.silence_max_s / WATCH_TICKS)
+            self._tick = trio.CancelScope(deadline=trio.current_time() + self._silence_max_s / WATCH_TICKS)
+            with self._tick:
+                await trio.sleep_forever()
             missed = 0 if self._heard else missed + 1
         self._break()
 

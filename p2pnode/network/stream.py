@@ -111,8 +111,8 @@ class YamuxChannel:
         except BaseLibp2pError as error:
             raise StreamBroken(str(error)) from error
         await trio.lowlevel.checkpoint()
-        while self._stream.send_window <= 0 and not self._stream.send_closed:
-            await trio.sleep(YAMUX_POLL_S)  # noqa: ASYNC110  # the library has no event for it
+        while self._stream.send_window <= 0 and not self._stream.send_closed:  # noqa: ASYNC110  # it has no event
+            await trio.sleep(YAMUX_POLL_S)
         if self._stream.send_closed:
             raise StreamBroken("the stream is closed for writing")
         return min(int(self._stream.send_window), YAMUX_SEND)
@@ -233,6 +233,9 @@ class Stream:
         pace.resume()
         try:
             return b"".join(await self._pieces_or_end(size_max, pace))
+        except TooSlow:
+            self._pace_some = None
+            raise
         finally:
             pace.pause()
 
