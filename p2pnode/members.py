@@ -11,7 +11,7 @@ from dht.discovery import Discovery
 from economics import cbor
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
-from p2pnode.errors import NetworkError, NodeError, PeerUnreachable, StreamBroken, TooSlow
+from p2pnode.errors import NetworkError, NodeError, PeerUnreachable, ProtocolUnsupported, StreamBroken, TooSlow
 from p2pnode.network.frames import Incoming, receive_message, send_message
 from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
@@ -27,6 +27,7 @@ class FaultKind(StrEnum):
     WRONG_BYTES = "served wrong bytes"
     UNREACHABLE = "unreachable"
     TOO_SLOW = "too slow"
+    FOREIGN = "is of another network or version"
     BROKE_OFF = "broke off"
     REFUSED = "refused"
 
@@ -62,6 +63,8 @@ def kind_of(fault: Exception) -> FaultKind:
             return FaultKind.REFUSED
         case TooSlow():
             return FaultKind.TOO_SLOW
+        case ProtocolUnsupported():
+            return FaultKind.FOREIGN
         case PeerUnreachable():
             return FaultKind.UNREACHABLE
         case _:

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -62,6 +62,15 @@ def commitments_topic(genesis: Genesis) -> str:
 def bootstrap_of(genesis: Genesis, node: NodeId) -> list[tuple[NodeId, Sequence[str]]]:
     """Return the members to start from, without the node itself."""
     return [(member.node, member.addresses) for member in genesis.members if member.node != node]
+
+
+def dialler(network: Network) -> Callable[[NodeId, Sequence[str]], Awaitable[None]]:
+    """Return how discovery has a connection made."""
+
+    async def connect(node: NodeId, addresses: Sequence[str]) -> None:
+        await network.connect(node, addresses=addresses)
+
+    return connect
 
 
 class Node:
@@ -188,6 +197,7 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
             async with (
                 open_discovery(
                     host=network.host,
+                    connect=dialler(network),
                     chain_id=genesis.chain_id,
                     sign=key.sign,
                     node_id=node.node_id,
