@@ -123,7 +123,7 @@ def up(
 ) -> Network:
     """Make homes and a genesis, start a process for each node and wait until all are ready.
 
-    `behaviours` gives the adversaries, which are the last nodes, and `limits` settings of `Config` in bytes. Raises
+    `behaviours` gives the adversaries, which are the last nodes, and `limits` some of `Config`'s numbers. Raises
     `ConfigError` if one runs there already, `InputError` for numbers that make no network, `PeerUnreachable` naming
     the log of a node that does not start.
     """
@@ -139,7 +139,7 @@ def up(
     addresses = free_addresses(nodes)
     members = []
     for index, (address, share) in enumerate(zip(addresses, deal_shards(shards, nodes), strict=True)):
-        config = Config(listen=(address,), spot_check_s=SPOT_CHECK_S, **limits)
+        config = Config(**{"spot_check_s": SPOT_CHECK_S, **limits}, listen=(address,))
         operator, owner = home_of(directory, index).create(config)
         members.append(Member(NodeId(operator.public), OwnerId(owner.public), share, (address,)))
     genesis = Genesis("testnet", time.time_ns() // 1_000_000, segment_bytes, tuple(members))
