@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from libp2p.io.exceptions import ConnectionClosedError
 
@@ -14,6 +14,7 @@ from tests.network.conftest import ECHO, assert_echoes, echo, nodes, pair, until
 SIZES = st.sampled_from([0, 1, 9, JOIN_MAX - 1, JOIN_MAX, JOIN_MAX + 1, PLAINTEXT_MAX, PLAINTEXT_MAX + 1, 300_000])
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(SIZES, max_size=12))
 def test_messages_hold_the_same_bytes_in_order_and_each_fits(sizes: list[int]) -> None:
     parts = [bytes([index + 1]) * size for index, size in enumerate(sizes)]
