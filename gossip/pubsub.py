@@ -414,7 +414,7 @@ class Gossip:
 
     # -- Upkeep
 
-    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, task_status: Any) -> None:
         """Run the library's two services; ends only by cancellation."""
         async with trio.open_nursery() as nursery:
             for service in (self._router, self._pubsub):
