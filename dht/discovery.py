@@ -68,7 +68,7 @@ QUORUM = 3
 """Valid records after which an ordinary lookup stops; a fresh one asks all of the closest."""
 LOOKUP_S = 15.0
 ASK_S = 6.0
-"""A request on one stream, with the dial: a dial takes 0.25 s at least, and 2 to 3 round trips."""
+"""All requests on one stream to one peer, with the dial that may come first."""
 FAILED_S = 15.0
 """A peer that failed is not asked again before."""
 STRIKES_MAX = 2

@@ -180,6 +180,14 @@ async def test_announcing_counts_those_that_give_the_record_back() -> None:
         assert await c.discovery.announce() == 2
 
 
+async def test_a_put_that_is_only_acknowledged_does_not_count() -> None:
+    async with open_node(1) as a, open_node(2, a.known_as) as b:
+        await until_known([a, b])
+        a.discovery._kad.value_store.put_record = lambda key, record: None
+        with pytest.raises(DiscoveryError, match="no peer holds"):
+            await b.discovery.announce()
+
+
 async def test_an_unknown_node_is_none() -> None:
     async with open_node(1) as a, open_node(2, a.known_as) as b:
         await until_known([a, b])
@@ -315,9 +323,9 @@ async def test_the_public_name_is_not_served() -> None:
 async def test_a_kad_message_over_the_limit_ends_its_stream_and_no_more() -> None:
     async with open_node(1) as a, open_node(2, a.known_as) as b:
         await until_known([a, b])
-        find = Message(type=Message.FIND_NODE, key=b"12")
-        assert await ask(b, a, Message(type=Message.PUT_VALUE, key=bytes(MESSAGE_BYTES_MAX))) is None
-        assert await ask(b, a, find) is not None
+        assert await ask(b, a, Message(type=Message.PING, key=bytes(MESSAGE_BYTES_MAX // 2))) is not None
+        assert await ask(b, a, Message(type=Message.PING, key=bytes(MESSAGE_BYTES_MAX + 1))) is None
+        assert await ask(b, a, Message(type=Message.PING)) is not None
 
 
 async def test_silent_streams_of_one_peer_do_not_shut_the_dht() -> None:

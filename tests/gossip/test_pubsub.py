@@ -276,6 +276,24 @@ async def test_a_peer_that_sends_too_much_invalid_is_no_longer_heard() -> None:
         assert a.gossip.rejected[Reason.WRONG_EPOCH] <= INVALID_MAX + 2
 
 
+async def test_a_library_task_that_raises_does_not_end_the_node() -> None:
+    async def fail(*_: object) -> None:
+        raise ValueError
+
+    async with open_member(0) as a, open_member(1) as b:
+        a.gossip._router.on_peer_subscribed = fail
+        await link(b, a)
+        await until(lambda: a.gossip.counters.faults > 0 and a.gossip.mesh(TOPIC) == 1)
+        await b.gossip.publish(TOPIC, b"news")
+        await until(lambda: a.got == [b"news"])
+
+
+async def test_a_peer_is_never_sent_more_than_it_takes() -> None:
+    async with open_line(2) as members:
+        for member in members:
+            assert [queue.max_message_size for queue in member.gossip._pubsub.peer_queues.values()] == [RPC_BYTES_MAX]
+
+
 async def test_a_late_joiner_is_meshed_and_hears_what_follows() -> None:
     async with open_line(2) as (a, b), open_member(7) as late:
         await link(late, b)
