@@ -331,7 +331,7 @@ class Discovery:
         self._is_server = server
         self._clock_ms = clock_ms
         self.protocol = protocol_name(chain_id)
-        validator = NamespacedValidator({NAMESPACE: _RecordValidator(chain_id, clock_ms)}, strict_validation=True)
+        validator = NamespacedValidator({NAMESPACE: _RecordValidator(chain_id, clock_ms)})
         # Made as a client, so that it does not register itself under the public name; `validator_changed` keeps the
         # public namespaces out.
         self._kad = _Kad(host, DHTMode.CLIENT, validator=validator, validator_changed=True, strict_validation=True)

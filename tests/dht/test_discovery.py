@@ -72,7 +72,7 @@ async def open_node(
 ) -> AsyncIterator[Node]:
     extra: list[str] = []
     async with (
-        open_network(seed=bytes([index]) * 32, listen=listen if server else ()) as network,
+        open_network(seed=bytes([index]) * 32, listen=listen) as network,
         open_discovery(
             host=network.host,
             chain_id=chain,
@@ -249,6 +249,7 @@ async def test_only_valid_records_are_stored() -> None:
         await until_known([a, b])
         now = now_ms()
         key = record_key(id_of(7))
+        assert set(a.discovery._kad.validator._validators) == {"pn"}
         refused = [
             put(key, record(8, subject=7)),
             put(key, record(8)),
@@ -275,7 +276,7 @@ async def test_providers_are_found() -> None:
         open_node(1) as a,
         open_node(2, a.known_as) as b,
         open_node(3, a.known_as) as c,
-        open_node(4, a.known_as, server=False) as client,
+        open_node(4, a.known_as, server=False, listen=()) as client,
     ):
         await until_known([a, b, c])
         for node in (b, c):
@@ -288,8 +289,13 @@ async def test_providers_are_found() -> None:
         assert await a.discovery.find_providers(b"other".ljust(32)) == ()
 
 
-async def test_a_client_finds_nodes_and_enters_no_table() -> None:
-    async with open_node(1) as a, open_node(2, a.known_as) as b, open_node(3, a.known_as, server=False) as client:
+@pytest.mark.parametrize("listen", [(), LOOPBACK], ids=["dials only", "listens"])
+async def test_a_client_finds_nodes_and_enters_no_table(listen: Sequence[str]) -> None:
+    async with (
+        open_node(1) as a,
+        open_node(2, a.known_as) as b,
+        open_node(3, a.known_as, server=False, listen=listen) as client,
+    ):
         await until_known([a, b])
         assert await client.discovery.find_node(b.network.node_id, fresh=True) == b.network.addresses()
         assert peer_of(client.network.node_id) in a.network.host.get_connected_peers()
