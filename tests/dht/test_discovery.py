@@ -13,7 +13,9 @@ import trio
 from libp2p.custom_types import TProtocol
 from libp2p.host.exceptions import StreamFailure
 from libp2p.kad_dht.pb.kademlia_pb2 import Message, Record
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.utils.varint import encode_uvarint, read_varint_prefixed_bytes_limited
+from multiaddr import Multiaddr
 from nacl.signing import SigningKey
 from trio.testing import MockClock
 
@@ -269,6 +271,35 @@ async def test_only_valid_records_are_stored() -> None:
         assert await ask(b, a, good) is not None
         assert await ask(b, a, good) is not None, "the same record may be put again"
         assert await ask(b, a, put(key, record(7, sequence_ms=now - 1))) is None, "an older one may not"
+
+
+async def test_a_full_store_keeps_the_records_nearest_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dht.discovery.VALUES_MAX", 5)
+    async with open_node(1) as a:
+        store = a.discovery._kad.value_store
+        keys = [record_key(id_of(index)).encode("ascii") for index in range(2, 30)]
+        for index, key in enumerate(keys, 2):
+            store.put_record(key, Record(key=key, value=record(index)))
+        assert set(store.store) == set(sorted(keys, key=store.distance)[:5])
+
+
+async def test_an_expired_record_is_served_no_more() -> None:
+    async with open_node(1) as a:
+        key = record_key(id_of(7)).encode("ascii")
+        store = a.discovery._kad.value_store
+        store.put_record(key, Record(key=key, value=record(7, sequence_ms=now_ms() - LIFE_MS_MAX - 1)))
+        assert store.get(key) is None
+
+
+async def test_provider_records_are_bounded_and_hold_no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dht.discovery.PROVIDER_KEYS_MAX", 5)
+    async with open_node(1) as a:
+        store = a.discovery._kad.provider_store
+        claimed = PeerInfo(peer_of(id_of(2)), [Multiaddr("/ip4/10.0.0.1/tcp/1")])
+        for index in range(9):
+            store.add_provider(bytes([index]), claimed)
+        assert list(store.providers) == [bytes([index]) for index in range(4, 9)]
+        assert store.get_providers(bytes([8])) == [PeerInfo(claimed.peer_id, [])]
 
 
 async def test_providers_are_found() -> None:
