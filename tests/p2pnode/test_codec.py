@@ -222,7 +222,8 @@ class TestWhatAReaderChecks:
     @given(n=st.sampled_from(SHARDS), kind=st.sampled_from(Kind), data=st.data())
     def test_symbols_pass_by_their_leaves_in_their_place_only(self, n: int, kind: Kind, data: st.DataObject) -> None:
         codec = make(n)
-        encoded = encode(codec, Random(n).randbytes(n * n * 4))
+        # Without padding: two symbols of zeros may stand in each other's place.
+        encoded = encode(codec, Random(n).randbytes(codec.code.rows * codec.code.columns * 8))
         index, z, metadata = data.draw(st.integers(0, n - 1)), encoded.z, encoded.metadata
         first = data.draw(st.integers(0, codec.symbols(kind) - 1))
         count = data.draw(st.integers(1, codec.symbols(kind) - first))
