@@ -61,16 +61,31 @@ class Admission:
             raise Rejected(Reason.OVER_BUDGET, "close what you have uploaded before you send more")
         self._open[peer] += size
 
-    def close(self, statement: OwnerStatement, size: int) -> None:
-        """Count `size` bytes as stored for good by the statement's owner. The same blob again costs nothing."""
-        held = self._free[statement.owner]
+    @contextmanager
+    def closing(self, statement: OwnerStatement, size: int) -> Iterator[None]:
+        """Count `size` bytes as stored for good by the statement's owner, unless the block fails to store them.
+
+        The same blob again costs nothing. For the trio thread: nothing may come between the check and the count.
+        """
+        held = self._free.get(statement.owner, {})
         if statement.blob_id in held:
+            yield
             return
         if sum(held.values()) + size > self.limits.free_owner_bytes_max:
             raise Rejected(Reason.OVER_BUDGET, "this owner's unpaid storage here is used up")
         if sum(sum(blobs.values()) for blobs in self._free.values()) + size > self.limits.free_bytes_max:
             raise Rejected(Reason.OVER_BUDGET, "this node's unpaid storage is used up")
-        held[statement.blob_id] = size
+        self._free[statement.owner][statement.blob_id] = size
+        try:
+            yield
+        except BaseException:
+            self._forget(statement)
+            raise
+
+    def _forget(self, statement: OwnerStatement) -> None:
+        del self._free[statement.owner][statement.blob_id]
+        if not self._free[statement.owner]:
+            del self._free[statement.owner]
 
 
 class OpenUpload:

@@ -43,7 +43,9 @@ def parse_batch(data: bytes, *, chain_id: Digest) -> list[Entry]:
 def _parse_row(row: object, chain_id: Digest) -> Entry:
     match row:
         case [bytes(body), bytes(owner_signature), int(epoch), int(signer), bytes(signature)]:
-            if not (0 <= epoch < 1 << 64 and 0 <= signer < 1 << 16) or isinstance(epoch, bool):
+            if isinstance(epoch, bool) or isinstance(signer, bool):
+                raise Rejected(Reason.MALFORMED, "epoch and signer are integers")
+            if not (0 <= epoch < 1 << 64 and 0 <= signer < 1 << 16):
                 raise Rejected(Reason.MALFORMED, "epoch or signer out of range")
             if {len(owner_signature), len(signature)} != {SIGNATURE_BYTES} or len(body) != STATEMENT_BYTES:
                 raise Rejected(Reason.MALFORMED, "a batch entry's sizes are off")
@@ -75,7 +77,8 @@ class Certifier:
         """Return the entries of a batch whose every signature holds; raises `Rejected` if one does not."""
         entries = parse_batch(data, chain_id=self.chain_id)
         for statement, statement_signature, commitment, signature in entries:
-            if statement.hash not in self._tallies:
+            tally = self._tallies.get(statement.hash)
+            if tally is None or tally.statement_signature != statement_signature:
                 statement.verify(statement_signature, height=height)
             commitment.verify(signature, committee=self.committee)
         return entries

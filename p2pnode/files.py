@@ -23,8 +23,8 @@ def sync_directory(directory: Path) -> None:
 
 def write_synced(path: Path, parts: Iterable[bytes | bytearray | memoryview], *, mode: int = 0o644) -> None:
     """Write a new file and fsync it; its name is not yet durable. A full disk leaves nothing behind: `SpaceError`."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
             for part in parts:
                 view = memoryview(part)

@@ -16,7 +16,7 @@ from economics.genesis import Genesis, parse_genesis
 from p2pnode.admission import UploadLimits
 from p2pnode.errors import ConfigError
 from p2pnode.files import replace_synced
-from p2pnode.keys import Key, create_key, load_key
+from p2pnode.keys import Key, load_key, load_or_create_key
 
 QUOTA_BYTES = 64 << 30
 GENESIS_BYTES_MAX = 1 << 20
@@ -110,12 +110,16 @@ class Home:
         return self.peers_path
 
     def create(self, config: Config) -> tuple[Key, Key]:
-        """Make the files of a new node and return its (operator, owner) keys; raises `ConfigError` where one exists."""
-        if self.operator_key_path.exists() or self.config_path.exists():
+        """Make the files of a new node and return its (operator, owner) keys; raises `ConfigError` where one exists.
+
+        The settings come last: without them a crash cut an earlier call short, or a client lives here, and its keys
+        stay.
+        """
+        if self.config_path.exists():
             raise ConfigError(f"{self.path} holds a node already: choose another --home")
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        operator = create_key(self.operator_key_path)
-        owner = create_key(self.owner_key_path)
+        operator = load_or_create_key(self.operator_key_path)
+        owner = load_or_create_key(self.owner_key_path)
         replace_synced(self.config_path, (config.to_toml().encode(),))
         return operator, owner
 
@@ -147,4 +151,4 @@ class Home:
 
     def load_or_create_owner(self) -> Key:
         """Return the key that owns what this client stores; made at first use."""
-        return load_key(self.owner_key_path) if self.owner_key_path.exists() else create_key(self.owner_key_path)
+        return load_or_create_key(self.owner_key_path)

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 from nacl.exceptions import CryptoError
@@ -30,14 +31,29 @@ class Key:
 
 
 def create_key(path: Path) -> Key:
-    """Make a key and keep it in a new file; durable on return."""
+    """Make a key and keep it in a new file; durable on return, and of two processes at once only one succeeds."""
     key = Key.generate()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if path.exists():
-        raise ConfigError(f"{path} exists already: a key is never overwritten")
-    write_synced(path, (key.seed.hex().encode("ascii") + b"\n",), mode=0o600)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
+    write_synced(fresh, (key.seed.hex().encode("ascii") + b"\n",), mode=0o600)
+    try:
+        os.link(fresh, path)  # unlike a rename it takes no name that is in use
+    except FileExistsError as fault:
+        raise ConfigError(f"{path} exists already: a key is never overwritten") from fault
+    finally:
+        fresh.unlink()
     sync_directory(path.parent)
     return key
+
+
+def load_or_create_key(path: Path) -> Key:
+    """Return the key of a file, which is made at first use; raises `ConfigError`."""
+    if not path.exists():
+        try:
+            return create_key(path)
+        except ConfigError:
+            pass  # another process was first
+    return load_key(path)
 
 
 def load_key(path: Path) -> Key:

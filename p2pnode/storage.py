@@ -275,25 +275,23 @@ class StorageServer:
             raise Rejected(Reason.MALFORMED, "the statement's length is not the header's")
         for root in header.roots:
             self.store.hold(session.roots, root)
-        entry = await trio.to_thread.run_sync(self._commit, header, statement, signature)
-        commitment = Commitment.build(statement, epoch=entry.epoch, signer=self.index)
+        size = await trio.to_thread.run_sync(self._check_held, header)
+        commitment = Commitment.build(statement, epoch=self.genesis.committee.epoch, signer=self.index)
+        with self.admission.closing(statement, size):
+            entry = Entry(statement, signature, commitment.epoch, self.sign(commitment.encode()))
+            await trio.to_thread.run_sync(self.store.put_entry, header, entry)
         await self.on_commitment((statement, signature, commitment, entry.signature))
         return {"epoch": entry.epoch, "index": self.index, "ok": True, "signature": entry.signature}, ()
 
-    def _commit(self, header: Header, statement: OwnerStatement, statement_signature: Signature) -> Entry:
-        """Check that all of the blob that is owed is held, sign for it, keep the signature; for a worker thread."""
-        assert self.index is not None
+    def _check_held(self, header: Header) -> int:
+        """Return the bytes of all that this node owes of a blob, or raise `Rejected` unless it holds them; for a
+        worker thread."""
         size = 0
         for index, root in enumerate(header.roots):
             length = self.code.segment_length(header.length, index)
             self.store.check_segment(root, length)
             size += len(self.store.shards) * self.store.file_bytes(self.code.symbol_bytes(length))
-        self.admission.close(statement, size)
-        epoch = self.genesis.committee.epoch
-        commitment = Commitment.build(statement, epoch=epoch, signer=self.index)
-        entry = Entry(statement, statement_signature, epoch, self.sign(commitment.encode()))
-        self.store.put_entry(header, entry)
-        return entry
+        return size
 
     # --- reads ---------------------------------------------------------------------------------------------------
 
