@@ -93,6 +93,7 @@ class Reader:
 
         def note(member: int, fault: Exception) -> None:
             nonlocal absent
+            self.members.blame(member, fault)
             absent += isinstance(fault, Refused) and fault.reason is Reason.NOT_FOUND
 
         found = await self._race(order, ask, wanted=1, ahead=HEADER_ASKED, on_fault=note)

@@ -22,6 +22,7 @@ from p2pnode.adversary import MANNERS, Behaviour
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
 from p2pnode.codec import Codec
+from p2pnode.errors import SpaceError
 from p2pnode.files import lock_directory
 from p2pnode.home import Config, Home
 from p2pnode.kernel import Kernel, load_kernel
@@ -156,8 +157,13 @@ class Node:
 
     async def _count(self, entry: CommitmentEntry, *, own: bool) -> None:
         certificate = self.certifier.add(entry, own=own)
-        if certificate is not None and await trio.to_thread.run_sync(self.store.put_certificate, certificate):
-            log.info("certified %s", build_blob_id_text(certificate.statement.blob_id))
+        if certificate is None:
+            return
+        try:
+            if await trio.to_thread.run_sync(self.store.put_certificate, certificate):
+                log.info("certified %s", build_blob_id_text(certificate.statement.blob_id))
+        except SpaceError as fault:
+            log.error("the certificate of a blob held here is not kept: %s", fault)
 
     async def gossip_commitments(self, gossip: Gossip) -> None:
         """Send own commitments in batches, only when there is news."""

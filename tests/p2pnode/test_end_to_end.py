@@ -157,6 +157,18 @@ def test_a_killed_node_is_missed_by_nobody_and_found_again_on_another_port(small
     wait_for(is_found)
 
 
+def test_a_stopped_node_is_named_and_not_waited_for(small: Network, tmp_path: Path) -> None:
+    home = small.client_home.path
+    file = make_file(tmp_path / "file", 40 << 20)
+    small.process(3).send(signal.SIGSTOP)
+    stored = p2pnode("store", "--json", file, home=home)
+    assert stored.code == ExitCode.OK, stored.err
+    assert stored.json["committed_shards"] == 3
+    assert [fault.split(" (")[0] for fault in stored.json["faults"]] == ["node 3"]
+    assert p2pnode("read", stored.json["blob_id"], "-o", tmp_path / "back", home=home).code == ExitCode.OK
+    assert (tmp_path / "back").read_bytes() == file.read_bytes()
+
+
 def test_a_damaged_sliver_is_detected_and_served_by_others(small: Network, tmp_path: Path) -> None:
     home = small.client_home.path
     file = make_file(tmp_path / "file", 500_000)
