@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,8 +167,12 @@ async def test_a_bootstrap_peer_that_comes_late_is_found() -> None:
             return bool(b.discovery._strikes)
 
         await until(has_failed)
-        async with open_node(1, listen=known[1]) as a:
-            await until_known([a, b])
+        async with open_node(1, listen=known[1]):
+
+            async def is_met() -> bool:
+                return b.discovery.table_size() == 1
+
+            await until(is_met)
 
 
 async def test_a_node_alone_cannot_announce_and_says_so() -> None:
@@ -196,7 +201,8 @@ async def test_an_unknown_node_is_none() -> None:
         assert await b.discovery.find_node(id_of(99)) is None
 
 
-async def test_a_new_address_is_announced_by_itself() -> None:
+async def test_a_new_address_is_announced_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dht.discovery.UPKEEP_FIRST_S", 600)
     async with open_node(1) as a, open_node(2, a.known_as) as b:
         await until_known([a, b])
         b.extra.append("/ip4/10.1.2.3/tcp/4001")
@@ -363,6 +369,17 @@ async def test_a_kad_message_over_the_limit_ends_its_stream_and_no_more() -> Non
         assert await ask(b, a, Message(type=Message.PING, key=bytes(MESSAGE_BYTES_MAX // 2))) is not None
         assert await ask(b, a, Message(type=Message.PING, key=bytes(MESSAGE_BYTES_MAX + 1))) is None
         assert await ask(b, a, Message(type=Message.PING)) is not None
+
+
+async def test_the_handler_of_streams_never_raises_even_without_a_fence_around_it() -> None:
+    class Broken:
+        muxed_conn = SimpleNamespace(peer_id=peer_of(id_of(2)))
+
+        def __getattr__(self, name: str) -> Any:
+            raise ValueError
+
+    async with open_node(1) as a:
+        await a.discovery._server.handle(Broken())
 
 
 async def test_silent_streams_of_one_peer_do_not_shut_the_dht() -> None:
