@@ -8,7 +8,7 @@ A frame is a kind, a stream id and a value (9 bytes, big-endian); a DATA frame i
 | DATA   | 1 .. FRAME_MAX   | bytes; may not exceed the credit that the receiver has granted        |
 | WINDOW | credit, not 0    | the receiver has room for so many more bytes                          |
 | CLOSE  | 0                | the sender's last byte was sent; the other direction stays open       |
-| RESET  | 0 plain, 1 busy  | the stream is dead in both directions                                 |
+| RESET  | 0 plain, 1 busy  | the sender is gone; what it sent is whole only if CLOSE came before    |
 | PING   | any, stream is 0 | answer with a PONG of the same value                                  |
 | PONG   | any, stream is 0 | the answer                                                            |
 | BYE    | 0, stream is 0   | the sender closes the connection                                      |
@@ -161,7 +161,7 @@ class Mux(IMuxedConn):  # type: ignore[misc]
     async def start(self) -> None:
         """Read until the connection ends. Never raises but `Cancelled`: an exception here would end the host."""
         self.event_started.set()
-        self._session.silence_max_s = self.limits.keepalive_s
+        self._session.tolerate_silence(self.limits.keepalive_s)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_alive)
             try:
@@ -377,7 +377,6 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
         self._mux = mux
         self._fault: NetworkError | None = None
         self._pieces: deque[Buffer] = deque()
-        self._buffered = 0
         self._window = WINDOW_START
         self._receive_credit = WINDOW_START
         self._owed = 0
@@ -402,7 +401,6 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
     def push(self, piece: memoryview) -> None:
         if self._fault is not None or self._finished:
             return
-        self._buffered += len(piece)
         last = self._pieces[-1] if self._pieces else None
         if len(piece) >= SMALL_PIECE:
             self._pieces.append(piece)
@@ -425,6 +423,7 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
         self._readable.unpark_all()
 
     def peer_reset(self, why: int) -> None:
+        """The peer reads no more. If its end came before, its bytes are whole and stay readable."""
         if why == Why.BUSY:
             self._fail(Busy("the peer has no room for another stream"))
         else:
@@ -441,8 +440,6 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
     def _fail(self, fault: NetworkError) -> None:
         if self._fault is None:
             self._fault = fault
-        self._pieces.clear()
-        self._buffered = 0
         self._readable.unpark_all()
         self._writable.unpark_all()
 
@@ -450,12 +447,12 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
 
     async def pieces(self, size_max: int) -> list[Buffer]:
         """Return 1 to `size_max` bytes as buffers that the caller may keep; none at the clean end of the stream.
-        Raise `StreamBroken` or `Busy`. Cancelled, it has taken nothing."""
+        Raise `StreamBroken` or `Busy`, once what came before is read. Cancelled, it has taken nothing."""
         self._widen(size_max)
         await trio.lowlevel.checkpoint()
         while not self._pieces and self._fault is None and not self._peer_closed:
             await self._readable.park()
-        if self._fault is not None:
+        if self._fault is not None and not self._pieces and (self._finished or not self._peer_closed):
             raise self._fault.__class__(*self._fault.args)
         return self._take(size_max)
 
@@ -474,10 +471,9 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
         return taken
 
     def _consumed(self, size: int) -> None:
-        self._buffered -= size
         self._owed += size
         self._read_total += size
-        if self._owed * 2 >= self._window and not self._peer_closed:
+        if self._owed * 2 >= self._window and not self._peer_closed and self._fault is None:
             self._grant(self._owed)
             self._owed = 0
 
@@ -533,8 +529,10 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
             self._writable.unpark_all()
 
     async def close(self) -> None:
-        """Finish both directions: our bytes arrive, the peer's further ones are answered with a reset."""
+        """Finish both directions: our bytes arrive, and the peer learns that nobody reads its own any more."""
         await self.close_write()
+        if not self._finished and not self._peer_closed and self._fault is None:
+            self._mux.send_control(Kind.RESET, self.id, Why.PLAIN)
         self._finish("this side closed the stream")
 
     async def reset(self) -> None:
@@ -552,6 +550,7 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
         if not self._finished:
             self._finished = True
             self._mux.drop(self)
+            self._pieces.clear()
             self._narrow()
             self._fail(StreamBroken(reason))
 
