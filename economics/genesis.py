@@ -106,7 +106,7 @@ def parse_genesis(text: str) -> Genesis:
         raise Rejected(Reason.MALFORMED, "the fields are version, name, time_ms, segment_bytes, members")
     if fields["version"] != VERSION:
         raise Rejected(Reason.MALFORMED, f"version {fields['version']!r} is not {VERSION}")
-    if not isinstance(fields["name"], str) or len(fields["name"]) > NAME_CHARS_MAX:
+    if not _is_text(fields["name"], NAME_CHARS_MAX):
         raise Rejected(Reason.MALFORMED, f"name is text of at most {NAME_CHARS_MAX} characters")
     if not isinstance(fields["members"], list):
         raise Rejected(Reason.MALFORMED, "members is a list")
@@ -127,7 +127,7 @@ def _parse_member(fields: Any) -> Member:
     if (
         not isinstance(addresses, list)
         or len(addresses) > ADDRESSES_MAX
-        or not all(isinstance(text, str) and len(text) <= ADDRESS_CHARS_MAX for text in addresses)
+        or not all(_is_text(text, ADDRESS_CHARS_MAX) for text in addresses)
     ):
         raise Rejected(Reason.MALFORMED, "a member has at most 8 addresses of at most 128 characters")
     return Member(
@@ -136,6 +136,13 @@ def _parse_member(fields: Any) -> Member:
         shards=_bounded(fields, "shards", 1, SHARDS_MAX),
         addresses=tuple(addresses),
     )
+
+
+def _is_text(value: object, chars_max: int) -> bool:
+    """Return whether CBOR has an encoding of this text: JSON can also spell half a surrogate pair."""
+    if not isinstance(value, str) or len(value) > chars_max:
+        return False
+    return not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _bounded(fields: dict[str, Any], name: str, low: int, high: int) -> int:

@@ -1,0 +1,60 @@
+"""Named adversaries: nodes that answer the storage protocol wrongly on purpose, for testnets only."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import trio
+
+from p2pnode.network.frames import build_header, send_message
+from p2pnode.network.stream import Stream
+from p2pnode.storage import Manner, Reply, send_honestly
+
+DRIP_S = 1.0
+"""A staller sends one byte each so many seconds: never idle, never done."""
+
+
+class Behaviour(StrEnum):
+    """How a node of a testnet behaves."""
+
+    HONEST = "honest"
+    LIAR = "liar"
+    """Takes uploads and signs for them, then serves wrong symbols with the right leaf lists."""
+    STALLED = "stalled"
+    """Takes uploads, then drips its answers to reads byte by byte."""
+    SILENT = "silent"
+    """Takes uploads, then never answers a read."""
+
+
+async def send_wrong_symbols(stream: Stream, operation: str, reply: Reply) -> None:
+    header, payload = reply
+    if operation == "sliver":
+        leaves, symbols = payload
+        payload = (leaves, bytes([symbols[0] ^ 1]) + bytes(symbols[1:]))
+    await send_message(stream, header, *payload)
+
+
+async def send_dripping(stream: Stream, operation: str, reply: Reply) -> None:
+    header, payload = reply
+    if operation not in ("sliver", "metadata"):
+        await send_message(stream, header, *payload)
+        return
+    await stream.send(build_header(header, sum(len(part) for part in payload)))
+    for part in payload:
+        for byte in bytes(part):
+            await stream.send(bytes([byte]))
+            await trio.sleep(DRIP_S)
+
+
+async def send_nothing(stream: Stream, operation: str, reply: Reply) -> None:
+    if operation not in ("sliver", "metadata"):
+        await send_message(stream, reply[0], *reply[1])
+        return
+    await trio.sleep_forever()
+
+
+MANNERS: Mapping[Behaviour, Manner] = {
+    Behaviour.HONEST: send_honestly,
+    Behaviour.LIAR: send_wrong_symbols,
+    Behaviour.STALLED: send_dripping,
+    Behaviour.SILENT: send_nothing,
+}

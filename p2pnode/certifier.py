@@ -1,0 +1,113 @@
+"""Collects commitments, from this node and from gossip, until they make a certificate. Bounded; opens nothing.
+
+The batch that nodes gossip is only a container (FORMATS.md 7): each commitment in it is signed by itself.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from economics import cbor
+from economics.commitments import STATEMENT_BYTES, Certificate, Commitment, OwnerStatement
+from economics.committee import Committee
+from economics.crypto import SIGNATURE_BYTES, Digest, Signature
+from economics.errors import Reason, Rejected
+
+BATCH_BYTES_MAX = 65_536
+BATCH_ENTRIES_MAX = 128
+"""Two signatures an entry: at most 15 ms of a core for a hostile batch."""
+BATCH_BUDGET = cbor.Budget(size_max=BATCH_BYTES_MAX, depth_max=3, elements_max=1 + 6 * BATCH_ENTRIES_MAX)
+TALLIES_MAX = 1_024
+"""Statements that wait for their quorum; the oldest is forgotten first."""
+UNSENT_MAX = 4_096
+
+Entry = tuple[OwnerStatement, Signature, Commitment, Signature]
+"""(statement, owner's signature, commitment, signer's signature)."""
+
+
+def build_batch(entries: list[Entry]) -> bytes:
+    rows: list[cbor.Value] = [
+        [statement.encode(), statement_signature, commitment.epoch, commitment.signer, signature]
+        for statement, statement_signature, commitment, signature in entries
+    ]
+    return cbor.encode(rows)
+
+
+def parse_batch(data: bytes, *, chain_id: Digest) -> list[Entry]:
+    """Return a batch's entries, their signatures not yet checked; raises `Rejected`."""
+    rows = cbor.decode(data, budget=BATCH_BUDGET)
+    if not isinstance(rows, list) or not 1 <= len(rows) <= BATCH_ENTRIES_MAX:
+        raise Rejected(Reason.MALFORMED, f"a batch has 1 to {BATCH_ENTRIES_MAX} entries")
+    return [_parse_row(row, chain_id) for row in rows]
+
+
+def _parse_row(row: object, chain_id: Digest) -> Entry:
+    match row:
+        case [bytes(body), bytes(owner_signature), int(epoch), int(signer), bytes(signature)]:
+            if isinstance(epoch, bool) or isinstance(signer, bool):
+                raise Rejected(Reason.MALFORMED, "epoch and signer are integers")
+            if not (0 <= epoch < 1 << 64 and 0 <= signer < 1 << 16):
+                raise Rejected(Reason.MALFORMED, "epoch or signer out of range")
+            if {len(owner_signature), len(signature)} != {SIGNATURE_BYTES} or len(body) != STATEMENT_BYTES:
+                raise Rejected(Reason.MALFORMED, "a batch entry's sizes are off")
+            statement = OwnerStatement.decode(body, chain_id=chain_id)
+            commitment = Commitment.build(statement, epoch=epoch, signer=signer)
+            return statement, Signature(owner_signature), commitment, Signature(signature)
+        case _:
+            raise Rejected(Reason.MALFORMED, "a batch entry is [statement, signature, epoch, index, signature]")
+
+
+@dataclass(slots=True)
+class _Tally:
+    statement: OwnerStatement
+    statement_signature: Signature
+    signatures: dict[int, Signature] = field(default_factory=dict)
+    certificate: Certificate | None = None
+
+
+class Certifier:
+    """Tallies of commitments by statement for one committee, and this node's own that are still to be gossiped."""
+
+    def __init__(self, *, chain_id: Digest, committee: Committee) -> None:
+        self.chain_id = chain_id
+        self.committee = committee
+        self._tallies: OrderedDict[Digest, _Tally] = OrderedDict()
+        self._unsent: OrderedDict[Digest, Entry] = OrderedDict()
+
+    def verify_batch(self, data: bytes, *, height: int) -> list[Entry]:
+        """Return the entries of a batch whose every signature holds; raises `Rejected` if one does not."""
+        entries = parse_batch(data, chain_id=self.chain_id)
+        for statement, statement_signature, commitment, signature in entries:
+            tally = self._tallies.get(statement.hash)
+            if tally is None or tally.statement_signature != statement_signature:
+                statement.verify(statement_signature, height=height)
+            commitment.verify(signature, committee=self.committee)
+        return entries
+
+    def add(self, entry: Entry, *, own: bool = False) -> Certificate | None:
+        """Count a commitment whose signatures have been checked.
+
+        Returns the statement's certificate when this completes it, and with each own commitment after that: the node
+        may have come to hold the blob only now.
+        """
+        statement, statement_signature, commitment, signature = entry
+        if own:
+            self._unsent[statement.hash] = entry
+            if len(self._unsent) > UNSENT_MAX:
+                self._unsent.popitem(last=False)
+        tally = self._tallies.get(statement.hash)
+        if tally is None:
+            tally = self._tallies[statement.hash] = _Tally(statement, statement_signature)
+            if len(self._tallies) > TALLIES_MAX:
+                self._tallies.popitem(last=False)
+        tally.signatures[commitment.signer] = signature
+        if tally.certificate is not None:
+            return tally.certificate if own else None
+        tally.certificate = Certificate.build(
+            tally.statement, tally.statement_signature, committee=self.committee, signatures=tally.signatures
+        )
+        return tally.certificate
+
+    def take_batch(self) -> bytes | None:
+        """Return the next batch of own commitments to gossip, or None when there is no news."""
+        entries = [self._unsent.popitem(last=False)[1] for _ in range(min(len(self._unsent), BATCH_ENTRIES_MAX))]
+        return build_batch(entries) if entries else None

@@ -1,0 +1,200 @@
+"""One client's session: a short-lived peer that stores, reads and asks. The work is in upload and download."""
+
+import contextlib
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import trio
+
+from dht.discovery import open_discovery
+from economics.blob import BlobId, Header, Root, parse_blob_id
+from economics.crypto import NodeId
+from economics.errors import Rejected
+from economics.genesis import Genesis, build_key_text
+from economics.geometry import Code
+from p2pnode.codec import Codec
+from p2pnode.download import Reader
+from p2pnode.encoder import open_encoder
+from p2pnode.errors import InputError, SpaceError
+from p2pnode.files import FULL, sync_directory
+from p2pnode.home import Home
+from p2pnode.kernel import load_kernel
+from p2pnode.keys import Key
+from p2pnode.members import REQUEST_FAULTS, Fault, Members
+from p2pnode.network.host import open_network
+from p2pnode.node import bootstrap_of, clock_ms, dialler, storage_protocol
+from p2pnode.upload import Progress, Stored, Uploader, file_length, read_segments
+
+STATUS_BYTES_MAX = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a read ended with."""
+
+    blob_id: BlobId
+    length: int
+    """Bytes written."""
+    faults: tuple[Fault, ...]
+
+
+class Client:
+    """A session of one client with one network."""
+
+    def __init__(self, *, home: Home, genesis: Genesis, session: Key, members: Members, codec: Codec) -> None:
+        self.home = home
+        self.genesis = genesis
+        self.session = session
+        self.members = members
+        self.codec = codec
+        self.reader = Reader(members=members, codec=codec, rng=random.Random(os.urandom(16)))
+
+    async def store(self, path: Path, *, report: Callable[[Progress], None] = lambda progress: None) -> Stored:
+        """Store a file and return its certificate; see `Uploader.run`."""
+        length = await trio.to_thread.run_sync(file_length, path)
+        owner = self.home.load_or_create_owner()
+        async with open_encoder(self.codec, length=length) as encoder:
+            uploader = Uploader(
+                members=self.members, encoder=encoder, owner=owner, uploader=self.session.public, report=report
+            )
+            return await uploader.run(path, length)
+
+    async def read(
+        self,
+        blob_id: BlobId,
+        sink: BinaryIO,
+        *,
+        bounds: tuple[int, int | None] | None = None,
+        strict: bool = False,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Read:
+        """Write a blob, or its bytes from the first to the last of `bounds`, to `sink`.
+
+        Raises `Unavailable`, `InconsistentBlob`, `InputError` for a range outside, `SpaceError`.
+        """
+        header = await self.reader.header(blob_id)
+        start, stop = parse_bounds(bounds, header)
+        done = 0
+
+        async def write(views: list[memoryview]) -> None:
+            nonlocal done
+            await trio.to_thread.run_sync(write_views, sink, views)
+            done += sum(len(view) for view in views)
+            report(done, stop - start)
+
+        await self.reader.read(header, write, start=start, stop=stop, strict=strict)
+        return Read(blob_id, done, tuple(self.members.faults.values()))
+
+    async def status(self) -> list[dict[str, Any]]:
+        """Ask every member how it is; a member that does not answer says why."""
+        answers: dict[int, dict[str, Any]] = {}
+
+        async def ask(member: int) -> None:
+            try:
+                reply, _ = await self.members.request(member, {"op": "status"}, size_max=STATUS_BYTES_MAX)
+                status = reply.header.get("status")
+                answers[member] = {"reachable": True, **(status if isinstance(status, dict) else {})}
+            except REQUEST_FAULTS as fault:
+                answers[member] = {"reachable": False, "why": str(fault)}
+
+        async with trio.open_nursery() as nursery:
+            for member in range(self.members.count):
+                nursery.start_soon(ask, member)
+        committee = self.genesis.committee
+        return [
+            {
+                "member": index,
+                "node": build_key_text(committee.members[index].node),
+                "shards": committee.members[index].shards,
+                **answers[index],
+            }
+            for index in range(self.members.count)
+        ]
+
+
+@asynccontextmanager
+async def open_client(home: Home, *, on_fault: Callable[[Fault], None] = lambda fault: None) -> AsyncIterator[Client]:
+    """Join the network of a home as a client while the block lasts. Raises `ConfigError`."""
+    genesis = home.load_genesis()
+    session = Key.generate()
+    kernel = await trio.to_thread.run_sync(load_kernel)
+    async with (
+        open_network(seed=session.seed, listen=()) as network,
+        open_discovery(
+            host=network.host,
+            connect=dialler(network),
+            chain_id=genesis.chain_id,
+            sign=session.sign,
+            node_id=NodeId(session.public),
+            addresses=network.addresses,
+            server=False,
+            bootstrap=bootstrap_of(genesis, NodeId(session.public)),
+            cache_path=home.make_cache(),
+            clock_ms=clock_ms,
+        ) as discovery,
+    ):
+        members = Members(network, genesis, storage_protocol(genesis), discovery, on_fault=on_fault)
+        yield Client(home=home, genesis=genesis, session=session, members=members, codec=Codec(genesis.code, kernel))
+
+
+def parse_id(text: str) -> BlobId:
+    """Return the blob ID, or raise `InputError`."""
+    try:
+        return parse_blob_id(text)
+    except Rejected as fault:
+        raise InputError(f"{text!r} is not a blob ID: it has 43 characters of A-Z a-z 0-9 - _") from fault
+
+
+def parse_bounds(bounds: tuple[int, int | None] | None, header: Header) -> tuple[int, int]:
+    """Return [start, stop) for a first and a last byte (None: to the end); raises `InputError` outside the blob."""
+    if bounds is None:
+        return 0, header.length
+    first, last = bounds
+    stop = header.length if last is None else min(last + 1, header.length)
+    if first >= header.length or stop <= first:
+        raise InputError(f"no such range: the blob has {header.length} bytes, counted from 0")
+    return first, stop
+
+
+def write_views(sink: BinaryIO, views: list[memoryview]) -> None:
+    try:
+        for view in views:
+            sink.write(view)
+    except OSError as fault:
+        if fault.errno in FULL:
+            raise SpaceError("the disk of the output is full: free some space and read again") from fault
+        raise InputError(f"cannot write the output: {fault.strerror}") from fault
+
+
+@contextlib.contextmanager
+def output_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its name only when all of it is written; what is there before stays until then."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        file = part.open("wb")
+    except OSError as fault:
+        raise InputError(f"cannot write {path}: {fault.strerror}") from fault
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    part.replace(path)
+    sync_directory(path.parent)
+
+
+def compute_blob_id(path: Path, code: Code) -> BlobId:
+    """Return the ID that a file has under a code, without any network: one segment at a time."""
+    length = file_length(path)
+    codec = Codec(code, load_kernel())
+    buffer = memoryview(bytearray(codec.matrix_bytes(code.segment_length(length, 0))))
+    roots: list[Root] = [codec.encode(data, buffer).root for data in read_segments(path, code, length)]
+    return Header(code, length, tuple(roots)).blob_id

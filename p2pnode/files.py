@@ -1,0 +1,65 @@
+"""Durable files: what is acknowledged survives a crash of the process or the machine. Blocking: for worker threads."""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from p2pnode.errors import ConfigError, SpaceError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_synced(path: Path, parts: Iterable[bytes | bytearray | memoryview], *, mode: int = 0o644) -> None:
+    """Write a new file and fsync it; its name is not yet durable. A full disk leaves nothing behind: `SpaceError`."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            for part in parts:
+                view = memoryview(part)
+                while view:
+                    view = view[os.write(handle, view) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as fault:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        if fault.errno in FULL:
+            raise SpaceError(
+                f"the disk that holds {path.parent} is full: free some space or lower the quota"
+            ) from fault
+        raise
+
+
+def replace_synced(path: Path, parts: Iterable[bytes | bytearray | memoryview], *, mode: int = 0o644) -> None:
+    """Put a file in place at once and durably: a reader sees the old bytes or all of the new ones."""
+    fresh = path.with_name(f"{path.name}.new")
+    write_synced(fresh, parts, mode=mode)
+    fresh.replace(path)
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Hold the directory for this process alone, or raise `ConfigError` naming it."""
+    handle = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise ConfigError(f"{directory} is in use by another p2pnode process: stop that one first") from fault
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,154 @@
+"""A home: the directory of one node or client, with its keys, genesis and settings. Runs nothing.
+
+genesis.json   the network            config.toml   settings of a node
+keys/          operator.key, owner.key (0600)
+store/         slivers and blob records             cache/   peers seen lately
+"""
+
+import json
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from economics.errors import Rejected
+from economics.genesis import Genesis, parse_genesis
+from p2pnode.admission import UploadLimits
+from p2pnode.errors import ConfigError
+from p2pnode.files import replace_synced
+from p2pnode.keys import Key, load_key, load_or_create_key
+
+QUOTA_BYTES = 64 << 30
+GENESIS_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one node, all with a default; `config.toml` holds those that differ."""
+
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
+    quota_bytes: int = QUOTA_BYTES
+    spot_check_s: int = 30
+    """Seconds between two spot checks of other members; 0 for none."""
+    free_owner_bytes_max: int = UploadLimits().free_owner_bytes_max
+    free_bytes_max: int = UploadLimits().free_bytes_max
+    unclosed_peer_bytes_max: int = UploadLimits().unclosed_peer_bytes_max
+    unclosed_bytes_max: int = UploadLimits().unclosed_bytes_max
+
+    @property
+    def upload_limits(self) -> UploadLimits:
+        names = [field.name for field in fields(UploadLimits)]
+        return UploadLimits(**{name: getattr(self, name) for name in names})
+
+    def to_toml(self) -> str:
+        default = Config()
+        lines = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            shown = json.dumps(list(value) if isinstance(value, tuple) else value)
+            lines.append(f"{'# ' if value == getattr(default, field.name) else ''}{field.name} = {shown}\n")
+        return "".join(lines)
+
+
+def parse_config(text: str) -> Config:
+    """Return the settings that a TOML text holds; raises `ConfigError` naming what is off."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as fault:
+        raise ConfigError(f"config.toml is not TOML: {fault}") from fault
+    kinds = {field.name: type(getattr(Config(), field.name)) for field in fields(Config)}
+    for name, value in values.items():
+        if name not in kinds:
+            raise ConfigError(f"config.toml: no setting is called {name}; there are {', '.join(kinds)}")
+        if kinds[name] is int and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise ConfigError(f"config.toml: {name} is a whole number, not negative")
+    return Config(**_with_listen(values))
+
+
+def _with_listen(values: dict[str, Any]) -> dict[str, Any]:
+    if "listen" not in values:
+        return values
+    listen = values["listen"]
+    if not isinstance(listen, list) or not listen or not all(isinstance(text, str) for text in listen):
+        raise ConfigError("config.toml: listen is a list of addresses such as /ip4/0.0.0.0/tcp/4001")
+    return {**values, "listen": tuple(listen)}
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where the files of one node or client are."""
+
+    path: Path
+
+    @property
+    def operator_key_path(self) -> Path:
+        return self.path / "keys" / "operator.key"
+
+    @property
+    def owner_key_path(self) -> Path:
+        return self.path / "keys" / "owner.key"
+
+    @property
+    def genesis_path(self) -> Path:
+        return self.path / "genesis.json"
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def store_path(self) -> Path:
+        return self.path / "store"
+
+    @property
+    def peers_path(self) -> Path:
+        return self.path / "cache" / "peers.json"
+
+    def make_cache(self) -> Path:
+        """Return where peers seen lately are kept; its directory exists from here on."""
+        self.peers_path.parent.mkdir(parents=True, exist_ok=True)
+        return self.peers_path
+
+    def create(self, config: Config) -> tuple[Key, Key]:
+        """Make the files of a new node and return its (operator, owner) keys; raises `ConfigError` where one exists.
+
+        The settings come last: without them a crash cut an earlier call short, or a client lives here, and its keys
+        stay.
+        """
+        if self.config_path.exists():
+            raise ConfigError(f"{self.path} holds a node already: choose another --home")
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        operator = load_or_create_key(self.operator_key_path)
+        owner = load_or_create_key(self.owner_key_path)
+        replace_synced(self.config_path, (config.to_toml().encode(),))
+        return operator, owner
+
+    def put_genesis(self, genesis: Genesis) -> None:
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace_synced(self.genesis_path, (genesis.to_json().encode(),))
+
+    def load_genesis(self) -> Genesis:
+        """Return the network this home belongs to; raises `ConfigError`."""
+        try:
+            if self.genesis_path.stat().st_size > GENESIS_BYTES_MAX:
+                raise ConfigError(f"{self.genesis_path} is larger than any genesis file")
+            return parse_genesis(self.genesis_path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as fault:
+            raise ConfigError(
+                f"no genesis file at {self.genesis_path}: copy your network's there, or name a --home that has one"
+            ) from fault
+        except Rejected as fault:
+            raise ConfigError(f"{self.genesis_path} is not a genesis file: {fault}") from fault
+
+    def load_config(self) -> Config:
+        try:
+            return parse_config(self.config_path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as fault:
+            raise ConfigError(f"no settings at {self.config_path}: make them with `p2pnode init`") from fault
+
+    def load_operator(self) -> Key:
+        return load_key(self.operator_key_path)
+
+    def load_or_create_owner(self) -> Key:
+        """Return the key that owns what this client stores; made at first use."""
+        return load_or_create_key(self.owner_key_path)

@@ -1,0 +1,71 @@
+"""Ed25519 keys on disk: made, kept (mode 0600), loaded, used to sign. Verifying is `economics.crypto`."""
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+from nacl.exceptions import CryptoError
+from nacl.signing import SigningKey
+
+from economics.crypto import KEY_BYTES, Signature
+from p2pnode.errors import ConfigError
+from p2pnode.files import sync_directory, write_synced
+
+
+class Key:
+    """One Ed25519 key pair."""
+
+    def __init__(self, seed: bytes) -> None:
+        self.seed = seed
+        self._signing = SigningKey(seed)
+        self.public = bytes(self._signing.verify_key)
+
+    def sign(self, message: bytes) -> Signature:
+        """Return the signature of `message` (22 us)."""
+        return Signature(bytes(self._signing.sign(message).signature))
+
+    @classmethod
+    def generate(cls) -> "Key":
+        return cls(os.urandom(KEY_BYTES))
+
+
+def create_key(path: Path) -> Key:
+    """Make a key and keep it in a new file; durable on return, and of two processes at once only one succeeds."""
+    key = Key.generate()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
+    write_synced(fresh, (key.seed.hex().encode("ascii") + b"\n",), mode=0o600)
+    try:
+        os.link(fresh, path)  # unlike a rename it takes no name that is in use
+    except FileExistsError as fault:
+        raise ConfigError(f"{path} exists already: a key is never overwritten") from fault
+    finally:
+        fresh.unlink()
+    sync_directory(path.parent)
+    return key
+
+
+def load_or_create_key(path: Path) -> Key:
+    """Return the key of a file, which is made at first use; raises `ConfigError`."""
+    if not path.exists():
+        try:
+            return create_key(path)
+        except ConfigError:
+            pass  # another process was first
+    return load_key(path)
+
+
+def load_key(path: Path) -> Key:
+    """Return the key of a file, or raise `ConfigError` if there is none, or others may read it."""
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"no key at {path} ({fault}): make one with `p2pnode init`") from fault
+    if stat.S_IMODE(mode) & 0o077:
+        raise ConfigError(f"{path} can be read by others: chmod 600 it, and make a new key if they did")
+    try:
+        return Key(bytes.fromhex(text))
+    except (ValueError, CryptoError) as fault:
+        raise ConfigError(f"{path} is not a key file: 64 hex digits") from fault

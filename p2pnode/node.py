@@ -1,0 +1,237 @@
+"""One running node: composes network, discovery, gossip, store and the storage server, and owns their tasks."""
+
+import json
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from dht.discovery import Discovery, DiscoveryError, open_discovery
+from economics import cbor
+from economics.blob import build_blob_id_text
+from economics.crypto import NodeId
+from economics.genesis import Genesis, build_key_text
+from gossip.pubsub import Gossip, open_gossip
+from p2pnode.admission import Admission
+from p2pnode.adversary import MANNERS, Behaviour
+from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
+from p2pnode.certifier import Entry as CommitmentEntry
+from p2pnode.codec import Codec
+from p2pnode.files import lock_directory
+from p2pnode.home import Config, Home
+from p2pnode.kernel import Kernel, load_kernel
+from p2pnode.keys import Key
+from p2pnode.members import Members
+from p2pnode.network.host import Network, open_network
+from p2pnode.storage import StorageServer
+from p2pnode.store import SliverStore
+from p2pnode.version import VERSION
+from p2pnode.watch import Watch
+
+log = logging.getLogger("p2pnode.node")
+
+BATCH_SECONDS_PER_MEMBER = 0.1
+"""A gossip message costs each node 8 to 18 ms of CPU, so a batch goes out once per max(1 s, members / 10 s)."""
+
+STREAMS_PER_PEER = 16
+"""A reader keeps a few requests open at each node, an uploader one stream; both may share a peer key."""
+
+
+def clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def chain_height() -> int:
+    """Return the height that tickets and statements are judged at: 0 while no chain runs."""
+    return 0
+
+
+def storage_protocol(genesis: Genesis) -> str:
+    return f"/p2pnode/{genesis.chain_tag}/storage/1"
+
+
+def commitments_topic(genesis: Genesis) -> str:
+    return f"/p2pnode/{genesis.chain_tag}/commitments/1"
+
+
+def bootstrap_of(genesis: Genesis, node: NodeId) -> list[tuple[NodeId, Sequence[str]]]:
+    """Return the members to start from, without the node itself."""
+    return [(member.node, member.addresses) for member in genesis.members if member.node != node]
+
+
+def dialler(network: Network) -> Callable[[NodeId, Sequence[str]], Awaitable[None]]:
+    """Return how discovery has a connection made."""
+
+    async def connect(node: NodeId, addresses: Sequence[str]) -> None:
+        await network.connect(node, addresses=addresses)
+
+    return connect
+
+
+class Node:
+    """What a running node consists of."""
+
+    def __init__(
+        self, *, genesis: Genesis, key: Key, config: Config, home: Home, kernel: Kernel, behaviour: Behaviour
+    ) -> None:
+        self.genesis = genesis
+        self.key = key
+        self.node_id = NodeId(key.public)
+        self.kernel = kernel
+        self.started = trio.current_time()
+        codec = Codec(genesis.code, kernel)
+        index = genesis.committee.index_of(self.node_id)
+        self.index = index
+        self.store = SliverStore(
+            home.store_path,
+            codec=codec,
+            chain_id=genesis.chain_id,
+            shards=() if index is None else genesis.committee.shards_of(index),
+            quota_bytes=config.quota_bytes,
+        )
+        self.admission = Admission(config.upload_limits)
+        self.certifier = Certifier(chain_id=genesis.chain_id, committee=genesis.committee)
+        self.watch: Watch | None = None
+        self._restore()
+        self.server = StorageServer(
+            genesis=genesis,
+            node=self.node_id,
+            store=self.store,
+            codec=codec,
+            admission=self.admission,
+            certifier=self.certifier,
+            sign=key.sign,
+            height=chain_height,
+            status=self.status,
+            on_commitment=self.handle_own_commitment,
+            manner=MANNERS[behaviour],
+        )
+
+    def _restore(self) -> None:
+        """Take up what the store holds: budgets in use, and commitments that have no certificate yet."""
+        for record in self.store.records().values():
+            size = len(self.store.shards) * sum(
+                self.store.file_bytes(self.genesis.code.symbol_bytes(length))
+                for length in self.genesis.code.segment_lengths(record.header.length)
+            )
+            self.admission.restore((entry.statement, size) for entry in record.entries)
+            for entry in record.entries if record.certificate is None else ():
+                if self.index is not None and entry.epoch == self.genesis.committee.epoch:
+                    self.certifier.add(entry.as_commitment(self.index), own=True)
+
+    def status(self) -> dict[str, cbor.Value]:
+        records = self.store.records()
+        return {
+            "blobs": len(records),
+            "caught": [] if self.watch is None else [str(fault) for fault in self.watch.last_faults.values()],
+            "certificates": sum(record.certificate is not None for record in records.values()),
+            "corrupt_slivers": self.store.corrupt_slivers,
+            "kernel": self.kernel.name,
+            "node": build_key_text(self.node_id),
+            "quota_bytes": self.store.quota_bytes,
+            "refused": {f"{peer} {reason}": count for (peer, reason), count in self.server.refused.most_common(32)},
+            "unclosed_bytes": self.store.unclosed_bytes,
+            "uptime_s": int(trio.current_time() - self.started),
+            "used_bytes": self.store.used_bytes,
+            "version": VERSION,
+        }
+
+    # --- commitments ---------------------------------------------------------------------------------------------
+
+    async def handle_own_commitment(self, entry: CommitmentEntry) -> None:
+        await self._count(entry, own=True)
+
+    def verify_gossip(self, peer: NodeId, data: bytes) -> None:
+        """Raise `Rejected` for a batch that must not be passed on."""
+        self.certifier.verify_batch(data, height=chain_height())
+
+    async def handle_gossip(self, peer: NodeId, data: bytes) -> None:
+        for entry in parse_batch(data, chain_id=self.genesis.chain_id):
+            await self._count(entry, own=False)
+
+    async def _count(self, entry: CommitmentEntry, *, own: bool) -> None:
+        certificate = self.certifier.add(entry, own=own)
+        if certificate is not None and await trio.to_thread.run_sync(self.store.put_certificate, certificate):
+            log.info("certified %s", build_blob_id_text(certificate.statement.blob_id))
+
+    async def gossip_commitments(self, gossip: Gossip) -> None:
+        """Send own commitments in batches, only when there is news."""
+        pause = max(1.0, BATCH_SECONDS_PER_MEMBER * len(self.genesis.members))
+        while True:
+            await trio.sleep(pause)
+            batch = self.certifier.take_batch()
+            if batch is not None:
+                await gossip.publish(commitments_topic(self.genesis), batch)
+
+    async def watch_members(self, network: Network, discovery: Discovery, pause_s: float) -> None:
+        """Spot-check the other members for as long as the node runs; nothing to do for a node without shards."""
+        if self.index is None or not pause_s:
+            return
+        members = Members(network, self.genesis, storage_protocol(self.genesis), discovery)
+        rng = random.Random(os.urandom(16))
+        self.watch = Watch(members=members, store=self.store, codec=self.server.codec, own_index=self.index, rng=rng)
+        await self.watch.run(pause_s)
+
+    async def announce(self, discovery: Discovery) -> None:
+        """Put the node's record where others look for it; failing that, say so and leave it to the next refresh."""
+        try:
+            await discovery.announce()
+        except DiscoveryError as fault:
+            log.warning("not announced yet: %s", fault)
+
+
+@asynccontextmanager
+async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> AsyncIterator[tuple[Node, Network]]:
+    """Run the node of a home while the block lasts. Raises `ConfigError` and `NetworkError` at the start."""
+    genesis, config, key = home.load_genesis(), home.load_config(), home.load_operator()
+    with lock_directory(home.path):
+        kernel = await trio.to_thread.run_sync(load_kernel)
+        node = Node(genesis=genesis, key=key, config=config, home=home, kernel=kernel, behaviour=behaviour)
+        async with open_network(seed=key.seed, listen=config.listen) as network:
+            network.serve(storage_protocol(genesis), node.server.handle, streams_per_peer=STREAMS_PER_PEER)
+            async with (
+                open_discovery(
+                    host=network.host,
+                    connect=dialler(network),
+                    chain_id=genesis.chain_id,
+                    sign=key.sign,
+                    node_id=node.node_id,
+                    addresses=network.addresses,
+                    server=True,
+                    bootstrap=bootstrap_of(genesis, node.node_id),
+                    cache_path=home.make_cache(),
+                    clock_ms=clock_ms,
+                ) as discovery,
+                open_gossip(host=network.host, topics=(commitments_topic(genesis),)) as gossip,
+                trio.open_nursery() as nursery,
+            ):
+                await gossip.subscribe(
+                    commitments_topic(genesis),
+                    size_max=BATCH_BYTES_MAX,
+                    validate=node.verify_gossip,
+                    handle=node.handle_gossip,
+                )
+                nursery.start_soon(node.gossip_commitments, gossip)
+                nursery.start_soon(node.announce, discovery)
+                nursery.start_soon(node.watch_members, network, discovery, config.spot_check_s)
+                yield node, network
+                nursery.cancel_scope.cancel()
+
+
+async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> None:
+    """Run a node until SIGINT or SIGTERM; says on standard output, in one line of JSON, when it is ready."""
+    async with open_node(home, behaviour=behaviour) as (node, network):
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            ready = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}
+            print(json.dumps({"event": "ready", **ready}), flush=True)
+            log.info("ready: %d shards, %s", len(node.store.shards), ", ".join(network.addresses()))
+            if behaviour is not Behaviour.HONEST:
+                log.warning("this node is an adversary: %s", behaviour)
+            async for number in signals:
+                log.info("stopping on %s", signal.Signals(number).name)
+                return

@@ -1,0 +1,326 @@
+"""The node's side of the storage protocol (FORMATS.md 7): takes uploads, signs for them, serves slivers.
+
+It holds no more of a peer's bytes than one message, checks before it stores, and stores before it signs.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from economics import cbor
+from economics.blob import BlobId, Header, Root, SegmentMetadata
+from economics.commitments import STATEMENT_BYTES, TICKET_BYTES, Commitment, OwnerStatement, Ticket
+from economics.crypto import DIGEST_BYTES, SIGNATURE_BYTES, NodeId, Signature
+from economics.errors import Reason, Rejected
+from economics.genesis import Genesis, build_key_text
+from economics.geometry import HEADER_ROOTS_MAX, Code
+from p2pnode.admission import Admission, OpenUpload
+from p2pnode.certifier import Certifier
+from p2pnode.certifier import Entry as CommitmentEntry
+from p2pnode.codec import Codec, Kind
+from p2pnode.errors import SpaceError
+from p2pnode.network.frames import Incoming, receive_message_or_end, send_message
+from p2pnode.network.stream import Stream
+from p2pnode.store import BlobRecord, CorruptSliver, Entry, Pair, SliverStore
+
+log = logging.getLogger("p2pnode.storage")
+
+PAYLOAD_BUDGET_BYTES = 128 << 20
+"""Payloads in memory at once, over all peers: a home node has 256 MiB to give."""
+BUDGET_WAIT_S = 10.0
+"""An upload that finds no room for its message waits this long, then is told to come back."""
+
+Reply = tuple[Mapping[str, cbor.Value], tuple[bytes | memoryview, ...]]
+Manner = Callable[[Stream, str, Reply], Awaitable[None]]
+"""How a reply to an operation is put on the stream; adversaries have another one."""
+
+
+async def send_honestly(stream: Stream, operation: str, reply: Reply) -> None:
+    header, payload = reply
+    await send_message(stream, header, *payload)
+
+
+class ByteBudget:
+    """Bytes that may be in memory at once; whoever finds no room waits for it, up to a limit."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._changed = trio.Event()
+
+    @asynccontextmanager
+    async def taken(self, size: int) -> AsyncIterator[None]:
+        with trio.move_on_after(BUDGET_WAIT_S) as scope:
+            while self._free < size:
+                await self._changed.wait()
+        if scope.cancelled_caught:
+            raise Rejected(Reason.OVER_BUDGET, "too many uploads at once")
+        self._free -= size
+        try:
+            yield
+        finally:
+            self._free += size
+            self._changed.set()
+            self._changed = trio.Event()
+
+
+@dataclass(slots=True)
+class _Session:
+    """What one stream has said so far."""
+
+    stream: Stream
+    upload: OpenUpload
+    ticket: Ticket | None = None
+    roots: set[Root] = field(default_factory=set)
+
+
+class StorageServer:
+    """Answers the storage protocol for one member of the committee."""
+
+    def __init__(
+        self,
+        *,
+        genesis: Genesis,
+        node: NodeId,
+        store: SliverStore,
+        codec: Codec,
+        admission: Admission,
+        certifier: Certifier,
+        sign: Callable[[bytes], Signature],
+        height: Callable[[], int],
+        status: Callable[[], dict[str, cbor.Value]],
+        on_commitment: Callable[[CommitmentEntry], Awaitable[None]],
+        manner: Manner = send_honestly,
+    ) -> None:
+        self.genesis = genesis
+        self.node = node
+        self.index = genesis.committee.index_of(node)
+        self.store = store
+        self.codec = codec
+        self.admission = admission
+        self.certifier = certifier
+        self.sign = sign
+        self.height = height
+        self.status = status
+        self.on_commitment = on_commitment
+        self.manner = manner
+        self.refused: Counter[tuple[str, Reason]] = Counter()
+        """Refusals by (peer, reason): who misbehaved, or met a budget."""
+        self._payloads = ByteBudget(PAYLOAD_BUDGET_BYTES)
+
+    @property
+    def code(self) -> Code:
+        return self.codec.code
+
+    async def handle(self, stream: Stream) -> None:
+        """Answer one stream until the peer ends it; raises `NetworkError` if the peer breaks off or stalls."""
+        with self.admission.upload(stream.peer) as upload:
+            session = _Session(stream, upload)
+            with self.store.held(session.roots):
+                while (message := await self._next_message(session)) is not None:
+                    if not await self._answer(session, message):
+                        break
+                await stream.close()
+
+    async def _next_message(self, session: _Session) -> Incoming | None:
+        """Return the next request, or None at the end; a header that breaks the rules ends the stream."""
+        try:
+            return await receive_message_or_end(session.stream)
+        except Rejected as fault:
+            await self._refuse(session, fault.reason, fault.detail)
+            return None
+
+    async def _answer(self, session: _Session, message: Incoming) -> bool:
+        """Answer one request; return False if the stream cannot go on, because a payload was refused unread."""
+        operation = message.header.get("op")
+        try:
+            reply = await self._dispatch(session, message)
+        except Rejected as fault:
+            await self._refuse(session, fault.reason, fault.detail)
+            return not message.size
+        except SpaceError as fault:
+            await self._refuse(session, Reason.OVER_BUDGET, str(fault))
+            return not message.size
+        except CorruptSliver as fault:
+            log.error("%s", fault)
+            await self._refuse(session, Reason.NOT_FOUND, "the copy here was damaged and has been dropped")
+            return True
+        await self.manner(session.stream, str(operation), reply)
+        return True
+
+    async def _refuse(self, session: _Session, reason: Reason, detail: str) -> None:
+        peer = build_key_text(session.stream.peer)
+        self.refused[peer, reason] += 1
+        if reason is not Reason.NOT_FOUND:
+            log.warning("refused peer %s: %s %s", peer, reason, detail)
+        retry = reason in (Reason.OVER_BUDGET, Reason.NOT_FOUND, Reason.INCOMPLETE)
+        await send_message(session.stream, {"detail": detail, "error": str(reason), "ok": False, "retry": retry})
+
+    async def _dispatch(self, session: _Session, message: Incoming) -> Reply:
+        match message.header.get("op"):
+            case "open":
+                return self._open(session, message)
+            case "have":
+                return await self._have(session, message)
+            case "segment":
+                return await self._take_segment(session, message)
+            case "close":
+                return await self._close(session, message)
+            case "header":
+                return self._payload(self._record(message).header.encode())
+            case "certificate":
+                return self._certificate(message)
+            case "metadata":
+                return await self._metadata(message)
+            case "sliver":
+                return await self._sliver(message)
+            case "status":
+                return {"ok": True, "status": self.status()}, ()
+            case _:
+                raise Rejected(Reason.UNKNOWN_OPERATION, "no such operation")
+
+    @staticmethod
+    def _payload(*parts: bytes | memoryview) -> Reply:
+        return {"ok": True}, parts
+
+    # --- uploads -------------------------------------------------------------------------------------------------
+
+    def _open(self, session: _Session, message: Incoming) -> Reply:
+        if self.index is None:
+            raise Rejected(Reason.UNKNOWN_SIGNER, "this node has no shards in the current epoch")
+        ticket = Ticket.decode(message.raw("ticket", TICKET_BYTES), chain_id=self.genesis.chain_id)
+        signature = message.raw("signature", SIGNATURE_BYTES)
+        ticket.verify(signature, uploader=session.stream.peer, height=self.height())
+        self.admission.verify_reservation(ticket.reservation)
+        session.ticket = ticket
+        return {"height": self.height(), "index": self.index, "ok": True}, ()
+
+    def _require_ticket(self, session: _Session) -> Ticket:
+        if session.ticket is None:
+            raise Rejected(Reason.UNKNOWN_SIGNER, "show a ticket first")
+        return session.ticket
+
+    async def _have(self, session: _Session, message: Incoming) -> Reply:
+        """Tell which segments need not be sent, and keep those from eviction while the stream lasts."""
+        self._require_ticket(session)
+        if message.size % DIGEST_BYTES or message.size > HEADER_ROOTS_MAX * DIGEST_BYTES:
+            raise Rejected(Reason.MALFORMED, "the payload is segment roots of 32 bytes")
+        data = await session.stream.receive_exactly(message.size)
+        answer = bytearray()
+        for at in range(0, len(data), DIGEST_BYTES):
+            root = Root(data[at : at + DIGEST_BYTES])
+            held = self.store.has_segment(root)
+            if held:
+                self.store.hold(session.roots, root)
+            answer.append(held)
+        return self._payload(bytes(answer))
+
+    async def _take_segment(self, session: _Session, message: Incoming) -> Reply:
+        self._require_ticket(session)
+        code = self.code
+        z = message.integer("symbol_bytes", high=code.symbol_bytes(code.segment_bytes))
+        owed = len(self.store.shards) * code.pair_bytes(z)
+        if not z or message.size != DIGEST_BYTES * (1 + 2 * code.n) + owed:
+            raise Rejected(Reason.MALFORMED, "the payload is root, metadata and every sliver that this node owes")
+        self._admit(session, owed)
+        async with self._payloads.taken(message.size):
+            buffer = bytearray(message.size)
+            await session.stream.receive_into(memoryview(buffer))
+            root = Root(bytes(buffer[:DIGEST_BYTES]))
+            self.store.hold(session.roots, root)
+            await trio.to_thread.run_sync(self._check_and_store, root, z, memoryview(buffer)[DIGEST_BYTES:])
+        return {"ok": True}, ()
+
+    def _admit(self, session: _Session, size: int) -> None:
+        session.upload.grow(size)
+        unclosed = self.store.unclosed_bytes + size - self.admission.limits.unclosed_bytes_max
+        if unclosed > 0:
+            self.store.evict(unclosed)
+        if self.store.unclosed_bytes + size > self.admission.limits.unclosed_bytes_max:
+            raise Rejected(Reason.OVER_BUDGET, "this node's budget for uploads under way is used up")
+
+    def _check_and_store(self, root: Root, z: int, payload: memoryview) -> None:
+        """Re-expand every sliver and compare it with its commitment, then store all of them; for a worker thread."""
+        code = self.code
+        at = 2 * code.n * DIGEST_BYTES
+        metadata = SegmentMetadata.decode(bytes(payload[:at]), n=code.n, root=root)
+        pairs = []
+        for shard in self.store.shards:
+            pair = code.pair_of_shard(shard, root)
+            middle = at + code.columns * z
+            primary, secondary = payload[at:middle], payload[middle : middle + code.rows * z]
+            at = middle + code.rows * z
+            primary_leaves = self.codec.check_sliver(metadata, Kind.PRIMARY, pair, primary, z)
+            secondary_leaves = self.codec.check_sliver(metadata, Kind.SECONDARY, code.n - 1 - pair, secondary, z)
+            pairs.append(Pair(shard, primary, secondary, primary_leaves, secondary_leaves))
+        self.store.put_segment(metadata, z, pairs)
+
+    async def _close(self, session: _Session, message: Incoming) -> Reply:
+        ticket = self._require_ticket(session)
+        assert self.index is not None  # a ticket is only taken by a member
+        body = message.raw("statement", STATEMENT_BYTES)
+        statement = OwnerStatement.decode(body, chain_id=self.genesis.chain_id)
+        signature = Signature(message.raw("signature", SIGNATURE_BYTES))
+        statement.verify(signature, height=self.height())
+        self.admission.verify_reservation(statement.reservation)
+        if (statement.owner, statement.reservation) != (ticket.owner, ticket.reservation):
+            raise Rejected(Reason.UNKNOWN_SIGNER, "the statement and the ticket are not of one owner and reservation")
+        header = Header.decode(
+            await session.stream.receive_exactly(message.size), code=self.code, blob_id=statement.blob_id
+        )
+        if header.length != statement.length:
+            raise Rejected(Reason.MALFORMED, "the statement's length is not the header's")
+        for root in header.roots:
+            self.store.hold(session.roots, root)
+        size = await trio.to_thread.run_sync(self._check_held, header)
+        commitment = Commitment.build(statement, epoch=self.genesis.committee.epoch, signer=self.index)
+        with self.admission.closing(statement, size):
+            entry = Entry(statement, signature, commitment.epoch, self.sign(commitment.encode()))
+            await trio.to_thread.run_sync(self.store.put_entry, header, entry)
+        await self.on_commitment((statement, signature, commitment, entry.signature))
+        return {"epoch": entry.epoch, "index": self.index, "ok": True, "signature": entry.signature}, ()
+
+    def _check_held(self, header: Header) -> int:
+        """Return the bytes of all that this node owes of a blob, or raise `Rejected` unless it holds them; for a
+        worker thread."""
+        size = 0
+        for index, root in enumerate(header.roots):
+            length = self.code.segment_length(header.length, index)
+            self.store.check_segment(root, length)
+            size += len(self.store.shards) * self.store.file_bytes(self.code.symbol_bytes(length))
+        return size
+
+    # --- reads ---------------------------------------------------------------------------------------------------
+
+    def _record(self, message: Incoming) -> BlobRecord:
+        record = self.store.record(BlobId(message.raw("blob", DIGEST_BYTES)))
+        if record is None:
+            raise Rejected(Reason.NOT_FOUND, "no such blob here")
+        return record
+
+    def _certificate(self, message: Incoming) -> Reply:
+        certificate = self._record(message).certificate
+        if certificate is None:
+            raise Rejected(Reason.NOT_FOUND, "this node knows no certificate of that blob yet")
+        return self._payload(certificate.encode())
+
+    async def _metadata(self, message: Incoming) -> Reply:
+        root = Root(message.raw("root", DIGEST_BYTES))
+        metadata = await trio.to_thread.run_sync(self.store.read_metadata, root)
+        return self._payload(metadata.encode())
+
+    async def _sliver(self, message: Incoming) -> Reply:
+        root = Root(message.raw("root", DIGEST_BYTES))
+        kind = Kind(message.integer("kind", high=1))
+        index = message.integer("index", high=self.code.n - 1)
+        first = message.integer("first", high=self.code.columns)
+        count = message.integer("count", high=self.code.columns)
+
+        def read() -> Reply:
+            symbols = self.store.read_symbols(root, kind, index, first=first, count=count)
+            return self._payload(symbols.leaves, symbols.data)
+
+        return await trio.to_thread.run_sync(read)

@@ -1,0 +1,240 @@
+"""A testnet on this machine: homes, a genesis, one process a node, and verbs on them. Knows processes, no protocol."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import psutil
+
+from economics.committee import Member
+from economics.crypto import NodeId, OwnerId
+from economics.genesis import Genesis, build_key_text, parse_genesis
+from economics.geometry import SEGMENT_BYTES, SHARDS_MAX, SHARDS_MIN
+from p2pnode.errors import ConfigError, InputError, PeerUnreachable
+from p2pnode.files import replace_synced
+from p2pnode.home import Config, Home
+
+READY_S = 60.0
+"""Ten processes that each import libp2p take 10 s on two cores."""
+STOP_S = 10.0
+POLL_S = 0.05
+SPOT_CHECK_S = 2
+"""Nodes of a testnet check each other often, so that an adversary is soon named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One node of the testnet as a process; the start time tells it from a later one with the same pid."""
+
+    index: int
+    node: str
+    owner: str
+    behaviour: str
+    home: str
+    address: str
+    pid: int
+    created: float
+
+    @property
+    def is_running(self) -> bool:
+        try:
+            process = psutil.Process(self.pid)
+            return bool(process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    def send(self, number: signal.Signals) -> None:
+        if self.is_running:
+            os.kill(self.pid, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What `up` started, as it is on disk."""
+
+    directory: Path
+    chain_id: str
+    shards: int
+    processes: tuple[Process, ...]
+
+    @property
+    def client_home(self) -> Home:
+        return Home(self.directory / "client")
+
+    def to_json(self) -> dict[str, Any]:
+        nodes = [{**asdict(process), "running": process.is_running} for process in self.processes]
+        client = str(self.client_home.path)
+        return {"chain_id": self.chain_id, "client_home": client, "nodes": nodes, "shards": self.shards}
+
+    def save(self) -> None:
+        replace_synced(self.directory / "testnet.json", (json.dumps(self.to_json(), indent=2).encode(),))
+
+    def process(self, index: int) -> Process:
+        if not 0 <= index < len(self.processes):
+            raise InputError(f"there is no node {index}: nodes are 0 to {len(self.processes) - 1}")
+        return self.processes[index]
+
+
+def load(directory: Path) -> Network:
+    """Return the testnet of a directory, or raise `ConfigError` if there is none."""
+    try:
+        fields = json.loads((directory / "testnet.json").read_text(encoding="utf-8"))
+        for node in fields["nodes"]:
+            del node["running"]
+        processes = tuple(Process(**node) for node in fields["nodes"])
+        return Network(directory, fields["chain_id"], fields["shards"], processes)
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise ConfigError(f"no testnet in {directory}: start one with `p2pnode testnet up`") from fault
+
+
+def deal_shards(shards: int, nodes: int) -> list[int]:
+    """Return how many shards each node gets: as even as it goes, the first ones the rest."""
+    each, rest = divmod(shards, nodes)
+    return [each + (index < rest) for index in range(nodes)]
+
+
+def free_addresses(count: int) -> list[str]:
+    """Return loopback addresses that nobody listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [f"/ip4/127.0.0.1/tcp/{listener.getsockname()[1]}" for listener in sockets]
+
+
+def up(
+    directory: Path,
+    *,
+    nodes: int,
+    shards: int,
+    behaviours: Sequence[str] = (),
+    segment_bytes: int = SEGMENT_BYTES,
+    limits: Mapping[str, int] = MappingProxyType({}),
+) -> Network:
+    """Make homes and a genesis, start a process for each node and wait until all are ready.
+
+    `behaviours` gives the adversaries, which are the last nodes, and `limits` some of `Config`'s numbers. Raises
+    `ConfigError` if one runs there already, `InputError` for numbers that make no network, `PeerUnreachable` naming
+    the log of a node that does not start.
+    """
+    if not SHARDS_MIN <= shards <= SHARDS_MAX or not 1 <= nodes <= shards:
+        raise InputError(f"a testnet has {SHARDS_MIN} to {SHARDS_MAX} shards, and at least one for each node")
+    if len(behaviours) > nodes:
+        raise InputError("there are more adversaries than nodes")
+    if (directory / "testnet.json").exists():
+        if any(process.is_running for process in load(directory).processes):
+            raise ConfigError(f"a testnet runs in {directory}: `p2pnode testnet down` stops it")
+        raise ConfigError(f"{directory} holds an earlier testnet: `p2pnode testnet down --wipe` removes it")
+    directory.mkdir(parents=True, exist_ok=True)
+    addresses = free_addresses(nodes)
+    members = []
+    for index, (address, share) in enumerate(zip(addresses, deal_shards(shards, nodes), strict=True)):
+        config = Config(**{"spot_check_s": SPOT_CHECK_S, **limits}, listen=(address,))
+        operator, owner = home_of(directory, index).create(config)
+        members.append(Member(NodeId(operator.public), OwnerId(owner.public), share, (address,)))
+    genesis = Genesis("testnet", time.time_ns() // 1_000_000, segment_bytes, tuple(members))
+    parse_genesis(genesis.to_json())
+    for index in range(nodes):
+        home_of(directory, index).put_genesis(genesis)
+    Home(directory / "client").put_genesis(genesis)
+    all_behaviours = ["honest"] * (nodes - len(behaviours)) + [*behaviours]
+    processes = tuple(
+        start(directory, index, member, all_behaviours[index]) for index, member in enumerate(genesis.members)
+    )
+    testnet = Network(directory, genesis.chain_id.hex(), shards, processes)
+    testnet.save()
+    try:
+        for process in processes:
+            wait_ready(process)
+    except BaseException:
+        down(testnet)
+        raise
+    return testnet
+
+
+def home_of(directory: Path, index: int) -> Home:
+    return Home(directory / f"node{index}")
+
+
+def start(directory: Path, index: int, member: Member, behaviour: str) -> Process:
+    """Start one node in the background; its log is `node.log` in its home."""
+    home = home_of(directory, index)
+    command = [sys.executable, "-m", "p2pnode", "run", "--home", str(home.path), "--behaviour", behaviour]
+    with (home.path / "node.log").open("ab") as log, (home.path / "ready.json").open("wb") as ready:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=ready, stderr=log, start_new_session=True, close_fds=True
+        )
+    return Process(
+        index=index,
+        node=build_key_text(member.node),
+        owner=build_key_text(member.owner),
+        behaviour=behaviour,
+        home=str(home.path),
+        address=member.addresses[0],
+        pid=child.pid,
+        created=psutil.Process(child.pid).create_time(),
+    )
+
+
+def wait_ready(process: Process) -> None:
+    """Wait for the line that a node prints when it takes requests."""
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline and process.is_running:
+        if (Path(process.home) / "ready.json").stat().st_size:
+            return
+        time.sleep(POLL_S)
+    raise PeerUnreachable(f"node {process.index} did not start: see {process.home}/node.log")
+
+
+def restart(testnet: Network, index: int) -> Network:
+    """Start a node that is not running again; the rest of the testnet is left alone."""
+    old = testnet.process(index)
+    if old.is_running:
+        raise InputError(f"node {index} is running")
+    genesis = testnet.client_home.load_genesis()
+    fresh = start(testnet.directory, index, genesis.members[index], old.behaviour)
+    processes = tuple(fresh if process.index == index else process for process in testnet.processes)
+    changed = Network(testnet.directory, testnet.chain_id, testnet.shards, processes)
+    changed.save()
+    wait_ready(fresh)
+    return changed
+
+
+def kill(testnet: Network, index: int) -> Process:
+    """End a node with SIGKILL, as a power cut would."""
+    process = testnet.process(index)
+    if not process.is_running:
+        raise InputError(f"node {index} is not running")
+    process.send(signal.SIGKILL)
+    wait_stopped([process])
+    return process
+
+
+def down(testnet: Network) -> None:
+    """Stop every node that is still running: politely, then not."""
+    for process in testnet.processes:
+        process.send(signal.SIGCONT)
+        process.send(signal.SIGTERM)
+    if not wait_stopped(testnet.processes):
+        for process in testnet.processes:
+            process.send(signal.SIGKILL)
+        wait_stopped(testnet.processes)
+
+
+def wait_stopped(processes: Sequence[Process]) -> bool:
+    deadline = time.monotonic() + STOP_S
+    while any(process.is_running for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True

@@ -1,0 +1,125 @@
+"""A home is made whole or can be made again; its files are read back, and one that is off is refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from p2pnode.admission import UploadLimits
+from p2pnode.errors import ConfigError
+from p2pnode.home import GENESIS_BYTES_MAX, Config, Home, parse_config
+from p2pnode.keys import load_key
+from tests.small import make_genesis
+
+OTHER = Config(
+    listen=("/ip4/127.0.0.1/tcp/1", '/dns/"odd"\\/tcp/2'),
+    quota_bytes=1,
+    spot_check_s=0,
+    free_owner_bytes_max=2,
+    free_bytes_max=3,
+    unclosed_peer_bytes_max=4,
+    unclosed_bytes_max=5,
+)
+
+
+class TestConfig:
+    @pytest.mark.parametrize("config", [Config(), OTHER, Config(quota_bytes=7)])
+    def test_is_read_back(self, config: Config) -> None:
+        assert parse_config(config.to_toml()) == config
+
+    def test_shows_defaults_as_comments(self) -> None:
+        lines = Config(quota_bytes=7).to_toml().splitlines()
+        assert [line for line in lines if not line.startswith("# ")] == ["quota_bytes = 7"]
+        assert len(lines) == 7
+
+    def test_holds_the_upload_limits(self) -> None:
+        assert OTHER.upload_limits == UploadLimits(2, 3, 4, 5)
+        assert Config().upload_limits == UploadLimits()
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("quota_bytes = ", "not TOML"),
+            ("quota = 1", "no setting is called quota; there are listen, quota_bytes"),
+            ("quota_bytes = -1", "quota_bytes is a whole number, not negative"),
+            ("quota_bytes = 1.5", "quota_bytes is a whole number"),
+            ('quota_bytes = "1"', "quota_bytes is a whole number"),
+            ("quota_bytes = true", "quota_bytes is a whole number"),
+            ("unclosed_bytes_max = []", "unclosed_bytes_max is a whole number"),
+            ('listen = "/ip4/0.0.0.0/tcp/1"', "listen is a list of addresses"),
+            ("listen = []", "listen is a list of addresses"),
+            ("listen = [1]", "listen is a list of addresses"),
+        ],
+    )
+    def test_that_is_off_is_refused_by_name(self, text: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            parse_config(text)
+
+
+class TestHome:
+    def test_is_made_with_keys_and_settings(self, tmp_path: Path) -> None:
+        home = Home(tmp_path / "home")
+        operator, owner = home.create(OTHER)
+        assert home.load_operator().seed == operator.seed
+        assert home.load_or_create_owner().seed == owner.seed
+        assert home.load_config() == OTHER
+        assert home.path.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in (home.path / "keys").iterdir()} == {0o600}
+
+    def test_that_holds_a_node_is_left_as_it_is(self, tmp_path: Path) -> None:
+        home = Home(tmp_path)
+        operator, owner = home.create(OTHER)
+        with pytest.raises(ConfigError, match="holds a node already: choose another --home"):
+            home.create(Config())
+        assert (home.load_operator().seed, home.load_or_create_owner().seed) == (operator.seed, owner.seed)
+        assert home.load_config() == OTHER
+
+    def test_of_a_client_becomes_a_node_s_with_the_same_owner(self, tmp_path: Path) -> None:
+        home = Home(tmp_path)
+        owner = home.load_or_create_owner()
+        assert home.create(Config())[1].seed == owner.seed
+        assert home.load_config() == Config()
+
+    def test_that_a_crash_left_half_made_is_finished_with_its_keys(self, tmp_path: Path) -> None:
+        home = Home(tmp_path)
+        operator, _ = home.create(Config())
+        home.owner_key_path.unlink()
+        home.config_path.unlink()
+        again, owner = home.create(Config())
+        assert again.seed == operator.seed
+        assert load_key(home.owner_key_path).seed == owner.seed
+
+    def test_with_a_bad_key_is_not_made_a_node(self, tmp_path: Path) -> None:
+        home = Home(tmp_path)
+        home.load_or_create_owner()
+        home.owner_key_path.chmod(0o644)
+        with pytest.raises(ConfigError, match="can be read by others"):
+            home.create(Config())
+        assert not home.config_path.exists()
+
+    def test_keeps_the_genesis(self, tmp_path: Path) -> None:
+        home = Home(tmp_path / "client")
+        with pytest.raises(ConfigError, match="no genesis file at"):
+            home.load_genesis()
+        home.put_genesis(make_genesis())
+        assert home.load_genesis() == make_genesis()
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            (b"{}", "is not a genesis file: malformed"),
+            (b"\xff", "no genesis file at"),
+            (b" " * (GENESIS_BYTES_MAX + 1), "larger than any genesis file"),
+        ],
+    )
+    def test_with_a_file_that_is_no_genesis_says_so(self, tmp_path: Path, data: bytes, message: str) -> None:
+        home = Home(tmp_path)
+        home.genesis_path.write_bytes(data)
+        with pytest.raises(ConfigError, match=message):
+            home.load_genesis()
+
+    def test_without_settings_says_how_to_make_them(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="make them with `p2pnode init`"):
+            Home(tmp_path).load_config()
+
+    def test_makes_room_for_its_cache(self, tmp_path: Path) -> None:
+        assert Home(tmp_path).make_cache().parent.is_dir()
