@@ -194,7 +194,11 @@ class _Pubsub(Pubsub):  # type: ignore[misc]
     gossip: "Gossip"
 
     async def stream_handler(self, stream: Any) -> None:
-        """Read one peer's RPCs until it ends or breaks a rule. Raises nothing: that would end a stock host."""
+        """Read one peer's RPCs until it ends or breaks a rule. Raises nothing: that would end a stock host.
+
+        The peer keeps its place in the mesh: forgetting it here, as the library does, would leave it deaf until it
+        happened to write again. Whether it is gone shows on the connection, or when it is written to.
+        """
         peer = stream.muxed_conn.peer_id
         neighbour = self.gossip.neighbour(peer)
         if neighbour.streams_open >= STREAMS_OPEN_MAX or not neighbour.streams.take():
@@ -206,7 +210,6 @@ class _Pubsub(Pubsub):  # type: ignore[misc]
         except Exception as fault:  # end of file, reset, junk, oversize
             logger.debug("gossip stream of %s: %r", peer, fault)
             await _drop(stream)
-            self._handle_dead_peer(peer)
         finally:
             neighbour.streams_open -= 1
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -234,6 +235,29 @@ async def test_junk_ends_its_stream_and_nothing_else(junk: bytes) -> None:
         rogue.stream = None
         await rogue.publish(rogue.signed(b"from the rogue"))
         await until(lambda: b.got == [b"from the rogue"])
+
+
+async def test_what_an_oversize_rpc_holds_is_not_read() -> None:
+    async with open_line(2) as (a, b), open_rogue(a) as rogue:
+        await rogue.publish(rogue.signed(b"hidden in it"), rogue.signed(bytes(RPC_BYTES_MAX)))
+        await b.gossip.publish(TOPIC, b"news")
+        await until(lambda: a.got != [])
+        assert a.got == [b"news"]
+        assert a.gossip.rejected == {}
+
+
+async def test_the_handler_of_streams_never_raises_even_without_a_fence_around_it() -> None:
+    class Broken:
+        muxed_conn = SimpleNamespace(peer_id=ID(b"any peer"))
+
+        async def read(self, count: int) -> bytes:
+            raise ValueError
+
+        async def reset(self) -> None:
+            raise ValueError
+
+    async with open_member(0) as a:
+        await a.gossip._pubsub.stream_handler(Broken())
 
 
 async def test_streams_of_one_peer_are_limited() -> None:
