@@ -21,34 +21,43 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def full_disk_named(directory: Path) -> Iterator[None]:
+    """Raise `SpaceError` naming the disk where the block finds it full."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno in FULL:
+            raise SpaceError(f"the disk that holds {directory} is full: free some space or lower the quota") from fault
+        raise
+
+
 def write_synced(path: Path, parts: Iterable[bytes | bytearray | memoryview], *, mode: int = 0o644) -> None:
     """Write a new file and fsync it; its name is not yet durable. A full disk leaves nothing behind: `SpaceError`."""
-    try:
+    with full_disk_named(path.parent):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
-            for part in parts:
-                view = memoryview(part)
-                while view:
-                    view = view[os.write(handle, view) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as fault:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        if fault.errno in FULL:
-            raise SpaceError(
-                f"the disk that holds {path.parent} is full: free some space or lower the quota"
-            ) from fault
-        raise
+            try:
+                for part in parts:
+                    view = memoryview(part)
+                    while view:
+                        view = view[os.write(handle, view) :]
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
 
 
 def replace_synced(path: Path, parts: Iterable[bytes | bytearray | memoryview], *, mode: int = 0o644) -> None:
     """Put a file in place at once and durably: a reader sees the old bytes or all of the new ones."""
     fresh = path.with_name(f"{path.name}.new")
     write_synced(fresh, parts, mode=mode)
-    fresh.replace(path)
-    sync_directory(path.parent)
+    with full_disk_named(path.parent):
+        fresh.replace(path)
+        sync_directory(path.parent)
 
 
 @contextlib.contextmanager

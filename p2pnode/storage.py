@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import trio
 
 from economics import cbor
-from economics.blob import BlobId, Header, Root, SegmentMetadata
+from economics.blob import HEADER_FIXED_BYTES, BlobId, Header, Root, SegmentMetadata, header_bytes
 from economics.commitments import STATEMENT_BYTES, TICKET_BYTES, Commitment, OwnerStatement, Ticket
 from economics.crypto import DIGEST_BYTES, SIGNATURE_BYTES, NodeId, Signature
 from economics.errors import Reason, Rejected
@@ -31,6 +31,11 @@ log = logging.getLogger("p2pnode.storage")
 
 PAYLOAD_BUDGET_BYTES = 128 << 20
 """Payloads in memory at once, over all peers: a home node has 256 MiB to give."""
+HEADER_BYTES_MAX = HEADER_FIXED_BYTES + HEADER_ROOTS_MAX * DIGEST_BYTES
+"""The header of the largest blob at the default segment size, 4 MiB."""
+REFUSED_MAX = 1_024
+"""Peers whose refusals are counted: a key costs nothing to make, and who came first stays named."""
+WITH_PAYLOAD = ("have", "segment", "close")
 BUDGET_WAIT_S = 10.0
 """An upload that finds no room for its message waits this long, then is told to come back."""
 
@@ -153,14 +158,18 @@ class StorageServer:
 
     async def _refuse(self, session: _Session, reason: Reason, detail: str) -> None:
         peer = build_key_text(session.stream.peer)
-        self.refused[peer, reason] += 1
+        if (peer, reason) in self.refused or len(self.refused) < REFUSED_MAX:
+            self.refused[peer, reason] += 1
         if reason is not Reason.NOT_FOUND:
             log.warning("refused peer %s: %s %s", peer, reason, detail)
         retry = reason in (Reason.OVER_BUDGET, Reason.NOT_FOUND, Reason.INCOMPLETE)
         await send_message(session.stream, {"detail": detail, "error": str(reason), "ok": False, "retry": retry})
 
     async def _dispatch(self, session: _Session, message: Incoming) -> Reply:
-        match message.header.get("op"):
+        operation = message.header.get("op")
+        if message.size and operation not in WITH_PAYLOAD:
+            raise Rejected(Reason.MALFORMED, "this operation has no payload")
+        match operation:
             case "open":
                 return self._open(session, message)
             case "have":
@@ -208,7 +217,8 @@ class StorageServer:
         self._require_ticket(session)
         if message.size % DIGEST_BYTES or message.size > HEADER_ROOTS_MAX * DIGEST_BYTES:
             raise Rejected(Reason.MALFORMED, "the payload is segment roots of 32 bytes")
-        data = await session.stream.receive_exactly(message.size)
+        async with self._payloads.taken(message.size):
+            data = await session.stream.receive_exactly(message.size)
         answer = bytearray()
         for at in range(0, len(data), DIGEST_BYTES):
             root = Root(data[at : at + DIGEST_BYTES])
@@ -268,9 +278,11 @@ class StorageServer:
         self.admission.verify_reservation(statement.reservation)
         if (statement.owner, statement.reservation) != (ticket.owner, ticket.reservation):
             raise Rejected(Reason.UNKNOWN_SIGNER, "the statement and the ticket are not of one owner and reservation")
-        header = Header.decode(
-            await session.stream.receive_exactly(message.size), code=self.code, blob_id=statement.blob_id
-        )
+        if message.size != header_bytes(self.code, statement.length) or message.size > HEADER_BYTES_MAX:
+            raise Rejected(Reason.MALFORMED, "the payload is the header of a blob of the statement's length")
+        async with self._payloads.taken(message.size):
+            data = await session.stream.receive_exactly(message.size)
+        header = Header.decode(data, code=self.code, blob_id=statement.blob_id)
         if header.length != statement.length:
             raise Rejected(Reason.MALFORMED, "the statement's length is not the header's")
         for root in header.roots:

@@ -21,7 +21,7 @@ from economics.errors import Reason, Rejected
 from economics.geometry import Code
 from p2pnode.codec import Codec, Kind
 from p2pnode.errors import NodeError, SpaceError
-from p2pnode.files import replace_synced, sync_directory, write_synced
+from p2pnode.files import full_disk_named, replace_synced, sync_directory, write_synced
 
 MAGIC = b"p2pnode sliver 1"
 HEAD_FIXED_BYTES = len(MAGIC) + 8 + DIGEST_BYTES
@@ -95,20 +95,27 @@ class BlobRecord:
     @classmethod
     def decode(cls, data: bytes, *, code: Code, blob_id: BlobId, chain_id: Digest) -> "BlobRecord":
         """Return the record, or raise `Rejected` for a file that holds anything else."""
-        fields = cbor.decode(data, budget=BLOB_RECORD_BUDGET)
-        try:
-            header = Header.decode(fields["header"], code=code, blob_id=blob_id)
-            entries = tuple(
-                Entry(OwnerStatement.decode(body, chain_id=chain_id), Signature(signed), epoch, Signature(signature))
-                for body, signed, epoch, signature in fields["entries"]
-            )
-            held = fields["certificate"]
-            certificate = None if held is None else Certificate.decode(held, chain_id=chain_id)
-        except (TypeError, KeyError, ValueError) as fault:
-            raise Rejected(Reason.MALFORMED, "not a blob record") from fault
-        if not all(isinstance(entry.epoch, int) and len(entry.signature) == SIGNATURE_BYTES for entry in entries):
-            raise Rejected(Reason.MALFORMED, "not a blob record")
-        return cls(header, entries, certificate)
+        match fields := cbor.decode(data, budget=BLOB_RECORD_BUDGET):
+            case {"certificate": None | bytes() as held, "entries": list(rows), "header": bytes(raw)} if (
+                len(fields) == 3
+            ):
+                header = Header.decode(raw, code=code, blob_id=blob_id)
+                entries = tuple(_parse_entry(row, chain_id) for row in rows)
+                return cls(header, entries, None if held is None else Certificate.decode(held, chain_id=chain_id))
+            case _:
+                raise Rejected(Reason.MALFORMED, "not a blob record")
+
+
+def _parse_entry(row: object, chain_id: Digest) -> Entry:
+    match row:
+        case [bytes(body), bytes(owner_signature), int(epoch), bytes(signature)]:
+            sizes = {len(owner_signature), len(signature)}
+            if isinstance(epoch, bool) or not 0 <= epoch < 1 << 64 or sizes != {SIGNATURE_BYTES}:
+                raise Rejected(Reason.MALFORMED, "not an entry of a blob record")
+            statement = OwnerStatement.decode(body, chain_id=chain_id)
+            return Entry(statement, Signature(owner_signature), epoch, Signature(signature))
+        case _:
+            raise Rejected(Reason.MALFORMED, "not an entry of a blob record")
 
 
 class SliverStore:
@@ -131,6 +138,9 @@ class SliverStore:
         self.foreign_files = 0
         """Files found at the start that are not this network's slivers or records; left alone, not counted as used."""
         self._lock = threading.RLock()
+        """Guards the index; never held while a file is written and synced, since the trio thread takes it too."""
+        self._record_lock = threading.Lock()
+        """Held while a blob record is changed and written."""
         self._sizes: dict[Root, dict[int, int]] = {}
         """Bytes of each shard's file, by root; roots in the order they came."""
         self._records: dict[BlobId, BlobRecord] = {}
@@ -147,21 +157,25 @@ class SliverStore:
         for room in ("slivers", "blobs", "tmp"):
             (self.directory / room).mkdir(parents=True, exist_ok=True)
         for leftover in (self.directory / "tmp").iterdir():
-            leftover.unlink()
+            if leftover.is_file():
+                leftover.unlink()
         for path in (self.directory / "blobs").iterdir():
             self._load_record(path)
-        found: list[tuple[float, Root, int, int]] = []
-        for drawer in (self.directory / "slivers").iterdir():
-            for file in os.scandir(drawer):
+        found: list[tuple[int, Root, int, int]] = []
+        for drawer in os.scandir(self.directory / "slivers"):
+            for file in os.scandir(drawer) if drawer.is_dir() else (drawer,):
                 key = _parse_sliver_name(file.name)
-                if key is None or key[1] not in self.shards:
+                if not file.is_file() or key is None or key[1] not in self.shards or Path(file) != self._path(*key):
                     self.foreign_files += 1
                     continue
-                found.append((file.stat().st_mtime, *key, file.stat().st_size))
+                found.append((file.stat().st_mtime_ns, *key, file.stat().st_size))
         for _, root, shard, size in sorted(found):
             self._add_file(root, shard, size)
 
     def _load_record(self, path: Path) -> None:
+        if not path.is_file():
+            self.foreign_files += 1
+            return
         if path.suffix == ".new":
             path.unlink()
             return
@@ -237,21 +251,34 @@ class SliverStore:
         missing = set(self.missing_shards(root))
         fresh = [pair for pair in pairs if pair.shard in missing]
         size = self.file_bytes(z)
-        with self._reserved(size * len(fresh)):
-            written: list[tuple[Path, int]] = []
-            try:
-                for pair in fresh:
-                    path = self.directory / "tmp" / f"{root.hex()}.{pair.shard}.{threading.get_ident()}"
-                    write_synced(path, self._file_parts(metadata, root, z, pair))
-                    written.append((path, pair.shard))
-                self._place(root, written)
-            except BaseException:
-                for path, _ in written:
-                    path.unlink(missing_ok=True)
-                raise
-        with self._lock:
-            for shard in set(self.missing_shards(root)) & {shard for _, shard in written}:
+        self._reserve(size * len(fresh))
+        try:
+            self._write_files(metadata, root, z, fresh)
+        except BaseException:
+            with self._lock:
+                self.used_bytes -= size * len(fresh)
+            raise
+        with self._lock:  # at once, so that no byte on disk is ever uncounted
+            self.used_bytes -= size * len(fresh)
+            for shard in set(self.missing_shards(root)) & {pair.shard for pair in fresh}:
                 self._add_file(root, shard, size)
+
+    def _write_files(self, metadata: SegmentMetadata, root: Root, z: int, pairs: Sequence[Pair]) -> None:
+        """Write all files or none: each under a name of its own first, since one that is cut off must not be read."""
+        written: list[tuple[Path, int]] = []
+        try:
+            for pair in pairs:
+                path = self.directory / "tmp" / f"{root.hex()}.{pair.shard}.{threading.get_ident()}"
+                write_synced(path, self._file_parts(metadata, root, z, pair))
+                written.append((path, pair.shard))
+            self._place(root, written)
+        except BaseException:
+            for path, shard in written:
+                path.unlink(missing_ok=True)
+                with self._lock:
+                    if shard not in self._sizes.get(root, {}):
+                        self._path(root, shard).unlink(missing_ok=True)
+            raise
 
     def _file_parts(
         self, metadata: SegmentMetadata, root: Root, z: int, pair: Pair
@@ -263,16 +290,16 @@ class SliverStore:
         if not written:
             return
         drawer = self._path(root, 0).parent
-        if not drawer.exists():
-            drawer.mkdir(exist_ok=True)
-            sync_directory(drawer.parent)
-        for path, shard in written:
-            path.replace(self._path(root, shard))
-        sync_directory(drawer)
+        with full_disk_named(self.directory):
+            if not drawer.exists():
+                drawer.mkdir(exist_ok=True)
+                sync_directory(drawer.parent)
+            for path, shard in written:
+                path.replace(self._path(root, shard))
+            sync_directory(drawer)
 
-    @contextmanager
-    def _reserved(self, size: int) -> Iterator[None]:
-        """Count `size` bytes as used while they are written; evict what nothing refers to, or raise `SpaceError`."""
+    def _reserve(self, size: int) -> None:
+        """Count `size` bytes as used before they are written; evict what nothing refers to, or raise `SpaceError`."""
         with self._lock:
             if self.used_bytes + size > self.quota_bytes:
                 self.evict(self.used_bytes + size - self.quota_bytes)
@@ -282,11 +309,6 @@ class SliverStore:
             if disk.f_bavail * disk.f_frsize < size + DISK_RESERVE_BYTES:
                 raise SpaceError(f"the disk that holds {self.directory} is full: free some space or lower the quota")
             self.used_bytes += size
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.used_bytes -= size
 
     def evict(self, size: int) -> None:
         """Delete slivers that no record and no live upload refers to, oldest first, until `size` bytes are free."""
@@ -352,7 +374,8 @@ class SliverStore:
         expected = MAGIC + n.to_bytes(2, "big") + shard.to_bytes(2, "big")
         z = int.from_bytes(head[len(expected) : len(expected) + 4], "big")
         try:
-            if not head.startswith(expected) or size != self.file_bytes(z):
+            own = head.startswith(expected) and head[len(expected) + 4 : HEAD_FIXED_BYTES] == root
+            if not own or not z or size != self.file_bytes(z):
                 raise Rejected(Reason.MALFORMED, "not this shard's sliver file")
             leaves_at = HEAD_FIXED_BYTES + 2 * n * DIGEST_BYTES
             metadata = SegmentMetadata.decode(head[HEAD_FIXED_BYTES:leaves_at], n=n, root=root)
@@ -416,8 +439,8 @@ class SliverStore:
     def put_entry(self, header: Header, entry: Entry) -> None:
         """Keep what this node is about to sign for; durable on return. Its slivers are referred to from here on."""
         blob_id = entry.statement.blob_id
-        with self._lock:
-            known = self._records.get(blob_id, BlobRecord(header, (), None))
+        with self._record_lock:
+            known = self.record(blob_id) or BlobRecord(header, (), None)
             others = tuple(old for old in known.entries if old.statement != entry.statement)
             if len(others) >= ENTRIES_MAX:
                 raise Rejected(Reason.OVER_BUDGET, f"{ENTRIES_MAX} statements about this blob are held already")
@@ -426,8 +449,8 @@ class SliverStore:
     def put_certificate(self, certificate: Certificate) -> bool:
         """Keep the first certificate of a blob that is held here, durably; return whether this was it."""
         blob_id = certificate.statement.blob_id
-        with self._lock:
-            known = self._records.get(blob_id)
+        with self._record_lock:
+            known = self.record(blob_id)
             if known is None or known.certificate is not None:
                 return False
             self._write_record(blob_id, BlobRecord(known.header, known.entries, certificate))
@@ -435,7 +458,8 @@ class SliverStore:
 
     def _write_record(self, blob_id: BlobId, record: BlobRecord) -> None:
         replace_synced(self.directory / "blobs" / build_blob_id_text(blob_id), (record.encode(),))
-        self._index_record(blob_id, record)
+        with self._lock:
+            self._index_record(blob_id, record)
 
 
 def _parse_sliver_name(name: str) -> SliverKey | None:

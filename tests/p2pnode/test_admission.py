@@ -53,14 +53,15 @@ class TestClosedUploads:
     def test_that_are_on_disk_at_the_start_count(self) -> None:
         admission = Admission(LIMITS)
         admission.restore([(statement(1), 60), (replace(statement(1), salt=bytes([1]) * 16), 60)])
-        close(admission, statement(1), 60)
         assert reason(close, admission, statement(2), 41) is Reason.OVER_BUDGET
+        close(admission, statement(1), 60)
         close(admission, statement(2), 40)
 
     def test_that_could_not_be_stored_are_not_counted(self) -> None:
         admission = Admission(LIMITS)
         with pytest.raises(OSError, match="disk"), admission.closing(statement(1), 100):
             raise OSError("disk")
+        assert not admission._free
         close(admission, statement(2), 100)
         with pytest.raises(OSError, match="disk"), admission.closing(statement(2), 100):
             raise OSError("disk")
@@ -89,9 +90,9 @@ class TestOpenUploads:
 
     def test_that_fail_give_back_what_they_held(self) -> None:
         admission = Admission(LIMITS)
-        with pytest.raises(Rejected), admission.upload(ONE) as upload:
-            upload.grow(50)
-            upload.grow(1)
+        with pytest.raises(Rejected), admission.upload(ONE) as upload:  # noqa: PT012  # the second one fails
+            for size in (50, 1):
+                upload.grow(size)
         assert not admission._open
 
 

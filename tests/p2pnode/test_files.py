@@ -57,6 +57,13 @@ def test_a_file_has_the_mode_that_was_asked_for_from_the_start(tmp_path: Path) -
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:3]))
+    write_synced(tmp_path / "file", (b"ten bytes.", b"", b"more"))
+    assert (tmp_path / "file").read_bytes() == b"ten bytes.more"
+
+
 FULL = """
 from p2pnode.errors import SpaceError
 from p2pnode.files import replace_synced, write_synced

@@ -1,0 +1,726 @@
+"""A node takes what is owed and proven, signs once it is on disk, serves what is right, and refuses without a trace."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from economics import cbor
+from economics.blob import Header, Root
+from economics.commitments import Commitment, ReservationId
+from economics.crypto import NodeId, Signature
+from economics.errors import Reason
+from economics.geometry import Code
+from p2pnode import storage
+from p2pnode.admission import Admission, UploadLimits
+from p2pnode.certifier import Certifier, Entry
+from p2pnode.codec import Kind
+from p2pnode.errors import NetworkError, SpaceError, StreamBroken
+from p2pnode.keys import Key
+from p2pnode.network.frames import Incoming, receive_message, send_message
+from p2pnode.storage import PAYLOAD_BUDGET_BYTES, StorageServer
+from p2pnode.store import SliverStore
+from tests.p2pnode.test_store import State, path_of, state
+from tests.small import (
+    OPERATORS,
+    OTHER_OWNER,
+    OWNER,
+    UPLOADER,
+    Blob,
+    certify,
+    encode_blob,
+    make_blob,
+    make_codec,
+    make_genesis,
+    make_payload,
+    make_statement,
+    make_ticket,
+    sign_statement,
+)
+from tests.streams import MemoryStream, as_stream, ask, stream_pair
+
+GENESIS = make_genesis((2, 1, 1))
+"""n = 4: P = 2, S = 3. The node is the first member, with shards 0 and 1."""
+CODE = GENESIS.code
+NODE = NodeId(OPERATORS[0].public)
+SHARDS = range(2)
+CLIENT = NodeId(UPLOADER.public)
+BLOB = make_blob(CODE, 2500)
+
+
+@dataclass
+class Server:
+    """A node's storage server on a store in a directory, and what it told and signed."""
+
+    directory: Path
+    limits: UploadLimits = field(default_factory=UploadLimits)
+    quota: int = 1 << 30
+    height: int = 0
+    genesis: Any = GENESIS
+    key: Key = OPERATORS[0]
+
+    def __post_init__(self) -> None:
+        index = self.genesis.committee.index_of(NodeId(self.key.public))
+        codec = make_codec(self.genesis)
+        self.store = SliverStore(
+            self.directory,
+            codec=codec,
+            chain_id=self.genesis.chain_id,
+            shards=() if index is None else self.genesis.committee.shards_of(index),
+            quota_bytes=self.quota,
+        )
+        self.told: list[Entry] = []
+        self.signed: list[bytes] = []
+        self.admission = Admission(self.limits)
+        self.server = StorageServer(
+            genesis=self.genesis,
+            node=NodeId(self.key.public),
+            store=self.store,
+            codec=codec,
+            admission=self.admission,
+            certifier=Certifier(chain_id=self.genesis.chain_id, committee=self.genesis.committee),
+            sign=self.sign,
+            height=lambda: self.height,
+            status=lambda: {"blobs": len(self.store.records())},
+            on_commitment=self.tell,
+        )
+
+    def sign(self, message: bytes) -> Signature:
+        self.signed.append(message)
+        return self.key.sign(message)
+
+    async def tell(self, entry: Entry) -> None:
+        statement = entry[0]
+        assert self.store.record(statement.blob_id) is not None
+        self.told.append(entry)
+
+    @asynccontextmanager
+    async def stream(self, peer: NodeId = CLIENT) -> AsyncIterator[MemoryStream]:
+        """Open a stream to the server, which runs while the block lasts."""
+        client, server = stream_pair(peer, NodeId(self.key.public))
+        async with trio.open_nursery() as nursery:
+
+            async def handle() -> None:
+                with suppress(NetworkError):
+                    await self.server.handle(as_stream(server))
+
+            nursery.start_soon(handle)
+            with trio.fail_after(20):
+                yield client
+            await client.close()
+
+    def state(self, blob: Blob = BLOB) -> tuple[State, list[Entry], int]:
+        """All that a refusal must leave as it was."""
+        shown = state(self.store, *blob.header.roots)
+        free = sum(sum(blobs.values()) for blobs in self.admission._free.values())
+        return shown, list(self.told), free
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Server:
+    return Server(tmp_path)
+
+
+def open_request(genesis: Any = GENESIS, owner: Key = OWNER, **changes: Any) -> dict[str, cbor.Value]:
+    ticket = make_ticket(genesis, owner=owner.public, **changes)
+    return {"op": "open", "signature": owner.sign(ticket.encode()), "ticket": ticket.encode()}
+
+
+def close_request(header: Header, owner: Key = OWNER, **changes: Any) -> dict[str, cbor.Value]:
+    statement = make_statement(GENESIS, header, owner=owner.public, **changes)
+    return {"op": "close", "signature": sign_statement(statement, owner), "statement": statement.encode()}
+
+
+async def send_segments(stream: MemoryStream, blob: Blob, shards: range = SHARDS) -> list[Incoming]:
+    return [
+        (await ask(stream, {"op": "segment", "symbol_bytes": one.z}, make_payload(one, shards)))[0]
+        for one in blob.segments
+    ]
+
+
+async def upload(node: Server, blob: Blob = BLOB) -> Incoming:
+    async with node.stream() as stream:
+        assert (await ask(stream, open_request()))[0].header["ok"] is True
+        assert all(reply.header == {"ok": True} for reply in await send_segments(stream, blob))
+        return (await ask(stream, close_request(blob.header), blob.header.encode()))[0]
+
+
+def expect_refusal(reply: Incoming, reason: Reason) -> None:
+    assert (reply.header["ok"], reply.header["error"], reply.size) == (False, str(reason), 0)
+    assert isinstance(reply.header["detail"], str)
+    assert reply.header["retry"] is (reason in (Reason.OVER_BUDGET, Reason.NOT_FOUND, Reason.INCOMPLETE))
+
+
+async def expect_end(stream: MemoryStream) -> None:
+    assert await stream.receive_some(1) == b""
+
+
+class TestUpload:
+    async def test_ends_with_a_commitment_that_anyone_can_verify(self, node: Server) -> None:
+        reply = await upload(node)
+        statement = make_statement(GENESIS, BLOB.header)
+        commitment = Commitment.build(statement, epoch=0, signer=0)
+        signature = Signature(reply.raw("signature", 64))
+        assert reply.header == {"epoch": 0, "index": 0, "ok": True, "signature": signature}
+        commitment.verify(signature, committee=GENESIS.committee)
+        assert node.told == [(statement, sign_statement(statement), commitment, signature)]
+        assert node.signed == [commitment.encode()]
+        record = node.store.record(BLOB.header.blob_id)
+        assert record is not None
+        assert [entry.as_commitment(0) for entry in record.entries] == node.told
+        assert node.store.unclosed_bytes == 0
+        assert node.store.used_bytes == sum(2 * node.store.file_bytes(segment.z) for segment in BLOB.segments)
+
+    async def test_opens_with_the_node_s_place_and_height(self, node: Server) -> None:
+        node.height = 7
+        async with node.stream() as stream:
+            assert (await ask(stream, open_request()))[0].header == {"height": 7, "index": 0, "ok": True}
+
+    async def test_is_signed_for_and_told_only_after_the_record_is_on_disk(
+        self, node: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*args: object) -> None:
+            raise SpaceError("the disk is full")
+
+        monkeypatch.setattr(node.store, "put_entry", fail)
+        before = node.state()
+        expect_refusal(await upload(node), Reason.OVER_BUDGET)
+        assert (node.told, node.state()[2]) == (before[1], 0)
+        monkeypatch.undo()
+        assert (await upload(node)).header["ok"] is True
+
+    async def test_of_nothing_is_an_upload(self, node: Server) -> None:
+        empty = make_blob(CODE, 0)
+        assert (await upload(node, empty)).header["ok"] is True
+        assert node.store.missing_shards(empty.header.roots[0]) == []
+
+    async def test_that_was_broken_off_goes_on_where_it_was(self, node: Server) -> None:
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            await send_segments(stream, replace(BLOB, segments=BLOB.segments[:2]))
+            await stream.reset()
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            reply, payload = await ask(stream, {"op": "have"}, b"".join(BLOB.header.roots))
+            assert (reply.header["ok"], payload) == (True, b"\1\1\0")
+            await send_segments(stream, replace(BLOB, segments=BLOB.segments[2:]))
+            close = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
+            assert close[0].header["ok"] is True
+
+    async def test_that_was_told_that_a_segment_is_held_keeps_it_from_eviction(self, node: Server) -> None:
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            await send_segments(stream, BLOB)
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            await ask(stream, {"op": "have"}, BLOB.header.roots[1])
+            node.store.evict(1 << 30)
+            assert [node.store.has_segment(root) for root in BLOB.header.roots] == [False, True, False]
+        node.store.evict(1 << 30)
+        assert not node.store.has_segment(BLOB.header.roots[1])
+
+    async def test_of_a_blob_that_is_held_already_moves_no_segment(self, node: Server) -> None:
+        await upload(node)
+        async with node.stream() as stream:
+            await ask(stream, open_request(owner=OTHER_OWNER))
+            request = close_request(BLOB.header, OTHER_OWNER)
+            assert (await ask(stream, request, BLOB.header.encode()))[0].header["ok"] is True
+        record = node.store.record(BLOB.header.blob_id)
+        assert record is not None
+        assert [entry.statement.owner for entry in record.entries] == [OWNER.public, OTHER_OWNER.public]
+
+    async def test_to_a_node_without_shards_is_refused(self, tmp_path: Path) -> None:
+        node = Server(tmp_path, key=OPERATORS[5])
+        async with node.stream() as stream:
+            expect_refusal((await ask(stream, open_request()))[0], Reason.UNKNOWN_SIGNER)
+
+
+class TestTicket:
+    @pytest.mark.parametrize(
+        ("request_", "want"),
+        [
+            (open_request(uploader=OTHER_OWNER.public), Reason.UNKNOWN_SIGNER),
+            (open_request(expiry_height=10), Reason.EXPIRED),
+            (open_request(expiry_height=2_000_000), Reason.TOO_FAR_AHEAD),
+            (open_request(chain_id=bytes(32)), Reason.WRONG_CHAIN),
+            (open_request(reservation=ReservationId(bytes([1]) * 32)), Reason.NOT_FOUND),
+            ({**open_request(), "signature": bytes(64)}, Reason.BAD_SIGNATURE),
+            ({**open_request(), "signature": bytes(63)}, Reason.MALFORMED),
+            ({**open_request(), "ticket": bytes(152)}, Reason.MALFORMED),
+            ({"op": "open"}, Reason.MALFORMED),
+        ],
+    )
+    async def test_that_does_not_hold_opens_nothing(
+        self, node: Server, request_: dict[str, cbor.Value], want: Reason
+    ) -> None:
+        node.height = 10
+        before = node.state()
+        async with node.stream() as stream:
+            expect_refusal((await ask(stream, request_))[0], want)
+            expect_refusal((await ask(stream, {"op": "have"}))[0], Reason.UNKNOWN_SIGNER)  # still not open
+            assert (await ask(stream, open_request(expiry_height=11)))[0].header["ok"] is True
+        assert node.state() == before
+
+    @pytest.mark.parametrize("operation", ["have", "segment", "close"])
+    async def test_is_needed_for_every_part_of_an_upload(self, node: Server, operation: str) -> None:
+        before = node.state()
+        header = {**close_request(BLOB.header), "op": operation, "symbol_bytes": BLOB.segments[0].z}
+        async with node.stream() as stream:
+            expect_refusal(
+                (await ask(stream, header, make_payload(BLOB.segments[0], SHARDS)))[0], Reason.UNKNOWN_SIGNER
+            )
+            await expect_end(stream)
+        assert node.state() == before
+
+
+def mangle(at: int) -> Callable[[bytes], bytes]:
+    return lambda payload: payload[:at] + bytes([payload[at] ^ 1]) + payload[at + 1 :]
+
+
+class TestSegment:
+    """A payload: root 32, metadata 256, then primary 3z and secondary 2z of each of two shards."""
+
+    segment = BLOB.segments[0]
+
+    @pytest.mark.parametrize(
+        ("name", "symbol_bytes", "change", "want"),
+        [
+            ("another root", None, mangle(0), Reason.HASH_MISMATCH),
+            ("other metadata", None, mangle(40), Reason.HASH_MISMATCH),
+            ("a wrong primary sliver", None, mangle(288), Reason.HASH_MISMATCH),
+            ("a wrong secondary sliver", None, mangle(288 + 167 * 3), Reason.HASH_MISMATCH),
+            ("a wrong last byte", None, mangle(288 + 167 * 10 - 1), Reason.HASH_MISMATCH),
+            ("a byte short", None, lambda payload: payload[:-1], Reason.MALFORMED),
+            ("a byte long", None, lambda payload: payload + b"\0", Reason.MALFORMED),
+            ("one shard's slivers", None, lambda payload: payload[: 288 + 167 * 5], Reason.MALFORMED),
+            ("symbols of no bytes", 0, lambda payload: payload[:288], Reason.MALFORMED),
+            ("symbols of another size", 166, lambda payload: payload, Reason.MALFORMED),
+            ("symbols over the segment's size", 168, lambda payload: payload + bytes(10), Reason.MALFORMED),
+            ("symbols of text", "167", lambda payload: payload, Reason.MALFORMED),
+        ],
+    )
+    async def test_that_is_not_what_is_owed_is_not_stored(
+        self, node: Server, name: str, symbol_bytes: cbor.Value, change: Callable[[bytes], bytes], want: Reason
+    ) -> None:
+        assert self.segment.z == 167
+        payload = change(make_payload(self.segment, SHARDS))
+        before = node.state()
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            z = 167 if symbol_bytes is None else symbol_bytes
+            header: dict[str, cbor.Value] = {"op": "segment", "symbol_bytes": z}
+            expect_refusal((await ask(stream, header, payload))[0], want)
+            await expect_end(stream)
+        assert node.state() == before
+        assert not node.admission._open
+
+    async def test_with_the_shards_in_another_order_is_not_stored(self, node: Server) -> None:
+        before = node.state()
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            header: dict[str, cbor.Value] = {"op": "segment", "symbol_bytes": 167}
+            payload = make_payload(self.segment, range(1, -1, -1))
+            expect_refusal((await ask(stream, header, payload))[0], Reason.HASH_MISMATCH)
+        assert node.state() == before
+
+    async def test_over_the_peer_s_limit_is_refused_before_it_is_read(self, tmp_path: Path) -> None:
+        owed = 2 * CODE.pair_bytes(167)
+        node = Server(tmp_path, limits=UploadLimits(unclosed_peer_bytes_max=2 * owed - 1))
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            first, second, *_ = await send_segments(stream, replace(BLOB, segments=BLOB.segments[:2]))
+            assert first.header["ok"] is True
+            expect_refusal(second, Reason.OVER_BUDGET)
+            await expect_end(stream)
+        assert [node.store.has_segment(root) for root in BLOB.header.roots] == [True, False, False]
+        assert not node.admission._open  # returned with the stream
+
+    async def test_over_the_node_s_limit_for_open_uploads_displaces_only_what_nobody_holds(
+        self, tmp_path: Path
+    ) -> None:
+        given_up = make_blob(CODE, 1000, 1)
+        size = SliverStore.file_bytes(Server(tmp_path / "other").store, 167) * 2
+        node = Server(tmp_path / "node", limits=UploadLimits(unclosed_bytes_max=2 * size + 10))
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            await send_segments(stream, given_up)
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            replies = await send_segments(stream, BLOB)
+            assert [reply.header["ok"] for reply in replies] == [True, True, False]
+            expect_refusal(replies[2], Reason.OVER_BUDGET)
+        assert not node.store.has_segment(given_up.header.roots[0])
+        assert [node.store.has_segment(root) for root in BLOB.header.roots] == [True, True, False]
+
+    async def test_over_the_quota_is_refused(self, tmp_path: Path) -> None:
+        node = Server(tmp_path, quota=1000)
+        before = node.state()
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            reply, *_ = await send_segments(stream, replace(BLOB, segments=BLOB.segments[:1]))
+            expect_refusal(reply, Reason.OVER_BUDGET)
+        assert node.state() == before
+
+    async def test_that_finds_no_room_in_memory_is_told_to_come_back(
+        self, node: Server, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        payload = make_payload(self.segment, SHARDS)
+        node.server._payloads = storage.ByteBudget(len(payload))
+        async with node.stream() as stream, node.server._payloads.taken(1):
+            await ask(stream, open_request())
+            start = trio.current_time()
+            header: dict[str, cbor.Value] = {"op": "segment", "symbol_bytes": 167}
+            expect_refusal((await ask(stream, header, payload))[0], Reason.OVER_BUDGET)
+            assert trio.current_time() - start == storage.BUDGET_WAIT_S
+        assert node.server._payloads._free == len(payload)
+
+    async def test_that_finds_no_room_in_memory_gets_it_when_another_is_done(self, node: Server) -> None:
+        payload = make_payload(self.segment, SHARDS)
+        node.server._payloads = storage.ByteBudget(len(payload))
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            async with node.server._payloads.taken(1):
+                await send_message(stream, {"op": "segment", "symbol_bytes": 167}, payload)
+                await trio.testing.wait_all_tasks_blocked()
+                assert node.server._payloads._free == len(payload) - 1
+            assert (await receive_message(stream)).header == {"ok": True}
+
+
+class TestClose:
+    async def refused(self, node: Server, request: dict[str, cbor.Value], payload: bytes, want: Reason) -> None:
+        """Everything has been sent; the close is refused and leaves no more than that."""
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            await send_segments(stream, BLOB)
+            before = node.state()
+            expect_refusal((await ask(stream, request, payload))[0], want)
+            if payload:
+                await expect_end(stream)
+            assert node.state() == before
+        assert node.signed == []
+
+    @pytest.mark.parametrize(
+        ("request_", "want"),
+        [
+            (close_request(BLOB.header, OTHER_OWNER), Reason.UNKNOWN_SIGNER),
+            (close_request(BLOB.header, expiry_height=10), Reason.EXPIRED),
+            (close_request(BLOB.header, expiry_height=2_000_000), Reason.TOO_FAR_AHEAD),
+            (close_request(BLOB.header, chain_id=bytes(32)), Reason.WRONG_CHAIN),
+            (close_request(BLOB.header, reservation=ReservationId(bytes([1]) * 32)), Reason.NOT_FOUND),
+            (close_request(BLOB.header, length=2499), Reason.MALFORMED),
+            (close_request(BLOB.header, length=1), Reason.MALFORMED),
+            (close_request(BLOB.header, length=2**64 - 1), Reason.MALFORMED),
+            (close_request(BLOB.header, blob_id=bytes(32)), Reason.HASH_MISMATCH),
+            ({**close_request(BLOB.header), "signature": bytes(64)}, Reason.BAD_SIGNATURE),
+            ({**close_request(BLOB.header), "statement": bytes(177)}, Reason.MALFORMED),
+        ],
+    )
+    async def test_by_a_statement_that_does_not_hold_is_refused(
+        self, node: Server, request_: dict[str, cbor.Value], want: Reason
+    ) -> None:
+        node.height = 10
+        await self.refused(node, request_, BLOB.header.encode(), want)
+
+    async def test_with_another_header_is_refused(self, node: Server) -> None:
+        data = BLOB.header.encode()
+        await self.refused(node, close_request(BLOB.header), data[:-1] + b"\0", Reason.HASH_MISMATCH)
+        await self.refused(node, close_request(BLOB.header), data + bytes(32), Reason.MALFORMED)
+        await self.refused(node, close_request(BLOB.header), b"", Reason.MALFORMED)
+
+    async def test_of_a_blob_of_another_code_is_refused(self, node: Server) -> None:
+        other = Header(Code(7, 1000), 2500, BLOB.header.roots)
+        await self.refused(node, close_request(other), other.encode(), Reason.WRONG_ENCODING)
+
+    async def test_without_a_segment_is_refused_and_may_be_made_good(self, node: Server) -> None:
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            await send_segments(stream, replace(BLOB, segments=BLOB.segments[1:]))
+            before = node.state()
+            reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
+            expect_refusal(reply, Reason.INCOMPLETE)
+            assert node.state() == before
+        assert node.signed == []
+        assert (await upload(node)).header["ok"] is True
+
+    async def test_of_segments_that_belong_to_another_length_is_refused(self, node: Server) -> None:
+        """The roots are the writer's choice; the size of the last one's symbols is not."""
+        shorter = Header(CODE, 2400, BLOB.header.roots)
+        await self.refused(node, close_request(shorter), shorter.encode(), Reason.WRONG_ENCODING)
+
+    async def test_of_a_segment_with_bytes_behind_its_end_is_refused(self, node: Server) -> None:
+        """z is the same for 500 and 499 bytes; a node whose sliver holds byte 499 sees that it is not padding."""
+        data = make_blob(CODE, 2499).data + b"\xff"
+        full = encode_blob(CODE, data)
+        lying = Header(CODE, 2499, full.header.roots)
+        roots = full.header.roots
+        owner = next(index for index in range(3) if self.covers_the_end(index, roots[2]))
+        node = Server(node.directory / str(owner), key=OPERATORS[owner])
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            await send_segments(stream, full, GENESIS.committee.shards_of(owner))
+            before = node.state(full)
+            expect_refusal((await ask(stream, close_request(lying), lying.encode()))[0], Reason.BAD_PADDING)
+            assert node.state(full) == before
+
+    @staticmethod
+    def covers_the_end(member: int, root: Root) -> bool:
+        pairs = [CODE.pair_of_shard(shard, root) for shard in GENESIS.committee.shards_of(member)]
+        return any(pair == CODE.rows - 1 or CODE.n - 1 - pair == CODE.columns - 1 for pair in pairs)
+
+    async def test_over_the_owner_s_budget_is_refused_for_that_owner_alone(self, tmp_path: Path) -> None:
+        size = sum(2 * Server(tmp_path / "other").store.file_bytes(segment.z) for segment in BLOB.segments)
+        limits = UploadLimits(free_owner_bytes_max=size, free_bytes_max=2 * size)
+        node, more = Server(tmp_path / "node", limits=limits), make_blob(CODE, 1, 1)
+        assert (await upload(node)).header["ok"] is True
+        before = node.state()
+        reply = await upload(node, more)
+        expect_refusal(reply, Reason.OVER_BUDGET)
+        assert node.state()[0].records == before[0].records
+        assert node.state()[1:] == before[1:]
+        async with node.stream() as stream:
+            await ask(stream, open_request(owner=OTHER_OWNER))
+            await send_segments(stream, more)
+            request = close_request(more.header, OTHER_OWNER)
+            assert (await ask(stream, request, more.header.encode()))[0].header["ok"] is True
+
+    async def test_over_a_file_that_was_lost_is_refused_and_may_be_made_good(self, node: Server) -> None:
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            await send_segments(stream, BLOB)
+            path_of(node.store, BLOB.header.roots[1], 1).unlink()
+            reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
+            expect_refusal(reply, Reason.NOT_FOUND)
+            assert node.signed == []
+            assert (await ask(stream, {"op": "have"}, BLOB.header.roots[1]))[1] == b"\0"
+            await send_segments(stream, replace(BLOB, segments=BLOB.segments[1:2]))
+            close = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
+            assert close[0].header["ok"] is True
+
+
+class TestReads:
+    async def test_serve_what_was_stored(self, node: Server) -> None:
+        await upload(node)
+        certificate = certify(GENESIS, make_statement(GENESIS, BLOB.header), (0, 1))
+        async with node.stream(NodeId(OWNER.public)) as stream:
+            blob_id, segment = BLOB.header.blob_id, BLOB.segments[1]
+            assert (await ask(stream, {"blob": blob_id, "op": "header"}))[1] == BLOB.header.encode()
+            expect_refusal((await ask(stream, {"blob": blob_id, "op": "certificate"}))[0], Reason.NOT_FOUND)
+            assert node.store.put_certificate(certificate)
+            assert (await ask(stream, {"blob": blob_id, "op": "certificate"}))[1] == certificate.encode()
+            assert (await ask(stream, {"op": "metadata", "root": segment.root}))[1] == segment.metadata.encode()
+            assert (await ask(stream, {"op": "status"}))[0].header == {"ok": True, "status": {"blobs": 1}}
+            for shard in SHARDS:
+                pair = CODE.pair_of_shard(shard, segment.root)
+                column = CODE.n - 1 - pair
+                for kind, index, whole, width in (
+                    (Kind.PRIMARY, pair, bytes(segment.primary(pair)), 3),
+                    (Kind.SECONDARY, column, b"".join(segment.secondary(column)), 2),
+                ):
+                    for first, count in ((0, width), (1, 1), (width - 1, 1)):
+                        _, payload = await ask(stream, sliver_request(segment.root, kind, index, first, count))
+                        wanted = whole[first * segment.z : (first + count) * segment.z]
+                        assert payload == segment.leaves_of(kind, index) + wanted
+
+    @pytest.mark.parametrize(
+        ("request_", "want"),
+        [
+            ({"blob": bytes(32), "op": "header"}, Reason.NOT_FOUND),
+            ({"blob": bytes(32), "op": "certificate"}, Reason.NOT_FOUND),
+            ({"op": "metadata", "root": bytes(32)}, Reason.NOT_FOUND),
+            ({"blob": bytes(31), "op": "header"}, Reason.MALFORMED),
+            ({"op": "certificate"}, Reason.MALFORMED),
+            ({"op": "metadata", "root": "x" * 32}, Reason.MALFORMED),
+            ({"op": "drop"}, Reason.UNKNOWN_OPERATION),
+            ({"op": ["status"]}, Reason.UNKNOWN_OPERATION),
+            ({"op": 0}, Reason.UNKNOWN_OPERATION),
+            ({}, Reason.UNKNOWN_OPERATION),
+        ],
+    )
+    async def test_of_what_is_not_there_are_refused_and_the_stream_goes_on(
+        self, node: Server, request_: dict[str, cbor.Value], want: Reason
+    ) -> None:
+        async with node.stream() as stream:
+            expect_refusal((await ask(stream, request_))[0], want)
+            assert (await ask(stream, {"op": "status"}))[0].header["ok"] is True
+
+    @pytest.mark.parametrize(
+        ("change", "want"),
+        [
+            ({"kind": 2}, Reason.MALFORMED),
+            ({"index": 4}, Reason.MALFORMED),
+            ({"first": -1}, Reason.MALFORMED),
+            ({"count": 2**63}, Reason.MALFORMED),
+            ({"count": None}, Reason.MALFORMED),
+            ({"count": 0}, Reason.WRONG_INDEX),
+            ({"first": 3}, Reason.WRONG_INDEX),
+            ({"first": 1, "count": 3}, Reason.WRONG_INDEX),
+            ({"root": bytes(32)}, Reason.NOT_FOUND),
+        ],
+    )
+    async def test_of_symbols_that_are_not_there_are_refused(
+        self, node: Server, change: dict[str, cbor.Value], want: Reason
+    ) -> None:
+        await upload(node)
+        root = BLOB.header.roots[0]
+        plain = sliver_request(root, Kind.PRIMARY, CODE.pair_of_shard(0, root), 0, 1)
+        async with node.stream() as stream:
+            assert (await ask(stream, plain))[0].header["ok"] is True
+            expect_refusal((await ask(stream, {**plain, **change}))[0], want)
+
+    async def test_of_another_member_s_sliver_are_not_found(self, node: Server) -> None:
+        await upload(node)
+        root = BLOB.header.roots[0]
+        request = sliver_request(root, Kind.PRIMARY, CODE.pair_of_shard(3, root), 0, 1)
+        async with node.stream() as stream:
+            expect_refusal((await ask(stream, request))[0], Reason.NOT_FOUND)
+
+    async def test_of_a_damaged_file_are_answered_with_an_error_and_never_with_its_bytes(self, node: Server) -> None:
+        await upload(node)
+        root = BLOB.header.roots[0]
+        path = path_of(node.store, root, 0)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:568] + bytes([whole[568] ^ 1]) + whole[569:])
+        request = sliver_request(root, Kind.PRIMARY, CODE.pair_of_shard(0, root), 0, 1)
+        async with node.stream() as stream:
+            reply, _ = await ask(stream, request)
+            expect_refusal(reply, Reason.NOT_FOUND)
+            assert "damaged" in reply.text("detail")
+            assert not path.exists()
+            again, _ = await ask(stream, request)
+            expect_refusal(again, Reason.NOT_FOUND)
+            assert "does not hold" in again.text("detail")
+        assert node.store.corrupt_slivers == 1
+
+    @pytest.mark.parametrize("operation", ["open", "header", "certificate", "metadata", "sliver", "status", "drop"])
+    async def test_with_a_payload_end_the_stream_so_that_it_is_never_read_as_a_request(
+        self, node: Server, operation: str
+    ) -> None:
+        hidden = b"\0\0\0\x0b" + cbor.encode({"op": "status"})
+        async with node.stream() as stream:
+            reply, _ = await ask(stream, {**open_request(), "op": operation}, hidden)
+            assert (reply.header["ok"], reply.size) == (False, 0)
+            await expect_end(stream)
+
+
+def sliver_request(root: Root, kind: Kind, index: int, first: int, count: int) -> dict[str, cbor.Value]:
+    return {"count": count, "first": first, "index": index, "kind": int(kind), "op": "sliver", "root": root}
+
+
+class TestHostilePeers:
+    async def test_that_send_no_header_are_told_why_and_cut_off(self, node: Server) -> None:
+        for data in (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\1\x00", b"\0\0\0\2\xa1\x00"):
+            async with node.stream() as stream:
+                await stream.send(data)
+                reply = await receive_message(stream)
+                assert reply.header["ok"] is False
+                await expect_end(stream)
+
+    async def test_that_break_off_end_only_their_stream(self, node: Server) -> None:
+        client, server = stream_pair(CLIENT, NODE)
+        await client.send(b"\0\0\0\x40\xa1")
+        await client.close_write()
+        with pytest.raises(StreamBroken):
+            await node.server.handle(as_stream(server))
+        assert not node.admission._open
+
+    async def test_that_break_off_inside_a_payload_give_back_their_memory(self, node: Server) -> None:
+        before = node.state()
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            header: dict[str, cbor.Value] = {"op": "segment", "size": 288 + 1670, "symbol_bytes": 167}
+            encoded = cbor.encode(header)
+            await stream.send(len(encoded).to_bytes(4, "big") + encoded + b"half")
+            await stream.close_write()
+        assert node.server._payloads._free == PAYLOAD_BUDGET_BYTES
+        assert node.state() == before
+        assert not node.admission._open
+
+    @pytest.mark.parametrize("operation", ["have", "close", "segment"])
+    async def test_that_announce_64_mib_are_refused_before_a_byte_of_it(self, node: Server, operation: str) -> None:
+        header = {**close_request(BLOB.header), "op": operation, "size": 64 << 20, "symbol_bytes": 167}
+        encoded = cbor.encode(header)
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            await stream.send(len(encoded).to_bytes(4, "big") + encoded)
+            expect_refusal(await receive_message(stream), Reason.MALFORMED)
+            await expect_end(stream)
+
+    async def test_are_counted_by_peer_and_reason_up_to_a_bound(
+        self, node: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(storage, "REFUSED_MAX", 3)
+        for number in (1, 1, 2, 3, 4, 5, 1):
+            async with node.stream(NodeId(bytes([number]) * 32)) as stream:
+                await ask(stream, {"op": "drop"})
+        assert sorted(node.server.refused.values()) == [1, 1, 3]
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.lists(
+            st.dictionaries(
+                st.sampled_from(
+                    [
+                        "op",
+                        "ticket",
+                        "signature",
+                        "statement",
+                        "blob",
+                        "root",
+                        "kind",
+                        "index",
+                        "first",
+                        "count",
+                        "size",
+                    ]
+                ),
+                st.sampled_from(["open", "have", "segment", "close", "header", "certificate", "metadata", "sliver"])
+                | st.integers(-2, 40)
+                | st.sampled_from([bytes(32), bytes(64), bytes(152), bytes(177), BLOB.header.blob_id])
+                | st.sampled_from([BLOB.header.roots[0], open_request()["ticket"], open_request()["signature"]])
+                | st.none()
+                | st.booleans()
+                | st.lists(st.integers(), max_size=2),
+                max_size=8,
+            )
+            | st.binary(max_size=40),
+            max_size=6,
+        )
+    )
+    def test_of_any_words_meet_an_answer_or_an_end(
+        self, tmp_path_factory: pytest.TempPathFactory, words: list[dict[str, cbor.Value] | bytes]
+    ) -> None:
+        node = shared_node(tmp_path_factory)
+        before = node.state()
+
+        async def talk() -> None:
+            client, server = stream_pair(CLIENT, NODE)
+            for word in words:
+                encoded = word if isinstance(word, bytes) else cbor.encode(word)
+                await client.send(len(encoded).to_bytes(4, "big") + encoded)
+            await client.close_write()
+            with suppress(NetworkError), trio.fail_after(20):
+                await node.server.handle(as_stream(server))
+
+        trio.run(talk)
+        assert node.state() == before
+        assert node.server._payloads._free == PAYLOAD_BUDGET_BYTES
+        assert not node.admission._open
+
+
+SHARED: list[Server] = []
+
+
+def shared_node(factory: pytest.TempPathFactory) -> Server:
+    """Return one node that holds a blob, for all examples: each must leave it as it was."""
+    if not SHARED:
+        node = Server(factory.mktemp("shared"))
+        trio.run(upload, node)
+        SHARED.append(node)
+    return SHARED[0]
