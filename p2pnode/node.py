@@ -60,9 +60,9 @@ def commitments_topic(genesis: Genesis) -> str:
     return f"/p2pnode/{genesis.chain_tag}/commitments/1"
 
 
-def bootstrap_of(genesis: Genesis, node: NodeId) -> list[tuple[NodeId, Sequence[str]]]:
-    """Return the members to start from, without the node itself."""
-    return [(member.node, member.addresses) for member in genesis.members if member.node != node]
+def bootstrap_of(genesis: Genesis, config: Config) -> list[tuple[NodeId, Sequence[str]]]:
+    """Return the peers to start from: those of the settings and the members."""
+    return [*config.bootstrap_peers, *((member.node, member.addresses) for member in genesis.members)]
 
 
 def dialler(network: Network) -> Callable[[NodeId, Sequence[str]], Awaitable[None]]:
@@ -207,9 +207,9 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                     chain_id=genesis.chain_id,
                     sign=key.sign,
                     node_id=node.node_id,
-                    addresses=network.addresses,
+                    addresses=(lambda: config.announce) if config.announce else network.addresses,
                     server=True,
-                    bootstrap=bootstrap_of(genesis, node.node_id),
+                    bootstrap=bootstrap_of(genesis, config),
                     cache_path=home.make_cache(),
                     clock_ms=clock_ms,
                 ) as discovery,
