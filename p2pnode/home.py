@@ -9,6 +9,7 @@ import json
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from economics.crypto import NodeId
 from economics.errors import Rejected
@@ -72,7 +73,8 @@ def parse_config(text: str) -> Config:
             raise ConfigError(f'config.toml: {name} is a list of texts such as ["/ip4/0.0.0.0/tcp/4001"]')
         if kinds[name] is int and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise ConfigError(f"config.toml: {name} is a whole number, not negative")
-    config = Config(**{name: tuple(value) if kinds[name] is tuple else value for name, value in values.items()})
+    settings: dict[str, Any] = {n: tuple(value) if kinds[n] is tuple else value for n, value in values.items()}
+    config = Config(**settings)
     if not config.listen:
         raise ConfigError("config.toml: listen names at least one address, such as /ip4/0.0.0.0/tcp/4001")
     for peer in config.bootstrap:

@@ -5,17 +5,19 @@ import logging
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import psutil
 import trio
 
 from dht.discovery import Discovery, DiscoveryError, open_discovery
 from economics import cbor
 from economics.blob import build_blob_id_text
 from economics.crypto import NodeId
-from economics.genesis import Genesis, build_key_text
+from economics.genesis import ADDRESSES_MAX, Genesis, build_key_text
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour
@@ -63,6 +65,24 @@ def commitments_topic(genesis: Genesis) -> str:
 def bootstrap_of(genesis: Genesis, config: Config) -> list[tuple[NodeId, Sequence[str]]]:
     """Return the peers to start from: those of the settings and the members."""
     return [*config.bootstrap_peers, *((member.node, member.addresses) for member in genesis.members)]
+
+
+def dialable(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Return addresses that others can dial: the wildcard becomes this machine's own, loopback only if there is no other.
+
+    IPv4 and IPv6; at most as many as a node record holds.
+    """
+    found: list[str] = []
+    for address in addresses:
+        _, version, host, *rest = address.split("/")
+        if host not in ("0.0.0.0", "::"):
+            found.append(address)
+            continue
+        family = socket.AF_INET if version == "ip4" else socket.AF_INET6
+        own = [item.address for items in psutil.net_if_addrs().values() for item in items if item.family == family]
+        public = [ip for ip in own if not ip.startswith(("127.", "::1", "fe80:", "169.254."))]
+        found += ["/".join(("", version, ip, *rest)) for ip in public or own]
+    return tuple(found[:ADDRESSES_MAX])
 
 
 def dialler(network: Network) -> Callable[[NodeId, Sequence[str]], Awaitable[None]]:
@@ -207,7 +227,7 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                     chain_id=genesis.chain_id,
                     sign=key.sign,
                     node_id=node.node_id,
-                    addresses=(lambda: config.announce) if config.announce else network.addresses,
+                    addresses=lambda: config.announce or dialable(network.addresses()),
                     server=True,
                     bootstrap=bootstrap_of(genesis, config),
                     cache_path=home.make_cache(),

@@ -139,7 +139,8 @@ def up(
     addresses = free_addresses(nodes)
     members = []
     for index, (address, share) in enumerate(zip(addresses, deal_shards(shards, nodes), strict=True)):
-        config = Config(**{"spot_check_s": SPOT_CHECK_S, **limits}, listen=(address,))
+        settings: dict[str, Any] = {"spot_check_s": SPOT_CHECK_S, **limits, "listen": (address,)}
+        config = Config(**settings)
         operator, owner = home_of(directory, index).create(config)
         members.append(Member(NodeId(operator.public), OwnerId(owner.public), share, (address,)))
     genesis = Genesis("testnet", time.time_ns() // 1_000_000, segment_bytes, tuple(members))

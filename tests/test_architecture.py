@@ -25,7 +25,7 @@ ROOMS = {
     "cbor2": {"economics/cbor.py"},
     "click": {"p2pnode/cli.py"},
     "rich": {"p2pnode/progress.py"},
-    "psutil": {"p2pnode/testnet.py"},
+    "psutil": {"p2pnode/testnet.py", "p2pnode/node.py"},
 }
 
 
