@@ -68,7 +68,7 @@ def bootstrap_of(genesis: Genesis, config: Config) -> list[tuple[NodeId, Sequenc
 
 
 def dialable(addresses: Sequence[str]) -> tuple[str, ...]:
-    """Return addresses that others can dial: the wildcard becomes this machine's own, loopback only if there is no other.
+    """Return addresses that others can dial: a wildcard becomes this machine's own, loopback if there is no other.
 
     IPv4 and IPv6; at most as many as a node record holds.
     """
