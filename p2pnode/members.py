@@ -19,6 +19,8 @@ from p2pnode.network.stream import Stream
 DIAL_S = 5.0
 """Twice what a dial takes over a slow home line; a member that needs longer is asked last."""
 RESET_S = 1.0
+REQUESTS_AT_ONCE = 4
+"""To one member: a member with many shards is asked for many slivers, and has room for 16 streams of a peer."""
 
 
 class FaultKind(StrEnum):
@@ -105,6 +107,7 @@ class Members:
         self.faults: dict[int, Fault] = {}
         self._on_fault = on_fault
         self._idle: defaultdict[int, list[Stream]] = defaultdict(list)
+        self._room: defaultdict[int, trio.CapacityLimiter] = defaultdict(lambda: trio.CapacityLimiter(REQUESTS_AT_ONCE))
 
     @property
     def count(self) -> int:
@@ -138,12 +141,13 @@ class Members:
 
         Raises what `REQUEST_FAULTS` lists. A kept stream that turns out dead is replaced by a new one once.
         """
-        if self._idle[member]:
-            try:
-                return await self._request_on(self._idle[member].pop(), member, header, size_max)
-            except StreamBroken:
-                self._idle[member].clear()
-        return await self._request_on(await self.open_stream(member), member, header, size_max)
+        async with self._room[member]:
+            if self._idle[member]:
+                try:
+                    return await self._request_on(self._idle[member].pop(), member, header, size_max)
+                except StreamBroken:
+                    self._idle[member].clear()
+            return await self._request_on(await self.open_stream(member), member, header, size_max)
 
     async def _request_on(
         self, stream: Stream, member: int, header: Mapping[str, cbor.Value], size_max: int

@@ -222,6 +222,20 @@ def test_an_interrupted_store_sends_only_what_is_missing(small: Network, tmp_pat
     assert (tmp_path / "back").read_bytes() == file.read_bytes()
 
 
+def test_a_few_nodes_may_hold_many_shards(tmp_path: Path) -> None:
+    network = testnet.up(tmp_path / "net", nodes=4, shards=64)
+    home = network.client_home.path
+    file = make_file(tmp_path / "file", 20 << 20)
+    try:
+        stored = p2pnode("store", "--json", file, home=home).json
+        read = p2pnode("read", "--json", stored["blob_id"], "-o", tmp_path / "back", home=home).json
+    finally:
+        testnet.down(network)
+    assert (tmp_path / "back").read_bytes() == file.read_bytes()
+    assert stored["faults"] == read["faults"] == []
+    assert stored["committed_shards"] == 64
+
+
 def test_a_full_quota_is_named(tmp_path: Path) -> None:
     network = testnet.up(tmp_path / "net", nodes=4, shards=4, limits={"quota_bytes": 3 << 20})
     try:
