@@ -68,7 +68,7 @@ QUORUM = 3
 """Valid records after which an ordinary lookup stops; a fresh one asks all of the closest."""
 LOOKUP_S = 15.0
 ASK_S = 6.0
-"""A request on one stream, with the dial: a dial takes 0.25 s at least, and 2 to 3 round trips."""
+"""All requests on one stream to one peer, with the dial that may come first."""
 FAILED_S = 15.0
 """A peer that failed is not asked again before."""
 STRIKES_MAX = 2
@@ -84,7 +84,8 @@ REQUESTS_PER_S = 20.0
 REQUESTS_BURST = 200
 VALUES_MAX = 4_096
 """Records held for others, 3 KiB each at most."""
-PROVIDER_KEYS_MAX = 65_536
+PROVIDER_KEYS_MAX = 16_384
+"""Walking through all of them, for those that are over, stalls the loop for some 10 ms."""
 HEARSAY_MAX = 1_024
 
 UPKEEP_FIRST_S = 5.0
@@ -170,28 +171,21 @@ class _RecordValidator(Validator):  # type: ignore[misc]
 class _Values(ValueStore):  # type: ignore[misc]
     """The library's value store, bounded: when full, the record farthest from this node makes room."""
 
-    def __init__(self, host: Any, clock_ms: Callable[[], int]) -> None:
+    def __init__(self, host: Any) -> None:
         super().__init__(host, host.get_id())
-        self.clock_ms = clock_ms
         self.own = sha256(host.get_id().to_bytes()).digest()
 
     def put_record(self, key: bytes, record: Any) -> None:
+        """Keep a validated record until it expires: the library would serve it for a day."""
         if key not in self.store and len(self.store) >= VALUES_MAX:
             farthest = max(self.store, key=self.distance)
             if self.distance(key) >= self.distance(farthest):
                 return
             del self.store[farthest]
-        super().put_record(key, record)
+        self.store[key] = (record, decode_record(record.value).record.expires_ms / 1_000)
 
     def distance(self, key: bytes) -> int:
         return distance(key, self.own)
-
-    def drop_expired(self) -> None:
-        """The library keeps a value for a day; a record lives an hour at most."""
-        now_ms = self.clock_ms()
-        for key, (record, _) in list(self.store.items()):
-            if decode_record(record.value).record.expires_ms <= now_ms:
-                del self.store[key]
 
 
 class _Providers(ProviderStore):  # type: ignore[misc]
@@ -331,12 +325,12 @@ class Discovery:
         self._is_server = server
         self._clock_ms = clock_ms
         self.protocol = protocol_name(chain_id)
-        validator = NamespacedValidator({NAMESPACE: _RecordValidator(chain_id, clock_ms)}, strict_validation=True)
+        validator = NamespacedValidator({NAMESPACE: _RecordValidator(chain_id, clock_ms)})
         # Made as a client, so that it does not register itself under the public name; `validator_changed` keeps the
         # public namespaces out.
         self._kad = _Kad(host, DHTMode.CLIENT, validator=validator, validator_changed=True, strict_validation=True)
         self._kad.protocol = self.protocol
-        self._kad.value_store = _Values(host, clock_ms)
+        self._kad.value_store = _Values(host)
         self._kad.provider_store = _Providers(host, self._kad.peer_routing)
         self._kad._inbound_limiter.total_tokens = STREAMS_MAX
         self._server = _Server(self._kad)
@@ -708,7 +702,7 @@ class Discovery:
                     await self.announce()
                     is_announced = True
             with _contained("upkeep"):
-                self._kad.value_store.drop_expired()
+                self._kad.value_store.cleanup_expired()
                 self._kad.provider_store.cleanup_expired()
                 if cache_path is not None:
                     await trio.to_thread.run_sync(write_cache, cache_path, self.good_peers())

@@ -273,6 +273,8 @@ def status(home_path: Path, as_json: bool) -> None:
             state = "up" if row["reachable"] else f"no answer ({row['why']})"
             held = f"{row['blobs']} blobs, {row['used_bytes']} bytes" if row["reachable"] else ""
             click.echo(f"{row['member']:3} {row['node'][:8]}  {row['shards']:3} shards  {state}  {held}")
+            for fault in row.get("caught", ()):
+                click.echo(f"      has caught {fault}")
 
     run_client(home_path, work)
 

@@ -27,7 +27,7 @@ from p2pnode.kernel import load_kernel
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members
 from p2pnode.network.host import open_network
-from p2pnode.node import bootstrap_of, clock_ms, storage_protocol
+from p2pnode.node import bootstrap_of, clock_ms, dialler, storage_protocol
 from p2pnode.upload import Progress, Stored, Uploader, file_length, read_segments
 
 STATUS_BYTES_MAX = 65_536
@@ -127,12 +127,13 @@ async def open_client(home: Home, *, on_fault: Callable[[Fault], None] = lambda 
         open_network(seed=session.seed, listen=()) as network,
         open_discovery(
             host=network.host,
+            connect=dialler(network),
             chain_id=genesis.chain_id,
             sign=session.sign,
             node_id=NodeId(session.public),
             addresses=network.addresses,
             server=False,
-            bootstrap=bootstrap_of(genesis, NodeId(session.public)),
+            bootstrap=bootstrap_of(genesis, home.load_config_or_default()),
             cache_path=home.make_cache(),
             clock_ms=clock_ms,
         ) as discovery,

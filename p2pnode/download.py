@@ -93,6 +93,7 @@ class Reader:
 
         def note(member: int, fault: Exception) -> None:
             nonlocal absent
+            self.members.blame(member, fault)
             absent += isinstance(fault, Refused) and fault.reason is Reason.NOT_FOUND
 
         found = await self._race(order, ask, wanted=1, ahead=HEADER_ASKED, on_fault=note)
@@ -273,7 +274,12 @@ class Reader:
             whole = b"".join(await self.segment(header, index))
             return [memoryview(whole)[start:stop]]
         joined = b"".join(found[sliver] for sliver in wanted)
-        offset = start - (spans[0].row * self.code.columns + spans[0].first) * z
+        begin = (spans[0].row * self.code.columns + spans[0].first) * z
+        if any(memoryview(joined)[max(length - begin, 0) :]):
+            raise InconsistentBlob(
+                f"segment {index} has bytes behind its end: its writer padded it with other than zero"
+            )
+        offset = start - begin
         return [memoryview(joined)[offset : offset + stop - start]]
 
     async def _verify_strictly(self, header: Header, index: int, views: list[memoryview]) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from economics.crypto import NodeId
 from economics.errors import Rejected
-from economics.genesis import Genesis, parse_genesis
+from economics.genesis import Genesis, parse_genesis, parse_key
 from p2pnode.admission import UploadLimits
 from p2pnode.errors import ConfigError
 from p2pnode.files import replace_synced
@@ -27,6 +28,10 @@ class Config:
     """Settings of one node, all with a default; `config.toml` holds those that differ."""
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
+    announce: tuple[str, ...] = ()
+    """Addresses that others are told to dial; what is listened on if empty. Behind a router these differ."""
+    bootstrap: tuple[str, ...] = ()
+    """Peers to start from besides the genesis file's: "<node key>@/ip4/203.0.113.5/tcp/4001"."""
     quota_bytes: int = QUOTA_BYTES
     spot_check_s: int = 30
     """Seconds between two spot checks of other members; 0 for none."""
@@ -34,6 +39,10 @@ class Config:
     free_bytes_max: int = UploadLimits().free_bytes_max
     unclosed_peer_bytes_max: int = UploadLimits().unclosed_peer_bytes_max
     unclosed_bytes_max: int = UploadLimits().unclosed_bytes_max
+
+    @property
+    def bootstrap_peers(self) -> list[tuple[NodeId, tuple[str, ...]]]:
+        return [parse_peer(text) for text in self.bootstrap]
 
     @property
     def upload_limits(self) -> UploadLimits:
@@ -60,18 +69,29 @@ def parse_config(text: str) -> Config:
     for name, value in values.items():
         if name not in kinds:
             raise ConfigError(f"config.toml: no setting is called {name}; there are {', '.join(kinds)}")
+        if kinds[name] is tuple and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+            raise ConfigError(f'config.toml: {name} is a list of texts such as ["/ip4/0.0.0.0/tcp/4001"]')
         if kinds[name] is int and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise ConfigError(f"config.toml: {name} is a whole number, not negative")
-    return Config(**_with_listen(values))
+    settings: dict[str, Any] = {n: tuple(value) if kinds[n] is tuple else value for n, value in values.items()}
+    config = Config(**settings)
+    if not config.listen:
+        raise ConfigError("config.toml: listen names at least one address, such as /ip4/0.0.0.0/tcp/4001")
+    for peer in config.bootstrap:
+        parse_peer(peer)
+    return config
 
 
-def _with_listen(values: dict[str, Any]) -> dict[str, Any]:
-    if "listen" not in values:
-        return values
-    listen = values["listen"]
-    if not isinstance(listen, list) or not listen or not all(isinstance(text, str) for text in listen):
-        raise ConfigError("config.toml: listen is a list of addresses such as /ip4/0.0.0.0/tcp/4001")
-    return {**values, "listen": tuple(listen)}
+def parse_peer(text: str) -> tuple[NodeId, tuple[str, ...]]:
+    """Return (node, addresses) of a bootstrap peer, or raise `ConfigError`."""
+    key, at, address = text.partition("@")
+    try:
+        node = NodeId(parse_key(key))
+    except Rejected as fault:
+        raise ConfigError(f"config.toml: bootstrap: {text!r} is not <node key>@<address>") from fault
+    if not at or not address.startswith("/"):
+        raise ConfigError(f"config.toml: bootstrap: {text!r} is not <node key>@<address>")
+    return node, (address,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +165,10 @@ class Home:
             return parse_config(self.config_path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as fault:
             raise ConfigError(f"no settings at {self.config_path}: make them with `p2pnode init`") from fault
+
+    def load_config_or_default(self) -> Config:
+        """Return a client's settings: it needs none."""
+        return self.load_config() if self.config_path.exists() else Config()
 
     def load_operator(self) -> Key:
         return load_key(self.operator_key_path)

@@ -11,7 +11,7 @@ from dht.discovery import Discovery
 from economics import cbor
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
-from p2pnode.errors import NetworkError, NodeError, PeerUnreachable, StreamBroken, TooSlow
+from p2pnode.errors import NetworkError, NodeError, PeerUnreachable, ProtocolUnsupported, StreamBroken, TooSlow
 from p2pnode.network.frames import Incoming, receive_message, send_message
 from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
@@ -19,6 +19,8 @@ from p2pnode.network.stream import Stream
 DIAL_S = 5.0
 """Twice what a dial takes over a slow home line; a member that needs longer is asked last."""
 RESET_S = 1.0
+REQUESTS_AT_ONCE = 4
+"""To one member: a member with many shards is asked for many slivers, and has room for 16 streams of a peer."""
 
 
 class FaultKind(StrEnum):
@@ -27,6 +29,7 @@ class FaultKind(StrEnum):
     WRONG_BYTES = "served wrong bytes"
     UNREACHABLE = "unreachable"
     TOO_SLOW = "too slow"
+    FOREIGN = "is of another network or version"
     BROKE_OFF = "broke off"
     REFUSED = "refused"
 
@@ -62,6 +65,8 @@ def kind_of(fault: Exception) -> FaultKind:
             return FaultKind.REFUSED
         case TooSlow():
             return FaultKind.TOO_SLOW
+        case ProtocolUnsupported():
+            return FaultKind.FOREIGN
         case PeerUnreachable():
             return FaultKind.UNREACHABLE
         case _:
@@ -102,6 +107,7 @@ class Members:
         self.faults: dict[int, Fault] = {}
         self._on_fault = on_fault
         self._idle: defaultdict[int, list[Stream]] = defaultdict(list)
+        self._room: defaultdict[int, trio.CapacityLimiter] = defaultdict(lambda: trio.CapacityLimiter(REQUESTS_AT_ONCE))
 
     @property
     def count(self) -> int:
@@ -135,13 +141,14 @@ class Members:
 
         Raises what `REQUEST_FAULTS` lists. A kept stream that turns out dead is replaced by a new one once.
         """
-        if self._idle[member]:
-            try:
-                return await self._request_on(self._idle[member].pop(), member, header, size_max)
-            except StreamBroken:
-                for stale in self._idle.pop(member, []):
-                    await give_up(stale)
-        return await self._request_on(await self.open_stream(member), member, header, size_max)
+        async with self._room[member]:
+            if self._idle[member]:
+                try:
+                    return await self._request_on(self._idle[member].pop(), member, header, size_max)
+                except StreamBroken:
+                    for stale in self._idle.pop(member, []):
+                        await give_up(stale)
+            return await self._request_on(await self.open_stream(member), member, header, size_max)
 
     async def _request_on(
         self, stream: Stream, member: int, header: Mapping[str, cbor.Value], size_max: int

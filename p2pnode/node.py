@@ -5,23 +5,26 @@ import logging
 import os
 import random
 import signal
+import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import psutil
 import trio
 
 from dht.discovery import Discovery, DiscoveryError, open_discovery
 from economics import cbor
 from economics.blob import build_blob_id_text
 from economics.crypto import NodeId
-from economics.genesis import Genesis, build_key_text
+from economics.genesis import ADDRESSES_MAX, Genesis, build_key_text
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
 from p2pnode.codec import Codec
+from p2pnode.errors import SpaceError
 from p2pnode.files import lock_directory
 from p2pnode.home import Config, Home
 from p2pnode.kernel import Kernel, load_kernel
@@ -59,9 +62,36 @@ def commitments_topic(genesis: Genesis) -> str:
     return f"/p2pnode/{genesis.chain_tag}/commitments/1"
 
 
-def bootstrap_of(genesis: Genesis, node: NodeId) -> list[tuple[NodeId, Sequence[str]]]:
-    """Return the members to start from, without the node itself."""
-    return [(member.node, member.addresses) for member in genesis.members if member.node != node]
+def bootstrap_of(genesis: Genesis, config: Config) -> list[tuple[NodeId, Sequence[str]]]:
+    """Return the peers to start from: those of the settings and the members."""
+    return [*config.bootstrap_peers, *((member.node, member.addresses) for member in genesis.members)]
+
+
+def dialable(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Return addresses that others can dial: a wildcard becomes this machine's own, loopback if there is no other.
+
+    IPv4 and IPv6; at most as many as a node record holds.
+    """
+    found: list[str] = []
+    for address in addresses:
+        _, version, host, *rest = address.split("/")
+        if host not in ("0.0.0.0", "::"):
+            found.append(address)
+            continue
+        family = socket.AF_INET if version == "ip4" else socket.AF_INET6
+        own = [item.address for items in psutil.net_if_addrs().values() for item in items if item.family == family]
+        public = [ip for ip in own if not ip.startswith(("127.", "::1", "fe80:", "169.254."))]
+        found += ["/".join(("", version, ip, *rest)) for ip in public or own]
+    return tuple(found[:ADDRESSES_MAX])
+
+
+def dialler(network: Network) -> Callable[[NodeId, Sequence[str]], Awaitable[None]]:
+    """Return how discovery has a connection made."""
+
+    async def connect(node: NodeId, addresses: Sequence[str]) -> None:
+        await network.connect(node, addresses=addresses)
+
+    return connect
 
 
 class Node:
@@ -147,8 +177,13 @@ class Node:
 
     async def _count(self, entry: CommitmentEntry, *, own: bool) -> None:
         certificate = self.certifier.add(entry, own=own)
-        if certificate is not None and await trio.to_thread.run_sync(self.store.put_certificate, certificate):
-            log.info("certified %s", build_blob_id_text(certificate.statement.blob_id))
+        if certificate is None:
+            return
+        try:
+            if await trio.to_thread.run_sync(self.store.put_certificate, certificate):
+                log.info("certified %s", build_blob_id_text(certificate.statement.blob_id))
+        except SpaceError as fault:
+            log.error("the certificate of a blob held here is not kept: %s", fault)
 
     async def gossip_commitments(self, gossip: Gossip) -> None:
         """Send own commitments in batches, only when there is news."""
@@ -188,12 +223,13 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
             async with (
                 open_discovery(
                     host=network.host,
+                    connect=dialler(network),
                     chain_id=genesis.chain_id,
                     sign=key.sign,
                     node_id=node.node_id,
-                    addresses=network.addresses,
+                    addresses=lambda: config.announce or dialable(network.addresses()),
                     server=True,
-                    bootstrap=bootstrap_of(genesis, node.node_id),
+                    bootstrap=bootstrap_of(genesis, config),
                     cache_path=home.make_cache(),
                     clock_ms=clock_ms,
                 ) as discovery,

@@ -59,7 +59,7 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Testnet:
+class Network:
     """What `up` started, as it is on disk."""
 
     directory: Path
@@ -85,14 +85,14 @@ class Testnet:
         return self.processes[index]
 
 
-def load(directory: Path) -> Testnet:
+def load(directory: Path) -> Network:
     """Return the testnet of a directory, or raise `ConfigError` if there is none."""
     try:
         fields = json.loads((directory / "testnet.json").read_text(encoding="utf-8"))
         for node in fields["nodes"]:
             del node["running"]
         processes = tuple(Process(**node) for node in fields["nodes"])
-        return Testnet(directory, fields["chain_id"], fields["shards"], processes)
+        return Network(directory, fields["chain_id"], fields["shards"], processes)
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise ConfigError(f"no testnet in {directory}: start one with `p2pnode testnet up`") from fault
 
@@ -120,10 +120,10 @@ def up(
     behaviours: Sequence[str] = (),
     segment_bytes: int = SEGMENT_BYTES,
     limits: Mapping[str, int] = MappingProxyType({}),
-) -> Testnet:
+) -> Network:
     """Make homes and a genesis, start a process for each node and wait until all are ready.
 
-    `behaviours` gives the adversaries, which are the last nodes, and `limits` settings of `Config` in bytes. Raises
+    `behaviours` gives the adversaries, which are the last nodes, and `limits` some of `Config`'s numbers. Raises
     `ConfigError` if one runs there already, `InputError` for numbers that make no network, `PeerUnreachable` naming
     the log of a node that does not start.
     """
@@ -139,7 +139,8 @@ def up(
     addresses = free_addresses(nodes)
     members = []
     for index, (address, share) in enumerate(zip(addresses, deal_shards(shards, nodes), strict=True)):
-        config = Config(listen=(address,), spot_check_s=SPOT_CHECK_S, **limits)
+        settings: dict[str, Any] = {"spot_check_s": SPOT_CHECK_S, **limits, "listen": (address,)}
+        config = Config(**settings)
         operator, owner = home_of(directory, index).create(config)
         members.append(Member(NodeId(operator.public), OwnerId(owner.public), share, (address,)))
     genesis = Genesis("testnet", time.time_ns() // 1_000_000, segment_bytes, tuple(members))
@@ -151,10 +152,14 @@ def up(
     processes = tuple(
         start(directory, index, member, all_behaviours[index]) for index, member in enumerate(genesis.members)
     )
-    testnet = Testnet(directory, genesis.chain_id.hex(), shards, processes)
+    testnet = Network(directory, genesis.chain_id.hex(), shards, processes)
     testnet.save()
-    for process in processes:
-        wait_ready(process)
+    try:
+        for process in processes:
+            wait_ready(process)
+    except BaseException:
+        down(testnet)
+        raise
     return testnet
 
 
@@ -192,7 +197,7 @@ def wait_ready(process: Process) -> None:
     raise PeerUnreachable(f"node {process.index} did not start: see {process.home}/node.log")
 
 
-def restart(testnet: Testnet, index: int) -> Testnet:
+def restart(testnet: Network, index: int) -> Network:
     """Start a node that is not running again; the rest of the testnet is left alone."""
     old = testnet.process(index)
     if old.is_running:
@@ -200,13 +205,13 @@ def restart(testnet: Testnet, index: int) -> Testnet:
     genesis = testnet.client_home.load_genesis()
     fresh = start(testnet.directory, index, genesis.members[index], old.behaviour)
     processes = tuple(fresh if process.index == index else process for process in testnet.processes)
-    changed = Testnet(testnet.directory, testnet.chain_id, testnet.shards, processes)
+    changed = Network(testnet.directory, testnet.chain_id, testnet.shards, processes)
     changed.save()
     wait_ready(fresh)
     return changed
 
 
-def kill(testnet: Testnet, index: int) -> Process:
+def kill(testnet: Network, index: int) -> Process:
     """End a node with SIGKILL, as a power cut would."""
     process = testnet.process(index)
     if not process.is_running:
@@ -216,7 +221,7 @@ def kill(testnet: Testnet, index: int) -> Process:
     return process
 
 
-def down(testnet: Testnet) -> None:
+def down(testnet: Network) -> None:
     """Stop every node that is still running: politely, then not."""
     for process in testnet.processes:
         process.send(signal.SIGCONT)

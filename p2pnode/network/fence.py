@@ -12,12 +12,16 @@ from typing import Any
 
 import libp2p
 import trio
+from libp2p.abc import INotifee
 from libp2p.exceptions import ParseError
 from libp2p.network.connection import swarm_connection
 from libp2p.protocol_muxer import multiselect_communicator
 from libp2p.stream_muxer.exceptions import MuxedStreamReset
+from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.utils import read_delim
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+
+from p2pnode.network.mux import MuxStream, Why
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ IDLE_BYTES = 32
 """Less than the shortest DHT request, more than anybody drips."""
 LONG_LIVED = ("/meshsub/", "/floodsub/")
 """Gossip streams are silent by design for as long as nobody publishes."""
+YAMUX_PARKED_MAX = 32 * 1024 * 1024
+"""Unread bytes of one yamux connection: twice the largest window that one stream can have."""
 DHT_STREAMS_MAX = 256
 """DHT streams served at a time; the library's 12 are used up by twelve go-libp2p peers, who keep theirs open."""
 
@@ -54,7 +60,7 @@ class Fence:
             peer_id = net_stream.muxed_conn.peer_id
             if self._streams[peer_id] >= self._streams_per_peer:
                 self.faults["streams over the peer's budget"] += 1
-                await reset(net_stream)
+                await refuse(net_stream)
                 return
             self._streams[peer_id] += 1
             try:
@@ -119,6 +125,29 @@ class WatchedStream:
     async def _give_up(self) -> bytes:
         await self.inner.reset()
         raise MuxedStreamReset(f"less than {IDLE_BYTES} bytes in {self._idle_s} s")
+
+
+class YamuxGuard(INotifee):  # type: ignore[misc]
+    """Ends the connection of a foreign peer that fills our memory: the library takes in, with a line in its log, what
+    exceeds a yamux stream's window. Knows of connections by the library's notices; all others mean nothing here."""
+
+    async def connected(self, network: Any, conn: Any) -> None:
+        muxed = conn.muxed_conn
+        if isinstance(muxed, Yamux):
+            muxed.secured_conn.is_overfull = lambda: sum(map(len, muxed.stream_buffers.values())) > YAMUX_PARKED_MAX
+
+    async def disconnected(self, network: Any, conn: Any) -> None: ...
+    async def opened_stream(self, network: Any, stream: Any) -> None: ...
+    async def closed_stream(self, network: Any, stream: Any) -> None: ...
+    async def listen(self, network: Any, multiaddr: Any) -> None: ...
+    async def listen_close(self, network: Any, multiaddr: Any) -> None: ...
+
+
+async def refuse(net_stream: Any) -> None:
+    """Reset a library's stream; a peer of our kind learns that it was one too many."""
+    if isinstance(net_stream.muxed_stream, MuxStream):
+        net_stream.muxed_stream.refuse(Why.BUSY)
+    await reset(net_stream)
 
 
 async def reset(net_stream: Any) -> None:

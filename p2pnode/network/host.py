@@ -48,7 +48,16 @@ from multiaddr import Multiaddr
 
 from economics.crypto import KEY_BYTES, NodeId
 from p2pnode.errors import Busy, NetworkError, PeerUnreachable, ProtocolUnsupported, StreamBroken, TooSlow
-from p2pnode.network.fence import IDLE_S, MULTISTREAM_BYTES_MAX, Fence, WatchedStream, mend_library, reset, shielded
+from p2pnode.network.fence import (
+    IDLE_S,
+    MULTISTREAM_BYTES_MAX,
+    Fence,
+    WatchedStream,
+    YamuxGuard,
+    mend_library,
+    reset,
+    shielded,
+)
 from p2pnode.network.mux import PROTOCOL_ID as MUX_ID
 from p2pnode.network.mux import Budget, Mux, MuxLimits, MuxStream
 from p2pnode.network.noise import NoiseTransport, SessionLimits
@@ -70,8 +79,6 @@ CLOSING_S = 3.0
 MULTISTREAM = "/multistream/1.0.0"
 UNCOUNTED = 1 << 30
 """The library's own counters of connections and streams leak when a dial is cancelled; our limits stand elsewhere."""
-YAMUX_PARKED_MAX = 32 * 1024 * 1024
-"""Unread bytes of one yamux connection. The library takes in what exceeds a stream's window without a word."""
 
 Handler = Callable[[Stream], Awaitable[None]]
 
@@ -124,7 +131,7 @@ class Network:
         self._dials: dict[NodeId, trio.Lock] = {}
 
     def addresses(self) -> tuple[str, ...]:
-        """Return the multiaddrs that are listened on, without /p2p/…"""
+        """Return the multiaddrs that are listened on, without /p2p/…, with their real ports; 0.0.0.0 stays 0.0.0.0."""
         return tuple(str(address) for address in self.host.get_transport_addrs())
 
     # Serving
@@ -167,13 +174,26 @@ class Network:
     ) -> Stream:
         """Open a stream, connecting first if need be. One round trip on a live connection.
 
-        Raise `PeerUnreachable`, `ProtocolUnsupported`, `TooSlow` (connected, but no answer) or `Busy`.
+        Raise `PeerUnreachable`, `ProtocolUnsupported`, `TooSlow` (connected, but no answer) or `Busy`: too many streams
+        or connections here, or too many streams of all protocols there. A peer's budget for this one protocol shows
+        later, as `Busy` from the stream's first receiving call.
         """
-        start = trio.current_time()
-        await self.connect(peer, addresses=addresses, deadline_s=deadline_s)
-        with trio.move_on_at(start + deadline_s):
+        until = trio.current_time() + deadline_s
+        try:
+            return await self._open_once(peer, protocol, addresses, until)
+        except StreamBroken as error:
+            log.debug("the connection to %s was dead: %s", peer.hex(), error)
+        try:
+            return await self._open_once(peer, protocol, addresses, until)
+        except StreamBroken as error:
+            raise PeerUnreachable(f"{peer.hex()} ends every stream of {protocol}: {error}") from error
+
+    async def _open_once(self, peer: NodeId, protocol: str, addresses: Sequence[str], until: float) -> Stream:
+        """Raise `StreamBroken` too, as when an old connection proves dead at the first attempt to use it."""
+        await self.connect(peer, addresses=addresses, deadline_s=until - trio.current_time())
+        with trio.move_on_at(until):
             return await self._negotiated(peer, protocol)
-        raise TooSlow(f"{peer.hex()} did not answer for {protocol} within {deadline_s} s")
+        raise TooSlow(f"{peer.hex()} is connected and did not answer for {protocol} in time")
 
     async def _negotiated(self, peer: NodeId, protocol: str) -> Stream:
         net_stream = await self._new_stream(peer)
@@ -211,15 +231,24 @@ class Network:
         peer_id = peer_id_of(peer)
         if peer == self.node_id:
             raise PeerUnreachable("a node does not dial itself")
-        lock = self._dials.setdefault(peer, trio.Lock())
-        with trio.move_on_after(deadline_s) as scope:
-            async with lock:
+        with trio.move_on_after(max(deadline_s, 0)):
+            async with self._only_dial(peer):
                 if not self._is_connected(peer_id):
                     await self._dial(peer_id, self._known(peer_id, addresses))
-        if not lock.statistics().tasks_waiting and not lock.locked():
-            self._dials.pop(peer, None)
-        if scope.cancelled_caught:
-            raise PeerUnreachable(f"{peer.hex()} did not answer within {deadline_s} s")
+                    await self._close_dead(peer_id)
+            return
+        raise PeerUnreachable(f"{peer.hex()} did not answer within {deadline_s:.1f} s")
+
+    @asynccontextmanager
+    async def _only_dial(self, peer: NodeId) -> AsyncIterator[None]:
+        """Let one task at a time dial this peer."""
+        lock = self._dials.setdefault(peer, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():  # nobody waited: a lock with waiters passes to the next of them at once
+                self._dials.pop(peer, None)
 
     def _known(self, peer_id: ID, addresses: Sequence[str]) -> list[Multiaddr]:
         """Return what may be dialled: what the caller knows first, then the library's address book."""
@@ -260,7 +289,14 @@ class Network:
         self._swarm.unblock_peer(peer_id)  # for the dials that the DHT makes by itself
 
     def _is_connected(self, peer_id: ID) -> bool:
-        return any(not connection.is_closed for connection in self._swarm.get_connections(peer_id))
+        return any(map(is_alive, self._swarm.get_connections(peer_id)))
+
+    async def _close_dead(self, peer_id: ID) -> None:
+        """Take connections that have ended out of the library's table, which still offers them for new streams."""
+        for connection in self._swarm.get_connections(peer_id):
+            if not is_alive(connection):
+                with shielded(CLOSING_S):
+                    await connection.close()
 
     async def disconnect(self, peer: NodeId) -> None:
         """Close every connection to `peer`; what was queued has a second to leave."""
@@ -298,6 +334,11 @@ def wrap(net_stream: Any, protocol: str) -> Stream | None:
         return None
     channel: Channel = inner if isinstance(inner, MuxStream) else YamuxChannel(inner)
     return Stream(net_stream, channel, peer, protocol)
+
+
+def is_alive(connection: Any) -> bool:
+    """Return whether bytes can still be sent on one of the library's connections."""
+    return not connection.is_closed and not connection.muxed_conn.secured_conn.is_broken
 
 
 def is_full(muxed_conn: Any) -> bool:
@@ -394,6 +435,7 @@ def raise_fence(host: Any, limits: Limits) -> Fence:
     fence = Fence(limits.streams_per_peer, limits.foreign_idle_s)
     swarm = host.get_network()
     swarm.set_stream_handler(fence.around(swarm.common_stream_handler))
+    swarm.register_notifee(YamuxGuard())
     return fence
 
 
@@ -434,8 +476,8 @@ def build_host(key_pair: KeyPair, transport: Tcp, nursery: trio.Nursery, limits:
         connection_config=ConnectionConfig(
             max_connections=limits.connections_max,
             high_watermark=limits.connections_max * 4 // 5,
-            low_watermark=0,
-            min_connections=0,
+            low_watermark=limits.connections_max // 10,
+            min_connections=limits.connections_max // 10,  # kept from inbound connections, for our own dials
             max_connections_per_peer=1,  # with 1, the library's own dials end at their first success
             inbound_upgrade_timeout=UPGRADE_S,
             outbound_upgrade_timeout=UPGRADE_S,

@@ -7,7 +7,7 @@ nobody else can be blocked or cancelled inside a message. Being asynchronous in 
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,9 @@ READ_BYTES = 256 * 1024
 """One `recv`: large enough that the system calls vanish from the profile, small enough for a thousand sockets."""
 BATCH_BYTES = 256 * 1024
 """Queued messages are joined into one `send` up to about this size."""
-QUEUE_HIGH_BYTES = 1024 * 1024
-"""Senders of bulk wait while this much ciphertext is queued; it is more than one round of the writer."""
+QUEUE_HIGH_BYTES = 256 * 1024
+"""Senders of bulk wait while this much ciphertext is queued: one more round for the writer, and on a line of 10 Mbit/s
+0.4 s that a vote waits behind bulk, the frame that came last included."""
 LINGER_S = 1.0
 """A closing session gives its queue this long to reach the socket."""
 SILENCE_MAX_S = 75.0
@@ -109,6 +110,7 @@ class NoiseSession(BaseSession):  # type: ignore[misc]
         self._work = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
+        self._is_writable = True
         self._closing = False
         self._broken = False
         self._drained = trio.Event()
@@ -117,6 +119,13 @@ class NoiseSession(BaseSession):  # type: ignore[misc]
         self._heard = False
         self._silence_max_s = SILENCE_MAX_S
         self._tick = trio.CancelScope()
+        self.is_overfull: Callable[[], bool] = lambda: False
+        """Asked after each read; a muxer that cannot bound its own memory has the connection ended by it."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the session has ended, even if those above it have not yet noticed."""
+        return self._broken or not self._is_writable
 
     # Sending
 
@@ -127,15 +136,15 @@ class NoiseSession(BaseSession):  # type: ignore[misc]
 
     async def wait_room(self) -> None:
         """Wait until the queue is short. Raise `ConnectionClosedError` if the connection ended."""
-        while self.is_congested and not (self._broken or self._closing):
+        while self.is_congested and self._is_writable:
             await self._room.park()
-        if self._broken or self._closing:
+        if not self._is_writable:
             raise ConnectionClosedError("the connection is closed")
 
     def queue(self, *parts: Buffer) -> None:
         """Encrypt `parts` as one run of bytes and queue it. The buffers may be reused at once. Costs about 0.6 ms per
         MiB. Raise `ConnectionClosedError` if the connection is closed, or by this call, when it blows the fuse."""
-        if self._broken or self._closing:
+        if not self._is_writable:
             raise ConnectionClosedError("the connection is closed")
         sealed = self._seal(plan_messages(parts))
         self._outbox.append(sealed)
@@ -179,20 +188,28 @@ class NoiseSession(BaseSession):  # type: ignore[misc]
                 await self._conn.close()
 
     async def _drain(self) -> None:
+        """Write what is queued until the session ends. When the peer takes nothing any more, the session lives on
+        until its reader has seen the end: what the peer said before it left may be unread."""
         while not self._broken:
             if self._outbox:
-                batch = self._next_batch()
-                try:
-                    await self._conn.write(batch)
-                except CLOSED:
-                    return  # the peer is gone; the reader learns the same from its own call
-                self._queued_bytes -= len(batch)
-                if not self.is_congested:
-                    self._room.unpark_all()
+                await self._write_batch()
             elif self._closing:
                 return
             else:
                 await self._work.park()
+
+    async def _write_batch(self) -> None:
+        batch = self._next_batch()
+        try:
+            await self._conn.write(batch)
+        except CLOSED:
+            self._is_writable = False
+            self._outbox.clear()
+            self._queued_bytes = 0
+        else:
+            self._queued_bytes -= len(batch)
+        if not self.is_congested:
+            self._room.unpark_all()
 
     def _next_batch(self) -> bytearray:
         batch = self._outbox.popleft()
@@ -231,6 +248,8 @@ class NoiseSession(BaseSession):  # type: ignore[misc]
             if not chunk:
                 break
             self._heard = True
+            if self.is_overfull():
+                break
             try:
                 messages = self._open(b"".join((self._tail, chunk)) if self._tail else chunk)
             except (InvalidTag, ValueError):
@@ -289,6 +308,7 @@ class NoiseSession(BaseSession):  # type: ignore[misc]
     def _break(self) -> None:
         """End now and wake everybody; the writer task closes the socket, even if it is stuck in a write."""
         self._broken = True
+        self._is_writable = False
         self._scope.cancel()
         self._outbox.clear()
         self._work.unpark_all()
@@ -296,10 +316,10 @@ class NoiseSession(BaseSession):  # type: ignore[misc]
 
     async def close(self) -> None:
         """Let the queue drain for LINGER_S, then close the socket. Never raises `Cancelled` (see `TcpStream.close`)."""
-        if not self._closing:
-            self._closing = True
-            self._work.unpark_all()
-            self._room.unpark_all()
+        self._closing = True
+        self._is_writable = False
+        self._work.unpark_all()
+        self._room.unpark_all()
         with trio.CancelScope(shield=True):
             with trio.move_on_after(LINGER_S):
                 await self._drained.wait()

@@ -1,7 +1,7 @@
 """What everything above the network sees of a peer: an authenticated stream with deadlines. No libp2p type passes.
 
 `send` copies by encrypting: the caller may reuse its buffers as soon as it returns, and the bytes are then queued, not
-delivered. A call that fails or is cancelled after it moved a part of its message resets the stream, because what is
+delivered. A call that is cancelled or too slow after it moved a part of its message resets the stream, because what is
 left on the wire has no beginning any more; one that moved nothing may be repeated.
 """
 
@@ -15,7 +15,7 @@ import trio
 from libp2p.exceptions import BaseLibp2pError
 
 from economics.crypto import NodeId
-from p2pnode.errors import StreamBroken, TooSlow
+from p2pnode.errors import Busy, StreamBroken, TooSlow
 from p2pnode.network.fence import shielded
 from p2pnode.network.mux import MuxStream, Why
 from p2pnode.network.noise import CLOSED, Buffer
@@ -168,15 +168,20 @@ class Stream:
                 slices, views, size = split(views, room)
                 await self._channel.put(slices, size)
                 pace.moved(size)
-        except BaseException:
-            if pace.moved_bytes:
-                await self.reset()
+        except BaseException as error:
+            await self._give_up(pace, error)
             raise
 
     async def _room(self, pace: Pace) -> int:
         with trio.CancelScope(deadline=pace.deadline()):
             return await self._channel.room()
         raise pace.too_slow()
+
+    async def _give_up(self, pace: Pace, error: BaseException) -> None:
+        """Reset a stream whose message stays half moved. One that the peer ended is left alone: what the peer said
+        before, such as why it did not want the rest, can still be read."""
+        if pace.moved_bytes and not isinstance(error, StreamBroken | Busy):
+            await self.reset()
 
     # Receiving
 
@@ -195,9 +200,8 @@ class Stream:
                 for piece in await self._pieces(len(view) - at, pace):
                     view[at : at + len(piece)] = piece
                     at += len(piece)
-        except BaseException:
-            if pace.moved_bytes:
-                await self.reset()
+        except BaseException as error:
+            await self._give_up(pace, error)
             raise
 
     async def _receive(self, size: int) -> list[Buffer]:
@@ -206,9 +210,8 @@ class Stream:
         try:
             while pace.moved_bytes < size:
                 pieces += await self._pieces(size - pace.moved_bytes, pace)
-        except BaseException:
-            if pace.moved_bytes:
-                await self.reset()
+        except BaseException as error:
+            await self._give_up(pace, error)
             raise
         return pieces
 

@@ -3,17 +3,22 @@
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 from libp2p.custom_types import TProtocol
 from libp2p.host.exceptions import StreamFailure
+from libp2p.io.exceptions import IOException
 from libp2p.kad_dht.pb.kademlia_pb2 import Message, Record
+from libp2p.network.stream.exceptions import StreamError
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.utils.varint import encode_uvarint, read_varint_prefixed_bytes_limited
+from multiaddr import Multiaddr
 from nacl.signing import SigningKey
 from trio.testing import MockClock
 
@@ -72,7 +77,7 @@ async def open_node(
 ) -> AsyncIterator[Node]:
     extra: list[str] = []
     async with (
-        open_network(seed=bytes([index]) * 32, listen=listen if server else ()) as network,
+        open_network(seed=bytes([index]) * 32, listen=listen) as network,
         open_discovery(
             host=network.host,
             chain_id=chain,
@@ -112,26 +117,34 @@ async def until_known(nodes: Sequence[Node]) -> None:
     await until(all_known)
 
 
-async def ask(node: Node, other: Node, *requests: Any) -> list[Any] | None:
-    """Say anything in the DHT's protocol; None if the stream ends before the last reply."""
+async def open_stream(node: Node, other: Node) -> Any:
+    """Open a stream in the DHT's protocol; None if it is refused."""
     await node.network.connect(other.network.node_id, addresses=other.network.addresses())
-    stream = await node.network.host.new_stream(peer_of(other.network.node_id), [TProtocol(other.discovery.protocol)])
-    replies = []
-    try:
-        with trio.fail_after(5):
-            for request in requests:
-                data = request.SerializeToString()
-                await stream.write(encode_uvarint(len(data)) + data)
-                reply = Message()
-                reply.ParseFromString(await read_varint_prefixed_bytes_limited(stream, 1 << 20))
-                replies.append(reply)
-    except trio.TooSlowError:
-        raise
-    except Exception:
+    with suppress(StreamFailure):
+        return await node.network.host.new_stream(peer_of(other.network.node_id), [TProtocol(other.discovery.protocol)])
+
+
+async def say(stream: Any, request: Any) -> Any:
+    """Return the reply to a request; None if the stream ends instead."""
+    data = request.SerializeToString()
+    with trio.fail_after(5):
+        try:
+            await stream.write(encode_uvarint(len(data)) + data)
+            reply = Message()
+            reply.ParseFromString(await read_varint_prefixed_bytes_limited(stream, 1 << 20))
+        except (StreamError, IOException):
+            return None
+    return reply
+
+
+async def ask(node: Node, other: Node, request: Any) -> Any:
+    """Return the reply to a request on a stream of its own; None if there is none."""
+    stream = await open_stream(node, other)
+    if stream is None:
         return None
-    finally:
-        await stream.reset()
-    return replies
+    reply = await say(stream, request)
+    await stream.reset()
+    return reply
 
 
 def record(index: int, *, subject: int | None = None, sequence_ms: int | None = None, chain: bytes = CHAIN) -> bytes:
@@ -164,8 +177,12 @@ async def test_a_bootstrap_peer_that_comes_late_is_found() -> None:
             return bool(b.discovery._strikes)
 
         await until(has_failed)
-        async with open_node(1, listen=known[1]) as a:
-            await until_known([a, b])
+        async with open_node(1, listen=known[1]):
+
+            async def is_met() -> bool:
+                return b.discovery.table_size() == 1
+
+            await until(is_met)
 
 
 async def test_a_node_alone_cannot_announce_and_says_so() -> None:
@@ -180,13 +197,22 @@ async def test_announcing_counts_those_that_give_the_record_back() -> None:
         assert await c.discovery.announce() == 2
 
 
+async def test_a_put_that_is_only_acknowledged_does_not_count() -> None:
+    async with open_node(1) as a, open_node(2, a.known_as) as b:
+        await until_known([a, b])
+        a.discovery._kad.value_store.put_record = lambda key, record: None
+        with pytest.raises(DiscoveryError, match="no peer holds"):
+            await b.discovery.announce()
+
+
 async def test_an_unknown_node_is_none() -> None:
     async with open_node(1) as a, open_node(2, a.known_as) as b:
         await until_known([a, b])
         assert await b.discovery.find_node(id_of(99)) is None
 
 
-async def test_a_new_address_is_announced_by_itself() -> None:
+async def test_a_new_address_is_announced_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dht.discovery.UPKEEP_FIRST_S", 600)
     async with open_node(1) as a, open_node(2, a.known_as) as b:
         await until_known([a, b])
         b.extra.append("/ip4/10.1.2.3/tcp/4001")
@@ -241,6 +267,7 @@ async def test_only_valid_records_are_stored() -> None:
         await until_known([a, b])
         now = now_ms()
         key = record_key(id_of(7))
+        assert set(a.discovery._kad.validator._validators) == {"pn"}
         refused = [
             put(key, record(8, subject=7)),
             put(key, record(8)),
@@ -262,12 +289,41 @@ async def test_only_valid_records_are_stored() -> None:
         assert await ask(b, a, put(key, record(7, sequence_ms=now - 1))) is None, "an older one may not"
 
 
+async def test_a_full_store_keeps_the_records_nearest_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dht.discovery.VALUES_MAX", 5)
+    async with open_node(1) as a:
+        store = a.discovery._kad.value_store
+        keys = [record_key(id_of(index)).encode("ascii") for index in range(2, 30)]
+        for index, key in enumerate(keys, 2):
+            store.put_record(key, Record(key=key, value=record(index)))
+        assert set(store.store) == set(sorted(keys, key=store.distance)[:5])
+
+
+async def test_an_expired_record_is_served_no_more() -> None:
+    async with open_node(1) as a:
+        key = record_key(id_of(7)).encode("ascii")
+        store = a.discovery._kad.value_store
+        store.put_record(key, Record(key=key, value=record(7, sequence_ms=now_ms() - LIFE_MS_MAX - 1)))
+        assert store.get(key) is None
+
+
+async def test_provider_records_are_bounded_and_hold_no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dht.discovery.PROVIDER_KEYS_MAX", 5)
+    async with open_node(1) as a:
+        store = a.discovery._kad.provider_store
+        claimed = PeerInfo(peer_of(id_of(2)), [Multiaddr("/ip4/10.0.0.1/tcp/1")])
+        for index in range(9):
+            store.add_provider(bytes([index]), claimed)
+        assert list(store.providers) == [bytes([index]) for index in range(4, 9)]
+        assert store.get_providers(bytes([8])) == [PeerInfo(claimed.peer_id, [])]
+
+
 async def test_providers_are_found() -> None:
     async with (
         open_node(1) as a,
         open_node(2, a.known_as) as b,
         open_node(3, a.known_as) as c,
-        open_node(4, a.known_as, server=False) as client,
+        open_node(4, a.known_as, server=False, listen=()) as client,
     ):
         await until_known([a, b, c])
         for node in (b, c):
@@ -280,8 +336,13 @@ async def test_providers_are_found() -> None:
         assert await a.discovery.find_providers(b"other".ljust(32)) == ()
 
 
-async def test_a_client_finds_nodes_and_enters_no_table() -> None:
-    async with open_node(1) as a, open_node(2, a.known_as) as b, open_node(3, a.known_as, server=False) as client:
+@pytest.mark.parametrize("listen", [(), LOOPBACK], ids=["dials only", "listens"])
+async def test_a_client_finds_nodes_and_enters_no_table(listen: Sequence[str]) -> None:
+    async with (
+        open_node(1) as a,
+        open_node(2, a.known_as) as b,
+        open_node(3, a.known_as, server=False, listen=listen) as client,
+    ):
         await until_known([a, b])
         assert await client.discovery.find_node(b.network.node_id, fresh=True) == b.network.addresses()
         assert peer_of(client.network.node_id) in a.network.host.get_connected_peers()
@@ -315,28 +376,32 @@ async def test_the_public_name_is_not_served() -> None:
 async def test_a_kad_message_over_the_limit_ends_its_stream_and_no_more() -> None:
     async with open_node(1) as a, open_node(2, a.known_as) as b:
         await until_known([a, b])
-        find = Message(type=Message.FIND_NODE, key=b"12")
-        assert await ask(b, a, Message(type=Message.PUT_VALUE, key=bytes(MESSAGE_BYTES_MAX))) is None
-        assert await ask(b, a, find) is not None
+        assert await ask(b, a, Message(type=Message.PING, key=bytes(MESSAGE_BYTES_MAX // 2))) is not None
+        assert await ask(b, a, Message(type=Message.PING, key=bytes(MESSAGE_BYTES_MAX + 1))) is None
+        assert await ask(b, a, Message(type=Message.PING)) is not None
+
+
+async def test_the_handler_of_streams_never_raises_even_without_a_fence_around_it() -> None:
+    class Broken:
+        muxed_conn = SimpleNamespace(peer_id=peer_of(id_of(2)))
+
+        def __getattr__(self, name: str) -> Any:
+            raise ValueError
+
+    async with open_node(1) as a:
+        await a.discovery._server.handle(Broken())
 
 
 async def test_silent_streams_of_one_peer_do_not_shut_the_dht() -> None:
     async with open_node(1) as a, open_node(2, a.known_as) as b, open_node(3, a.known_as) as c:
         await until_known([a, b, c])
-        streams = []
-        refused = 0
-        for _ in range(2 * STREAMS_PER_PEER):
-            try:
-                streams.append(
-                    await b.network.host.new_stream(peer_of(a.network.node_id), [TProtocol(a.discovery.protocol)])
-                )
-            except StreamFailure:
-                refused += 1
-        assert refused == STREAMS_PER_PEER
-        assert await ask(c, a, Message(type=Message.FIND_NODE, key=b"12")) is not None
+        streams = [stream for _ in range(2 * STREAMS_PER_PEER) if (stream := await open_stream(b, a)) is not None]
+        assert await ask(c, a, Message(type=Message.PING)) is not None
+        answers = [await say(stream, Message(type=Message.PING)) for stream in streams]
+        assert len([answer for answer in answers if answer is not None]) == STREAMS_PER_PEER
         for stream in streams:
             await stream.reset()
-        assert await ask(b, a, Message(type=Message.FIND_NODE, key=b"12")) is not None
+        assert await ask(b, a, Message(type=Message.PING)) is not None
 
 
 async def test_good_peers_are_kept_on_disk_and_are_a_way_back(tmp_path: Path) -> None:

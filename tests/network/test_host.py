@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import trio
+from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.ping import PingService
 
 from economics.crypto import NodeId
@@ -15,8 +17,11 @@ from p2pnode.network.mux import Mux
 from p2pnode.network.stream import Stream
 from tests.network.conftest import (
     ECHO,
+    HOLD,
     LOCAL,
+    assert_echoes,
     echo,
+    hold_until,
     node_id,
     nodes,
     pair,
@@ -70,6 +75,7 @@ async def test_a_peer_without_addresses_or_with_dead_ones_is_unreachable() -> No
                 await client.open_stream(node_id(2), ECHO, addresses=addresses)
         with pytest.raises(PeerUnreachable):
             await client.connect(client.node_id, addresses=[])
+        assert client._dials == {}
 
 
 async def test_a_peer_with_another_key_than_asked_for_is_unreachable() -> None:
@@ -162,7 +168,37 @@ assert logging.getLogger().handlers == []
     assert (run.stdout, run.stderr) == ("", "")
 
 
+async def test_a_connection_that_proves_dead_is_replaced_at_the_next_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pair() as (server, client):
+        server.serve(ECHO, echo)
+        (old,) = client.host.get_network().get_connections()
+        usual = old.muxed_conn.open_stream
+
+        async def open_and_die() -> object:
+            stream = await usual()
+            old.muxed_conn._session._break()
+            return stream
+
+        monkeypatch.setattr(old.muxed_conn, "open_stream", open_and_die)
+        await assert_echoes(client, server.node_id)
+        assert old not in client.host.get_network().get_connections()
+
+
 # Stock peers
+
+
+async def test_a_stock_peer_that_fills_our_memory_loses_its_connection() -> None:
+    release = trio.Event()
+    async with nodes(1) as (server,), stock_host(9) as foreign:
+        server.serve(HOLD, hold_until(release))
+        await stock_connect(foreign, server)
+        stream = await foreign.new_stream(peer_id_of(server.node_id), [HOLD])
+        with trio.move_on_after(10), suppress(BaseLibp2pError):
+            while server.connected():
+                stream.muxed_stream.send_window = 1 << 20  # a liar's: it has no credit
+                await stream.write(bytes(1 << 20))
+        assert not server.connected()
+        release.set()
 
 
 async def test_a_stock_peer_connects_identifies_and_pings_us() -> None:

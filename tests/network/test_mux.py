@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
@@ -68,6 +68,7 @@ FRAMES = st.one_of(
 )
 
 
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.lists(FRAMES, max_size=40), st.integers(1, 70_000))
 def test_any_frames_leave_the_muxer_bounded_or_end_the_connection(frames: list[bytes], step: int) -> None:
     mux = fake_mux()
@@ -217,6 +218,19 @@ async def test_an_answer_whose_sender_left_at_once_is_still_read() -> None:
             assert await stream.receive_some(100) == b""
             with pytest.raises(StreamBroken):
                 await stream.send(b"too late")
+
+
+async def test_a_full_budget_of_a_peer_is_busy_whatever_the_protocol() -> None:
+    release = trio.Event()
+    async with pair(Limits(streams_per_peer=4)) as (server, client):
+        server.serve(HOLD, hold_until(release), streams_per_peer=100)
+        await until(lambda: not any(c.get_streams() for c in server.host.get_network().get_connections()))  # identify
+        for _ in range(4):
+            await client.open_stream(server.node_id, HOLD)
+        with pytest.raises(Busy):
+            await client.open_stream(server.node_id, HOLD)
+        assert server.faults["streams over the peer's budget"] == 1
+        release.set()
 
 
 async def test_a_full_protocol_budget_is_busy() -> None:

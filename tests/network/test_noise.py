@@ -2,18 +2,22 @@
 
 import pytest
 import trio
-from hypothesis import given
+import trio.testing
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from libp2p.io.exceptions import ConnectionClosedError
 
+from p2pnode.errors import StreamBroken
 from p2pnode.network.host import Limits
 from p2pnode.network.mux import Kind, Mux
 from p2pnode.network.noise import JOIN_MAX, PLAINTEXT_MAX, plan_messages
+from p2pnode.network.stream import Stream
 from tests.network.conftest import ECHO, assert_echoes, echo, nodes, pair, until
 
 SIZES = st.sampled_from([0, 1, 9, JOIN_MAX - 1, JOIN_MAX, JOIN_MAX + 1, PLAINTEXT_MAX, PLAINTEXT_MAX + 1, 300_000])
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(SIZES, max_size=12))
 def test_messages_hold_the_same_bytes_in_order_and_each_fits(sizes: list[int]) -> None:
     parts = [bytes([index + 1]) * size for index, size in enumerate(sizes)]
@@ -31,6 +35,28 @@ async def test_a_peer_that_lets_control_frames_pile_up_is_cut_off_by_the_fuse() 
         with pytest.raises(ConnectionClosedError):
             mux._session.queue(bytes(64 * 1024))
         await until(lambda: not client.connected() and not server.connected())
+
+
+async def test_what_a_peer_sent_before_it_stopped_reading_is_still_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(data: bytes) -> None:
+        raise ConnectionClosedError("the peer has closed its socket")
+
+    release = trio.Event()
+
+    async def answer(stream: Stream) -> None:
+        await release.wait()
+        await stream.send(b"the answer")
+
+    async with pair() as (server, client):
+        server.serve(ECHO, answer)
+        async with await client.open_stream(server.node_id, ECHO) as stream:
+            monkeypatch.setattr(mux_of(client)._session._conn, "write", fail)
+            mux_of(client).send_control(Kind.PING, 0, 0)
+            await trio.testing.wait_all_tasks_blocked()
+            release.set()
+            assert await stream.receive_exactly(10) == b"the answer"
+            with pytest.raises(StreamBroken):
+                await stream.send(b"x")
 
 
 async def test_a_forged_message_ends_the_connection_and_not_the_node() -> None:

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pnode.errors import StreamBroken, TooSlow
@@ -29,6 +29,7 @@ MIB = 1024 * 1024
 HASTY = Patience(idle_s=0.5, floor_bytes_per_s=1000)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(st.binary(max_size=9), max_size=9), st.integers(1, 40))
 def test_split_takes_the_first_bytes_and_keeps_the_rest(parts: list[bytes], size_max: int) -> None:
     whole = b"".join(parts)
@@ -100,6 +101,19 @@ async def test_a_stream_that_the_peer_has_closed_stops_the_sender() -> None:
         async with await client.open_stream(server.node_id, SINK) as stream:
             with trio.fail_after(5), pytest.raises(StreamBroken):
                 await stream.send(bytes(100_000_000))
+
+
+async def test_what_the_peer_said_before_it_refused_the_rest_can_be_read() -> None:
+    async def decline(stream: Stream) -> None:
+        await stream.receive_exactly(1)
+        await stream.send(b"too big")
+
+    async with pair() as (server, client):
+        server.serve(SINK, decline)
+        async with await client.open_stream(server.node_id, SINK) as stream:
+            with trio.fail_after(5), pytest.raises(StreamBroken):
+                await stream.send(bytes(100_000_000))
+            assert await stream.receive_exactly(7) == b"too big"
 
 
 async def test_four_streams_of_16_mib_both_ways_do_not_hang() -> None:
@@ -179,11 +193,11 @@ async def test_what_the_application_does_between_two_reads_is_not_the_peers_faul
     async with pair() as (server, client):
         server.serve(ECHO, echo)
         async with await client.open_stream(server.node_id, ECHO) as stream:
-            stream.patience = HASTY
+            stream.patience = Patience(idle_s=1, floor_bytes_per_s=1000)
             await stream.send(b"abc")
             for expected in (b"a", b"b", b"c"):
                 assert await stream.receive_some(1) == expected
-                await trio.sleep(0.4)
+                await trio.sleep(0.6)
 
 
 async def test_a_patient_stream_waits_for_the_next_request() -> None:
@@ -196,6 +210,18 @@ async def test_a_patient_stream_waits_for_the_next_request() -> None:
             assert scope.cancelled_caught
             await stream.send(b"ab")
             assert await stream.receive_exactly(2) == b"ab"
+
+
+async def test_a_send_that_is_cancelled_inside_a_message_resets_the_stream() -> None:
+    release = trio.Event()
+    async with pair() as (server, client):
+        server.serve(HOLD, hold_until(release))
+        async with await client.open_stream(server.node_id, HOLD) as stream:
+            with trio.move_on_after(0.2):
+                await stream.send(bytes(16 * MIB))
+            with pytest.raises(StreamBroken):
+                await stream.send(b"x")
+        release.set()
 
 
 async def test_a_receive_that_is_cancelled_inside_a_message_resets_the_stream() -> None:

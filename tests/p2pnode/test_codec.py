@@ -105,9 +105,10 @@ class TestEncoding:
             assert encode(Codec(Code(n), KERNEL), segment).root == encode(Codec(Code(n), ZFEC), segment).root
 
     def test_threads_share_a_codec(self) -> None:
-        codec = make(31)
-        encoded = encode(codec, os.urandom(200_000))
-        jobs = [(kind, index) for kind in Kind for index in range(31)]
+        """With symbols so large that hashing and coding let go of the interpreter halfway."""
+        codec = make(7)
+        encoded = encode(codec, os.urandom(1 << 20))
+        jobs = [(kind, index) for kind in Kind for index in range(7)] * 4
         with ThreadPoolExecutor(4) as threads:
             made = list(threads.map(lambda job: codec.expand(job[0], sliver(encoded, *job), encoded.z), jobs))
         assert made == [encoded.leaves_of(*job) for job in jobs]
@@ -221,7 +222,8 @@ class TestWhatAReaderChecks:
     @given(n=st.sampled_from(SHARDS), kind=st.sampled_from(Kind), data=st.data())
     def test_symbols_pass_by_their_leaves_in_their_place_only(self, n: int, kind: Kind, data: st.DataObject) -> None:
         codec = make(n)
-        encoded = encode(codec, Random(n).randbytes(n * n * 4))
+        # Without padding: two symbols of zeros may stand in each other's place.
+        encoded = encode(codec, Random(n).randbytes(codec.code.rows * codec.code.columns * 8))
         index, z, metadata = data.draw(st.integers(0, n - 1)), encoded.z, encoded.metadata
         first = data.draw(st.integers(0, codec.symbols(kind) - 1))
         count = data.draw(st.integers(1, codec.symbols(kind) - first))

@@ -29,7 +29,11 @@ class TestConfig:
     def test_shows_defaults_as_comments(self) -> None:
         lines = Config(quota_bytes=7).to_toml().splitlines()
         assert [line for line in lines if not line.startswith("# ")] == ["quota_bytes = 7"]
-        assert len(lines) == 7
+        assert len(lines) == 9
+
+    def test_names_peers_to_start_from(self) -> None:
+        peer = "A" * 43 + "@/ip4/203.0.113.5/tcp/4001"
+        assert Config(bootstrap=(peer,)).bootstrap_peers == [(bytes(32), ("/ip4/203.0.113.5/tcp/4001",))]
 
     def test_holds_the_upload_limits(self) -> None:
         assert OTHER.upload_limits == UploadLimits(2, 3, 4, 5)
@@ -39,15 +43,17 @@ class TestConfig:
         ("text", "message"),
         [
             ("quota_bytes = ", "not TOML"),
-            ("quota = 1", "no setting is called quota; there are listen, quota_bytes"),
+            ("quota = 1", "no setting is called quota; there are listen, announce, bootstrap, quota_bytes"),
             ("quota_bytes = -1", "quota_bytes is a whole number, not negative"),
             ("quota_bytes = 1.5", "quota_bytes is a whole number"),
             ('quota_bytes = "1"', "quota_bytes is a whole number"),
             ("quota_bytes = true", "quota_bytes is a whole number"),
             ("unclosed_bytes_max = []", "unclosed_bytes_max is a whole number"),
-            ('listen = "/ip4/0.0.0.0/tcp/1"', "listen is a list of addresses"),
-            ("listen = []", "listen is a list of addresses"),
-            ("listen = [1]", "listen is a list of addresses"),
+            ('listen = "/ip4/0.0.0.0/tcp/1"', "listen is a list of texts"),
+            ("listen = []", "listen names at least one address"),
+            ("announce = [1]", "announce is a list of texts"),
+            ('bootstrap = ["/ip4/127.0.0.1/tcp/1"]', "is not <node key>@<address>"),
+            ('bootstrap = ["KEY@tcp"]'.replace("KEY", "A" * 43), "is not <node key>@<address>"),
         ],
     )
     def test_that_is_off_is_refused_by_name(self, text: str, message: str) -> None:

@@ -12,8 +12,8 @@ from dht.discovery import Discovery
 from economics import cbor
 from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
-from p2pnode.errors import PeerUnreachable, StreamBroken, TooSlow
-from p2pnode.members import FaultKind, Members, Refused, verify_reply
+from p2pnode.errors import PeerUnreachable, ProtocolUnsupported, StreamBroken, TooSlow
+from p2pnode.members import REQUESTS_AT_ONCE, FaultKind, Members, Refused, verify_reply
 from p2pnode.network.frames import Incoming, send_message
 from p2pnode.network.stream import Stream
 from p2pnode.storage import Reply
@@ -43,13 +43,12 @@ class TestRequest:
             await members.request(1, STATUS, size_max=0)
             assert [member for member, _ in network.dialled] == [1]
 
-    async def test_opens_as_many_streams_as_there_are_requests_at_once(self, tmp_path: Path) -> None:
+    async def test_opens_no_more_streams_than_a_member_has_room_for(self, tmp_path: Path) -> None:
         async with open_members(tmp_path) as (network, members):
-            for _ in range(2):
-                async with trio.open_nursery() as nursery:
-                    for _ in range(3):
-                        nursery.start_soon(lambda: members.request(0, STATUS, size_max=0))
-            assert len(network.dialled) == 3
+            async with trio.open_nursery() as nursery:
+                for _ in range(2 * REQUESTS_AT_ONCE):
+                    nursery.start_soon(lambda: members.request(0, STATUS, size_max=0))
+            assert len(network.dialled) == REQUESTS_AT_ONCE
 
     async def test_replaces_a_kept_stream_that_is_dead_and_lets_none_of_the_others_linger(self, tmp_path: Path) -> None:
         async with open_members(tmp_path) as (network, members):
@@ -135,6 +134,7 @@ class TestFaults:
             (Rejected(Reason.HASH_MISMATCH), FaultKind.WRONG_BYTES),
             (Refused(Reason.OVER_BUDGET, "", retry=True), FaultKind.REFUSED),
             (PeerUnreachable(), FaultKind.UNREACHABLE),
+            (ProtocolUnsupported(), FaultKind.FOREIGN),
             (StreamBroken(), FaultKind.BROKE_OFF),
         ],
     )

@@ -91,14 +91,16 @@ class TestRecovery:
     def test_whoever_gives_no_or_false_leaves_or_another_size_is_a_liar(self) -> None:
         codec = make(7)
         encoded = encode(codec, os.urandom(LENGTH))
-        symbols = crossings(codec, encoded, Kind.PRIMARY, 5)
+        symbols = crossings(codec, encoded, Kind.PRIMARY, 0)
         leaves: dict[int, bytes] = {helper: encoded.leaves_of(Kind.SECONDARY, helper) for helper in range(7)}
         del leaves[1]
         leaves[2] = leaves[3]
         leaves[4] = leaves[4] + b"x"
-        symbols[5] = bytes(symbols[5]) * 2
-        symbols[6] = b""
-        found = find_liars(codec, encoded.metadata, Kind.PRIMARY, 5, symbols, leaves, z=encoded.z)
+        symbols[5] = b""
+        symbols[6] = sliver(encoded, Kind.SECONDARY, 6)[
+            : 2 * encoded.z
+        ]  # its leaves do bind both, where one is asked for
+        found = find_liars(codec, encoded.metadata, Kind.PRIMARY, 0, symbols, leaves, z=encoded.z)
         assert found == {1, 2, 4, 5, 6}
 
     def test_hostile_symbols_are_refused(self) -> None:
@@ -310,6 +312,15 @@ class TestAnHonestWriterNeverIs:
         ):
             forgery = replace(proof, witnesses=forged)
             assert reason(forgery.verify, CODEC, A.header) is want
+
+    def test_by_padding_that_its_leaves_do_not_bind(self) -> None:
+        z, held = CODEC.code.symbol_bytes(LENGTH + 1), PADDING_IS_FILLED.slivers[Kind.PRIMARY, 2]
+        honest = Writer.honest(CODEC, b"x" * (LENGTH + 1))
+        for leaves in (held.leaves, honest.slivers[Kind.PRIMARY, 2].leaves):
+            witness = Witness(4, leaves, bytes(held.sliver[4 * z :]))
+            metadata = honest.metadata.encode()
+            proof = InconsistencyProof(Evidence.PADDING, 0, metadata, Kind.PRIMARY, 2, (witness,))
+            assert reason(proof.verify, CODEC, honest.header) is Reason.HASH_MISMATCH
 
     def test_by_bytes_that_are_no_padding(self) -> None:
         """The last symbol is data up to the segment's end; a parity symbol has no padding at all."""

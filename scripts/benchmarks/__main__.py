@@ -1,0 +1,80 @@
+"""The benchmark: each figure stands beside its floor, measured in the same run, since machines are noisy.
+
+Parts: `codec` (encode and decode against plain zfec), `stages` (CPU-seconds per GiB of each stage), `wire` (two
+processes), `gossip` (seven), `network` (a testnet of ten nodes), `large` (2 GiB through it, for the client's memory).
+MB are 10^6 bytes.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from p2pnode.kernel import load_kernel
+from scripts.benchmarks.codec import bench_codec
+from scripts.benchmarks.gossip import bench_gossip, run_gossip_node
+from scripts.benchmarks.network import bench_network
+from scripts.benchmarks.stages import bench_stages
+from scripts.benchmarks.timing import GIB, MIB, Row
+from scripts.benchmarks.wire import bench_wire, serve_wire
+
+
+def show(title: str, rows: list[Row]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
+    for row in rows:
+        cells = [row.get(column, "") for column in columns]
+        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    Console(width=160).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parts = ("codec", "stages", "wire", "gossip", "network", "large")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(parts)}; all but large if none"
+    )
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--gossip-node", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        trio.run(serve_wire, options.serve)
+        return
+    if options.gossip_node is not None:
+        trio.run(run_gossip_node, options.gossip_node)
+        return
+    chosen = options.parts or parts[:-1]
+    report: dict[str, Any] = {
+        "cores": os.cpu_count(),
+        "kernel": load_kernel().name,
+        "python": platform.python_version(),
+    }
+    print(json.dumps(report))
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        measured: dict[str, Callable[[], list[Row]]] = {
+            "codec": lambda: bench_codec([7, 10, 21, 31, 100], [MIB, 16 * MIB, 128 * MIB]),
+            "stages": lambda: bench_stages(10, directory / "stages"),
+            "wire": lambda: bench_wire(directory),
+            "gossip": bench_gossip,
+            "network": lambda: bench_network(directory, nodes=10, shards=10, size=100 * MIB),
+            "large": lambda: bench_network(directory, nodes=10, shards=10, size=2 * GIB),
+        }
+        for part in chosen:
+            report[part] = measured[part]()
+            show(part, report[part])
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Testnets of real processes, and only as many as the tests need: each costs five seconds of both cores to start."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from p2pnode import testnet
+from p2pnode.testnet import Network
+
+
+@pytest.fixture(scope="module")
+def adversarial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """7 nodes with 21 shards, f = 6: one lies, one drips, and so no other may fail."""
+    directory = tmp_path_factory.mktemp("adversarial")
+    network = testnet.up(directory, nodes=7, shards=21, behaviours=["stalled", "liar"])
+    yield network
+    testnet.down(network)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Network]:
+    """4 nodes with a shard each, f = 1, for tests that break it."""
+    network = testnet.up(tmp_path / "net", nodes=4, shards=4)
+    yield network
+    testnet.down(testnet.load(network.directory))
