@@ -7,7 +7,7 @@ threads gain nothing there and the trio thread would starve.
 import multiprocessing
 from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache, partial
 from multiprocessing.shared_memory import SharedMemory
 
@@ -24,6 +24,14 @@ PROCESS_SYMBOL_BYTES = 16_384
 PROCESS_SEGMENTS_MIN = 2
 """A worker process takes 0.3 s to start: not worth it for one segment."""
 WORKERS = 2
+
+
+class _Shared(SharedMemory):
+    """Shared memory that may be let go while views of it are left, as after a failed upload: they unmap it."""
+
+    def __del__(self) -> None:
+        with suppress(BufferError):
+            super().__del__()
 
 
 class Slot:
@@ -48,7 +56,7 @@ class Encoder:
         size = codec.matrix_bytes(segment_bytes)
         self.slots = [
             Slot(
-                bytearray(size) if pool is None else SharedMemory(create=True, size=size + segment_bytes),
+                bytearray(size) if pool is None else _Shared(create=True, size=size + segment_bytes),
                 segment_bytes=segment_bytes,
             )
             for _ in range(SLOTS)

@@ -146,7 +146,8 @@ class Members:
                 try:
                     return await self._request_on(self._idle[member].pop(), member, header, size_max)
                 except StreamBroken:
-                    self._idle[member].clear()
+                    for stale in self._idle.pop(member, []):
+                        await give_up(stale)
             return await self._request_on(await self.open_stream(member), member, header, size_max)
 
     async def _request_on(

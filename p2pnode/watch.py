@@ -10,13 +10,13 @@ from functools import partial
 import trio
 
 from economics import cbor
-from economics.blob import Root
+from economics.blob import Root, SegmentMetadata
 from economics.crypto import DIGEST_BYTES
 from economics.errors import Reason, Rejected
 from economics.geometry import Code
 from p2pnode.codec import Codec, Kind
 from p2pnode.members import REQUEST_FAULTS, Fault, Members
-from p2pnode.store import CorruptSliver, SliverStore
+from p2pnode.store import SliverStore
 
 log = logging.getLogger("p2pnode.watch")
 
@@ -52,11 +52,14 @@ class Watch:
 
     async def check(self, member: int, root: Root) -> None:
         """Ask `member` for one symbol of a sliver that it owes, and compare it with the segment's metadata."""
+        try:
+            metadata = await trio.to_thread.run_sync(self.store.read_metadata, root)
+        except Rejected as fault:
+            log.error("no metadata to check others by: %s", fault)  # our own copies are gone; nobody else is to blame
+            return
         self.checks += 1
         try:
-            await self._ask(member, root)
-        except CorruptSliver as fault:
-            log.error("%s", fault)  # our own copy of the metadata; the member is not to blame
+            await self._ask(member, root, metadata)
         except REQUEST_FAULTS as fault:
             self._note(member, fault)
         else:
@@ -64,8 +67,7 @@ class Watch:
                 log.info("node %d passes its checks again", member)
                 self.members.faults.pop(member, None)
 
-    async def _ask(self, member: int, root: Root) -> None:
-        metadata = await trio.to_thread.run_sync(self.store.read_metadata, root)
+    async def _ask(self, member: int, root: Root, metadata: SegmentMetadata) -> None:
         shard = self.rng.choice(self.members.genesis.committee.shards_of(member))
         kind = self.rng.choice(list(Kind))
         pair = self.code.pair_of_shard(shard, root)

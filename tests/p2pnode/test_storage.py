@@ -1,8 +1,8 @@
 """A node takes what is owed and proven, signs once it is on disk, serves what is right, and refuses without a trace."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,24 @@ from economics.crypto import NodeId, Signature
 from economics.errors import Reason
 from economics.geometry import Code
 from p2pnode import storage
-from p2pnode.admission import Admission, UploadLimits
-from p2pnode.certifier import Certifier, Entry
+from p2pnode.admission import UploadLimits
+from p2pnode.certifier import Entry
 from p2pnode.codec import Kind
 from p2pnode.errors import NetworkError, SpaceError, StreamBroken
 from p2pnode.keys import Key
 from p2pnode.network.frames import Incoming, receive_message, send_message
-from p2pnode.storage import PAYLOAD_BUDGET_BYTES, StorageServer
+from p2pnode.storage import PAYLOAD_BUDGET_BYTES
 from p2pnode.store import SliverStore
+from tests.p2pnode.server import CLIENT, GENESIS, Server
 from tests.p2pnode.test_store import State, path_of, state
 from tests.small import (
     OPERATORS,
     OTHER_OWNER,
     OWNER,
-    UPLOADER,
     Blob,
     certify,
     encode_blob,
     make_blob,
-    make_codec,
-    make_genesis,
     make_payload,
     make_statement,
     make_ticket,
@@ -46,81 +44,17 @@ from tests.small import (
 )
 from tests.streams import MemoryStream, as_stream, ask, stream_pair
 
-GENESIS = make_genesis((2, 1, 1))
-"""n = 4: P = 2, S = 3. The node is the first member, with shards 0 and 1."""
 CODE = GENESIS.code
+"""n = 4: P = 2, S = 3. The node is the first member, with shards 0 and 1."""
 NODE = NodeId(OPERATORS[0].public)
 SHARDS = range(2)
-CLIENT = NodeId(UPLOADER.public)
 BLOB = make_blob(CODE, 2500)
 
 
-@dataclass
-class Server:
-    """A node's storage server on a store in a directory, and what it told and signed."""
-
-    directory: Path
-    limits: UploadLimits = field(default_factory=UploadLimits)
-    quota: int = 1 << 30
-    height: int = 0
-    genesis: Any = GENESIS
-    key: Key = OPERATORS[0]
-
-    def __post_init__(self) -> None:
-        index = self.genesis.committee.index_of(NodeId(self.key.public))
-        codec = make_codec(self.genesis)
-        self.store = SliverStore(
-            self.directory,
-            codec=codec,
-            chain_id=self.genesis.chain_id,
-            shards=() if index is None else self.genesis.committee.shards_of(index),
-            quota_bytes=self.quota,
-        )
-        self.told: list[Entry] = []
-        self.signed: list[bytes] = []
-        self.admission = Admission(self.limits)
-        self.server = StorageServer(
-            genesis=self.genesis,
-            node=NodeId(self.key.public),
-            store=self.store,
-            codec=codec,
-            admission=self.admission,
-            certifier=Certifier(chain_id=self.genesis.chain_id, committee=self.genesis.committee),
-            sign=self.sign,
-            height=lambda: self.height,
-            status=lambda: {"blobs": len(self.store.records())},
-            on_commitment=self.tell,
-        )
-
-    def sign(self, message: bytes) -> Signature:
-        self.signed.append(message)
-        return self.key.sign(message)
-
-    async def tell(self, entry: Entry) -> None:
-        statement = entry[0]
-        assert self.store.record(statement.blob_id) is not None
-        self.told.append(entry)
-
-    @asynccontextmanager
-    async def stream(self, peer: NodeId = CLIENT) -> AsyncIterator[MemoryStream]:
-        """Open a stream to the server, which runs while the block lasts."""
-        client, server = stream_pair(peer, NodeId(self.key.public))
-        async with trio.open_nursery() as nursery:
-
-            async def handle() -> None:
-                with suppress(NetworkError):
-                    await self.server.handle(as_stream(server))
-
-            nursery.start_soon(handle)
-            with trio.fail_after(20):
-                yield client
-            await client.close()
-
-    def state(self, blob: Blob = BLOB) -> tuple[State, list[Entry], int]:
-        """All that a refusal must leave as it was."""
-        shown = state(self.store, *blob.header.roots)
-        free = sum(sum(blobs.values()) for blobs in self.admission._free.values())
-        return shown, list(self.told), free
+def state_of(node: Server, blob: Blob = BLOB) -> tuple[State, list[Entry], int]:
+    """Return all that a refusal must leave as it was."""
+    free = sum(sum(blobs.values()) for blobs in node.admission._free.values())
+    return state(node.store, *blob.header.roots), list(node.told), free
 
 
 @pytest.fixture
@@ -190,9 +124,9 @@ class TestUpload:
             raise SpaceError("the disk is full")
 
         monkeypatch.setattr(node.store, "put_entry", fail)
-        before = node.state()
+        before = state_of(node)
         expect_refusal(await upload(node), Reason.OVER_BUDGET)
-        assert (node.told, node.state()[2]) == (before[1], 0)
+        assert (node.told, state_of(node)[2]) == (before[1], 0)
         monkeypatch.undo()
         assert (await upload(node)).header["ok"] is True
 
@@ -225,6 +159,25 @@ class TestUpload:
             assert [node.store.has_segment(root) for root in BLOB.header.roots] == [False, True, False]
         node.store.evict(1 << 30)
         assert not node.store.has_segment(BLOB.header.roots[1])
+
+    async def test_keeps_its_segments_from_eviction_while_it_is_closed(
+        self, node: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put_entry = node.store.put_entry
+
+        def evict_first(*args: Any) -> None:
+            node.store.evict(1 << 30)
+            put_entry(*args)
+
+        monkeypatch.setattr(node.store, "put_entry", evict_first)
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            await send_segments(stream, BLOB)
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
+            assert reply.header["ok"] is True
+        assert all(node.store.has_segment(root) for root in BLOB.header.roots)
 
     async def test_of_a_blob_that_is_held_already_moves_no_segment(self, node: Server) -> None:
         await upload(node)
@@ -261,23 +214,23 @@ class TestTicket:
         self, node: Server, request_: dict[str, cbor.Value], want: Reason
     ) -> None:
         node.height = 10
-        before = node.state()
+        before = state_of(node)
         async with node.stream() as stream:
             expect_refusal((await ask(stream, request_))[0], want)
             expect_refusal((await ask(stream, {"op": "have"}))[0], Reason.UNKNOWN_SIGNER)  # still not open
             assert (await ask(stream, open_request(expiry_height=11)))[0].header["ok"] is True
-        assert node.state() == before
+        assert state_of(node) == before
 
     @pytest.mark.parametrize("operation", ["have", "segment", "close"])
     async def test_is_needed_for_every_part_of_an_upload(self, node: Server, operation: str) -> None:
-        before = node.state()
+        before = state_of(node)
         header = {**close_request(BLOB.header), "op": operation, "symbol_bytes": BLOB.segments[0].z}
         async with node.stream() as stream:
             expect_refusal(
                 (await ask(stream, header, make_payload(BLOB.segments[0], SHARDS)))[0], Reason.UNKNOWN_SIGNER
             )
             await expect_end(stream)
-        assert node.state() == before
+        assert state_of(node) == before
 
 
 def mangle(at: int) -> Callable[[bytes], bytes]:
@@ -311,24 +264,24 @@ class TestSegment:
     ) -> None:
         assert self.segment.z == 167
         payload = change(make_payload(self.segment, SHARDS))
-        before = node.state()
+        before = state_of(node)
         async with node.stream() as stream:
             await ask(stream, open_request())
             z = 167 if symbol_bytes is None else symbol_bytes
             header: dict[str, cbor.Value] = {"op": "segment", "symbol_bytes": z}
             expect_refusal((await ask(stream, header, payload))[0], want)
             await expect_end(stream)
-        assert node.state() == before
+        assert state_of(node) == before
         assert not node.admission._open
 
     async def test_with_the_shards_in_another_order_is_not_stored(self, node: Server) -> None:
-        before = node.state()
+        before = state_of(node)
         async with node.stream() as stream:
             await ask(stream, open_request())
             header: dict[str, cbor.Value] = {"op": "segment", "symbol_bytes": 167}
             payload = make_payload(self.segment, range(1, -1, -1))
             expect_refusal((await ask(stream, header, payload))[0], Reason.HASH_MISMATCH)
-        assert node.state() == before
+        assert state_of(node) == before
 
     async def test_over_the_peer_s_limit_is_refused_before_it_is_read(self, tmp_path: Path) -> None:
         owed = 2 * CODE.pair_bytes(167)
@@ -361,12 +314,13 @@ class TestSegment:
 
     async def test_over_the_quota_is_refused(self, tmp_path: Path) -> None:
         node = Server(tmp_path, quota=1000)
-        before = node.state()
+        before = state_of(node)
         async with node.stream() as stream:
             await ask(stream, open_request())
             reply, *_ = await send_segments(stream, replace(BLOB, segments=BLOB.segments[:1]))
             expect_refusal(reply, Reason.OVER_BUDGET)
-        assert node.state() == before
+            await expect_end(stream)
+        assert state_of(node) == before
 
     async def test_that_finds_no_room_in_memory_is_told_to_come_back(
         self, node: Server, autojump_clock: trio.testing.MockClock
@@ -399,11 +353,11 @@ class TestClose:
         async with node.stream() as stream:
             await ask(stream, open_request())
             await send_segments(stream, BLOB)
-            before = node.state()
+            before = state_of(node)
             expect_refusal((await ask(stream, request, payload))[0], want)
             if payload:
                 await expect_end(stream)
-            assert node.state() == before
+            assert state_of(node) == before
         assert node.signed == []
 
     @pytest.mark.parametrize(
@@ -442,10 +396,10 @@ class TestClose:
         async with node.stream() as stream:
             await ask(stream, open_request())
             await send_segments(stream, replace(BLOB, segments=BLOB.segments[1:]))
-            before = node.state()
+            before = state_of(node)
             reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
             expect_refusal(reply, Reason.INCOMPLETE)
-            assert node.state() == before
+            assert state_of(node) == before
         assert node.signed == []
         assert (await upload(node)).header["ok"] is True
 
@@ -465,9 +419,9 @@ class TestClose:
         async with node.stream() as stream:
             await ask(stream, open_request())
             await send_segments(stream, full, GENESIS.committee.shards_of(owner))
-            before = node.state(full)
+            before = state_of(node, full)
             expect_refusal((await ask(stream, close_request(lying), lying.encode()))[0], Reason.BAD_PADDING)
-            assert node.state(full) == before
+            assert state_of(node, full) == before
 
     @staticmethod
     def covers_the_end(member: int, root: Root) -> bool:
@@ -479,11 +433,11 @@ class TestClose:
         limits = UploadLimits(free_owner_bytes_max=size, free_bytes_max=2 * size)
         node, more = Server(tmp_path / "node", limits=limits), make_blob(CODE, 1, 1)
         assert (await upload(node)).header["ok"] is True
-        before = node.state()
+        before = state_of(node)
         reply = await upload(node, more)
         expect_refusal(reply, Reason.OVER_BUDGET)
-        assert node.state()[0].records == before[0].records
-        assert node.state()[1:] == before[1:]
+        assert state_of(node)[0].records == before[0].records
+        assert state_of(node)[1:] == before[1:]
         async with node.stream() as stream:
             await ask(stream, open_request(owner=OTHER_OWNER))
             await send_segments(stream, more)
@@ -631,7 +585,7 @@ class TestHostilePeers:
         assert not node.admission._open
 
     async def test_that_break_off_inside_a_payload_give_back_their_memory(self, node: Server) -> None:
-        before = node.state()
+        before = state_of(node)
         async with node.stream() as stream:
             await ask(stream, open_request())
             header: dict[str, cbor.Value] = {"op": "segment", "size": 288 + 1670, "symbol_bytes": 167}
@@ -639,7 +593,7 @@ class TestHostilePeers:
             await stream.send(len(encoded).to_bytes(4, "big") + encoded + b"half")
             await stream.close_write()
         assert node.server._payloads._free == PAYLOAD_BUDGET_BYTES
-        assert node.state() == before
+        assert state_of(node) == before
         assert not node.admission._open
 
     @pytest.mark.parametrize("operation", ["have", "close", "segment"])
@@ -697,7 +651,7 @@ class TestHostilePeers:
         self, tmp_path_factory: pytest.TempPathFactory, words: list[dict[str, cbor.Value] | bytes]
     ) -> None:
         node = shared_node(tmp_path_factory)
-        before = node.state()
+        before = state_of(node)
 
         async def talk() -> None:
             client, server = stream_pair(CLIENT, NODE)
@@ -709,7 +663,7 @@ class TestHostilePeers:
                 await node.server.handle(as_stream(server))
 
         trio.run(talk)
-        assert node.state() == before
+        assert state_of(node) == before
         assert node.server._payloads._free == PAYLOAD_BUDGET_BYTES
         assert not node.admission._open
 

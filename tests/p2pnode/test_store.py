@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -233,8 +234,9 @@ class TestStart:
             for shard in SHARDS:
                 os.utime(path_of(store, segment.root, shard), ns=(0, 10**18 - age))
         again = open_store(tmp_path)
-        again.evict(1)
-        assert [again.has_segment(segment.root) for segment in segments] == [True, True, True, True, False]
+        for left in range(4, -1, -1):
+            again.evict(1)
+            assert [again.has_segment(segment.root) for segment in segments] == [True] * left + [False] * (5 - left)
 
     def test_removes_what_a_crash_left(self, tmp_path: Path) -> None:
         store, roots = self.fill(tmp_path)
@@ -262,8 +264,9 @@ class TestStart:
             f"{real.parent.relative_to(tmp_path)}/{real.stem}": b"no dot",
             "blobs/readme": b"4",
             f"blobs/{build_blob_id_text(BlobId(bytes(32)))}": b"no record",
-            "blobs/folder/file": b"5",
-            "tmp/folder/file": b"6",
+            f"blobs/{build_blob_id_text(BlobId(bytes([1]) * 32))}/file": b"5",
+            "blobs/folder.new/file": b"6",
+            "tmp/folder/file": b"7",
         }
         if real.parent.name == "00":
             del foreign[f"slivers/00/{real.name}"]
@@ -317,11 +320,13 @@ class TestDamage:
         assert serve(store, self.segment, self.shard) == expected
         assert store.used_bytes == before
 
-    def test_of_any_one_byte_is_found_and_the_file_dropped(self, store: SliverStore) -> None:
+    def test_of_one_byte_in_any_part_is_found_and_the_file_dropped(self, store: SliverStore) -> None:
         path = path_of(store, self.segment.root, self.shard)
         whole = path.read_bytes()
         assert len(whole) == store.file_bytes(self.segment.z) == 568 + 5 * 2
-        for at in range(len(whole)):
+        regions = (0, 16, 18, 20, 24, 56, 312, 440, 568, 574, len(whole))
+        ends = {at for start in regions for at in (start - 1, start)} - {-1, len(whole)}
+        for at in sorted(ends | set(range(0, len(whole), 9))):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
             store.corrupt_slivers = 0
             # The primary sliver is asked for first, and is right if only the secondary's part is wrong.
@@ -507,11 +512,9 @@ class TestSegments:
             fsync(handle)
 
         monkeypatch.setattr(os, "fsync", meet)
-        threads = [threading.Thread(target=put, args=(store, segment)) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(put, store, segment) for _ in range(2)]:
+                done.result()
         assert store.used_bytes == store.unclosed_bytes == 2 * store.file_bytes(segment.z)
         assert len(files_of(store)) == 2
         assert serve(store, segment, 0) == truth(segment, 0)
@@ -540,19 +543,27 @@ class TestCheckSegment:
         assert reason(store.check_segment, segment.root, length) is Reason.WRONG_ENCODING
 
     def test_refuses_padding_that_is_not_zero(self, tmp_path: Path) -> None:
-        """A writer encodes 102 bytes and says 98: z is the same, and bytes 98 to 101 would be read by nobody."""
-        padded = segment_of(102)
-        pairs = {shard: CODE.pair_of_shard(shard, padded.root) for shard in range(4)}
-        for shard, pair in pairs.items():
-            store = open_store(tmp_path / str(shard), shards=[shard])
+        """A writer encodes 120 bytes and says 112: z is the same, and bytes 112 to 119 would be read by nobody.
+
+        n = 5: P = 3, S = 4. The last row and the last column, which hold them, are of different pairs.
+        """
+        genesis = make_genesis((1, 1, 1, 1, 1))
+        padded = make_blob(genesis.code, 120).segments[0]
+        seen = set()
+        for shard in range(5):
+            codec = make_codec(genesis)
+            store = SliverStore(
+                tmp_path / str(shard), codec=codec, chain_id=genesis.chain_id, shards=[shard], quota_bytes=QUOTA
+            )
             put(store, padded, [shard])
-            store.check_segment(padded.root, 102)
-            last_row, last_column = pair == CODE.rows - 1, CODE.n - 1 - pair == CODE.columns - 1
-            if last_row or last_column:
-                assert reason(store.check_segment, padded.root, 98) is Reason.BAD_PADDING
+            store.check_segment(padded.root, 120)
+            pair = genesis.code.pair_of_shard(shard, padded.root)
+            seen.add(pair)
+            if pair in (2, 1):  # row 2, and column 3, which is of pair 5 - 1 - 3
+                assert reason(store.check_segment, padded.root, 112) is Reason.BAD_PADDING
             else:
-                store.check_segment(padded.root, 98)
-        assert sorted(pairs.values()) == [0, 1, 2, 3]
+                store.check_segment(padded.root, 112)
+        assert seen == {0, 1, 2, 3, 4}
 
     def test_finds_a_file_that_was_lost(self, tmp_path: Path) -> None:
         store, segment = open_store(tmp_path), segment_of(100)
@@ -647,6 +658,19 @@ class TestRecords:
         except Rejected:
             return
         assert record.encode() == data
+
+    @pytest.mark.parametrize(
+        ("place", "value"), [(1, bytes(63)), (2, True), (2, -1), (3, bytes(65)), (0, bytes(177)), (0, b"")]
+    )
+    def test_with_a_field_out_of_bounds_are_refused(self, place: int, value: cbor.Value) -> None:
+        entry = make_entry(self.blob)
+        row: list[cbor.Value] = [entry.statement.encode(), entry.statement_signature, entry.epoch, entry.signature]
+        row[place] = value
+        data = cbor.encode({"certificate": None, "entries": [row], "header": self.blob.header.encode()})
+        blob_id = self.blob.header.blob_id
+        assert (
+            reason(BlobRecord.decode, data, code=CODE, blob_id=blob_id, chain_id=GENESIS.chain_id) is Reason.MALFORMED
+        )
 
     def test_give_back_the_commitment_that_was_signed(self) -> None:
         entry = make_entry(self.blob)

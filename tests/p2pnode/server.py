@@ -1,0 +1,125 @@
+"""Real storage servers on real stores, spoken to over streams in memory."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import trio
+
+from economics.crypto import NodeId, Signature
+from economics.genesis import Genesis
+from p2pnode.admission import Admission, UploadLimits
+from p2pnode.certifier import Certifier, Entry
+from p2pnode.errors import NetworkError, PeerUnreachable
+from p2pnode.keys import Key
+from p2pnode.members import Members
+from p2pnode.network.host import Network
+from p2pnode.network.stream import Stream
+from p2pnode.storage import Manner, StorageServer, send_honestly
+from p2pnode.store import SliverStore
+from tests.small import OPERATORS, UPLOADER, make_codec, make_genesis
+from tests.streams import MemoryStream, as_stream, stream_pair
+
+CLIENT = NodeId(UPLOADER.public)
+GENESIS = make_genesis((2, 1, 1))
+"""n = 4: P = 2, S = 3."""
+
+
+@dataclass
+class Server:
+    """A node's storage server on a store in a directory, and what it told and signed."""
+
+    directory: Path
+    limits: UploadLimits = field(default_factory=UploadLimits)
+    quota: int = 1 << 30
+    height: int = 0
+    genesis: Genesis = GENESIS
+    key: Key = OPERATORS[0]
+    manner: Manner = send_honestly
+
+    def __post_init__(self) -> None:
+        index = self.genesis.committee.index_of(NodeId(self.key.public))
+        codec = make_codec(self.genesis)
+        self.store = SliverStore(
+            self.directory,
+            codec=codec,
+            chain_id=self.genesis.chain_id,
+            shards=() if index is None else self.genesis.committee.shards_of(index),
+            quota_bytes=self.quota,
+        )
+        self.told: list[Entry] = []
+        self.signed: list[bytes] = []
+        self.admission = Admission(self.limits)
+        self.server = StorageServer(
+            genesis=self.genesis,
+            node=NodeId(self.key.public),
+            store=self.store,
+            codec=codec,
+            admission=self.admission,
+            certifier=Certifier(chain_id=self.genesis.chain_id, committee=self.genesis.committee),
+            sign=self.sign,
+            height=lambda: self.height,
+            status=lambda: {"blobs": len(self.store.records())},
+            on_commitment=self.tell,
+            manner=self.manner,
+        )
+
+    def sign(self, message: bytes) -> Signature:
+        self.signed.append(message)
+        return self.key.sign(message)
+
+    async def tell(self, entry: Entry) -> None:
+        statement = entry[0]
+        assert self.store.record(statement.blob_id) is not None
+        self.told.append(entry)
+
+    @asynccontextmanager
+    async def stream(self, peer: NodeId = CLIENT) -> AsyncIterator[MemoryStream]:
+        """Open a stream to the server, which runs while the block lasts."""
+        client, server = stream_pair(peer, NodeId(self.key.public))
+        async with trio.open_nursery() as nursery:
+
+            async def handle() -> None:
+                with suppress(NetworkError):
+                    await self.server.handle(as_stream(server))
+
+            nursery.start_soon(handle)
+            with trio.fail_after(20):
+                yield client
+            await client.close()
+
+
+class MemoryNetwork:
+    """Dials servers in memory, for `Members`; those in `down` do not answer."""
+
+    def __init__(self, servers: Sequence[Server], nursery: trio.Nursery) -> None:
+        self.servers = {NodeId(server.key.public): server for server in servers}
+        self.down: set[int] = set()
+        self.dialled: list[tuple[int, tuple[str, ...]]] = []
+        self.streams: list[MemoryStream] = []
+        """The servers' ends, in the order of dialling."""
+        self._nursery = nursery
+
+    async def open_stream(
+        self, peer: NodeId, protocol: str, *, addresses: Sequence[str] = (), deadline_s: float = 10.0
+    ) -> Stream:
+        await trio.lowlevel.checkpoint()
+        index = list(self.servers).index(peer)
+        self.dialled.append((index, tuple(addresses)))
+        if index in self.down:
+            raise PeerUnreachable("no answer")
+        client, server = stream_pair(CLIENT, peer)
+        self.streams.append(server)
+
+        async def handle() -> None:
+            with suppress(NetworkError):
+                await self.servers[peer].server.handle(as_stream(server))
+
+        self._nursery.start_soon(handle)
+        return as_stream(client)
+
+
+def make_members(network: MemoryNetwork, genesis: Genesis) -> Members:
+    return Members(cast(Network, network), genesis, "/memory/1", None)

@@ -1,0 +1,343 @@
+"""An upload ends with a quorum's certificate, drops who is late only when it may, and names why it cannot end."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+import trio.testing
+
+from economics.genesis import Genesis
+from economics.geometry import BLOB_BYTES_MAX
+from p2pnode.codec import Kind
+from p2pnode.encoder import Encoder, open_encoder
+from p2pnode.errors import InputError, NodeError, SpaceError
+from p2pnode.keys import Key
+from p2pnode.members import FaultKind
+from p2pnode.network.stream import Stream
+from p2pnode.storage import Reply, send_honestly
+from p2pnode.upload import (
+    BEHIND_GRACE_S,
+    TAIL_S,
+    Progress,
+    Stored,
+    TooFewNodes,
+    Uploader,
+    file_length,
+    read_segments,
+)
+from tests.p2pnode.server import MemoryNetwork, Server, make_members
+from tests.small import OPERATORS, OTHER_OWNER, OWNER, UPLOADER, encode_blob, make_codec, make_genesis
+
+FOUR = make_genesis((1, 1, 1, 1))
+"""Quorum 3 of 4 members."""
+THREE = make_genesis((1, 2, 4))
+"""7 shards, quorum 5: the third member and any other."""
+
+
+class Run:
+    """One upload to servers in memory, and what it reports."""
+
+    def __init__(self, directory: Path, genesis: Genesis, nursery: trio.Nursery) -> None:
+        self.genesis = genesis
+        self.servers = [
+            Server(directory / str(index), genesis=genesis, key=OPERATORS[index])
+            for index in range(len(genesis.members))
+        ]
+        for index, server in enumerate(self.servers):
+            server.server.manner = partial(self.answer, index)
+        self.network = MemoryNetwork(self.servers, nursery)
+        self.members = make_members(self.network, genesis)
+        self.file = directory / "file"
+        self.held: set[tuple[int, str]] = set()
+        """(member, operation): answers that wait."""
+        self.progress: list[Progress] = []
+        self.stored: Stored | None = None
+        self.encoder: Encoder | None = None
+        self._changed = trio.Event()
+
+    async def answer(self, index: int, stream: Stream, operation: str, reply: Reply) -> None:
+        while (index, operation) in self.held:
+            await self._changed.wait()
+        await send_honestly(stream, operation, reply)
+
+    def change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def let_go(self) -> None:
+        self.held.clear()
+        self.change()
+
+    def report(self, progress: Progress) -> None:
+        self.progress.append(progress)
+        self.change()
+
+    async def until(self, condition: Callable[[Progress], bool]) -> None:
+        while not (self.progress and condition(self.progress[-1])):
+            await self._changed.wait()
+
+    async def store(self, data: bytes, *, owner: Key = OWNER) -> Stored:
+        self.file.write_bytes(data)
+        async with open_encoder(make_codec(self.genesis), length=len(data)) as self.encoder:
+            uploader = self.make_uploader(self.encoder, owner)
+            self.stored = await uploader.run(self.file, len(data))
+            assert len(self.encoder._free) == len(self.encoder.slots)
+        return self.stored
+
+    def make_uploader(self, encoder: Encoder, owner: Key) -> Uploader:
+        return Uploader(
+            members=self.members, encoder=encoder, owner=owner, uploader=UPLOADER.public, report=self.report
+        )
+
+
+@asynccontextmanager
+async def open_run(directory: Path, genesis: Genesis = FOUR) -> AsyncIterator[Run]:
+    async with trio.open_nursery() as nursery:
+        yield Run(directory, genesis, nursery)
+        nursery.cancel_scope.cancel()
+
+
+def content(length: int) -> bytes:
+    return Random(length).randbytes(length)
+
+
+async def failure(run: Run, data: bytes) -> NodeError:
+    """Return the one error that an upload ends with; a nursery groups it."""
+    with pytest.raises(ExceptionGroup) as caught:
+        await run.store(data)
+    (error,) = caught.value.exceptions
+    assert isinstance(error, NodeError)
+    return error
+
+
+async def settle(seconds: float, clock: trio.testing.MockClock) -> None:
+    """Let so much time pass, and all that follows from it happen."""
+    await trio.testing.wait_all_tasks_blocked()
+    clock.jump(seconds)
+    await trio.testing.wait_all_tasks_blocked(0.02)
+
+
+@pytest.mark.parametrize("genesis", [FOUR, THREE], ids=["4 of 1 shard", "3 of 7 shards"])
+@pytest.mark.parametrize("length", [0, 1, 1000, 1001, 4500])
+async def test_every_member_ends_with_what_it_owes_and_anyone_can_verify_the_certificate(
+    tmp_path: Path, genesis: Genesis, length: int
+) -> None:
+    data = content(length)
+    blob = encode_blob(genesis.code, data)
+    async with open_run(tmp_path, genesis) as run:
+        stored = await run.store(data)
+    assert (stored.blob_id, stored.length, stored.faults) == (blob.header.blob_id, length, ())
+    assert (stored.committed, stored.present_segments) == (genesis.code.n, 0)
+    statement = stored.certificate.statement
+    assert (statement.blob_id, statement.length, statement.owner) == (blob.header.blob_id, length, OWNER.public)
+    stored.certificate.verify(committee=genesis.committee)
+    sent = sum(genesis.code.n * genesis.code.pair_bytes(segment.z) for segment in blob.segments)
+    assert stored.sent_bytes == sent
+    for index, server in enumerate(run.servers):
+        for segment in blob.segments:
+            for shard in genesis.committee.shards_of(index):
+                pair = genesis.code.pair_of_shard(shard, segment.root)
+                read = server.store.read_symbols(segment.root, Kind.PRIMARY, pair, first=0, count=genesis.code.columns)
+                assert read.data == segment.primary(pair)
+    last = run.progress[-1]
+    assert last == Progress(len(blob.segments), len(blob.segments), len(blob.segments), last.committed, last.quorum)
+
+
+async def test_the_same_file_again_sends_nothing(tmp_path: Path) -> None:
+    async with open_run(tmp_path) as run:
+        first = await run.store(content(2500))
+        again = await run.store(content(2500))
+        assert (again.sent_bytes, again.present_segments) == (0, 3 * 4)
+        assert again.blob_id == first.blob_id
+        assert again.certificate.statement != first.certificate.statement
+        theirs = await run.store(content(2500), owner=OTHER_OWNER)
+        assert theirs.sent_bytes == 0
+        more = await run.store(content(2500)[:2000] + b"another end")
+        assert more.present_segments == 2 * 4
+
+
+class TestLateMembers:
+    async def test_are_dropped_when_a_quorum_is_ahead_and_the_grace_is_over(
+        self, tmp_path: Path, mock_clock: trio.testing.MockClock
+    ) -> None:
+        async with open_run(tmp_path) as run, trio.open_nursery() as nursery:
+            run.held = {(3, "segment")}
+            nursery.start_soon(run.store, content(4500))
+            await run.until(lambda now: (now.encoded, now.stored) == (3, 3))
+            await settle(BEHIND_GRACE_S - 0.01, mock_clock)
+            assert (run.members.faults, run.progress[-1].encoded) == ({}, 3)
+            mock_clock.jump(0.02)
+            await run.until(lambda now: now.committed == 3)
+        assert run.stored is not None
+        assert [(fault.member, fault.kind, fault.detail) for fault in run.stored.faults] == [
+            (3, FaultKind.REFUSED, "incomplete: 2 segments behind")
+        ]
+        assert run.stored.committed == 3
+
+    async def test_that_catch_up_within_the_grace_are_kept(
+        self, tmp_path: Path, mock_clock: trio.testing.MockClock
+    ) -> None:
+        async with open_run(tmp_path) as run, trio.open_nursery() as nursery:
+            run.held = {(3, "segment")}
+            nursery.start_soon(run.store, content(4500))
+            await run.until(lambda now: (now.encoded, now.stored) == (3, 3))
+            await settle(BEHIND_GRACE_S - 0.01, mock_clock)
+            run.let_go()
+            await run.until(lambda now: now.committed == 4)
+        assert run.stored is not None
+        assert (run.stored.committed, run.stored.faults) == (4, ())
+
+    async def test_are_waited_for_while_no_quorum_is_ahead(
+        self, tmp_path: Path, mock_clock: trio.testing.MockClock
+    ) -> None:
+        async with open_run(tmp_path) as run, trio.open_nursery() as nursery:
+            run.held = {(2, "segment"), (3, "segment")}
+            nursery.start_soon(run.store, content(4500))
+            await run.until(lambda now: now.encoded == 3)
+            await settle(100 * BEHIND_GRACE_S, mock_clock)
+            assert run.members.faults == {}
+            assert run.progress[-1] == Progress(5, 3, 0, 0, 3)
+            run.let_go()
+            await run.until(lambda now: now.committed == 4)
+        assert run.stored is not None
+        assert run.stored.faults == ()
+
+    async def test_get_a_short_tail_to_sign_after_the_quorum(
+        self, tmp_path: Path, mock_clock: trio.testing.MockClock
+    ) -> None:
+        async with open_run(tmp_path) as run, trio.open_nursery() as nursery:
+            run.held = {(3, "close")}
+            nursery.start_soon(run.store, content(100))
+            await run.until(lambda now: now.committed == 3)
+            await settle(TAIL_S - 0.01, mock_clock)
+            assert run.stored is None
+            mock_clock.jump(0.02)
+        assert run.stored is not None
+        assert (run.stored.committed, run.stored.faults) == (3, ())
+
+    async def test_cost_no_processor_while_commitments_are_waited_for(
+        self, tmp_path: Path, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        turns = 0
+        wait = Uploader._next_change
+
+        async def count(uploader: Uploader, limit_s: float = float("inf")) -> bool:
+            nonlocal turns
+            turns += 1
+            return await wait(uploader, limit_s)
+
+        monkeypatch.setattr(Uploader, "_next_change", count)
+        async with open_run(tmp_path) as run, trio.open_nursery() as nursery:
+            run.held = {(3, "segment"), (0, "close"), (1, "close"), (2, "close")}
+            nursery.start_soon(run.store, content(2500))
+            await run.until(lambda now: (now.encoded, now.stored) == (3, 3))
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(10 * BEHIND_GRACE_S)
+            before = turns
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+            assert turns - before < 10
+            run.let_go()
+        assert run.stored is not None
+        assert run.stored.committed == 4
+
+
+class TestFailure:
+    async def test_of_fewer_members_than_spoil_the_quorum_is_named_and_no_more(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path) as run:
+            run.network.down = {1}
+            stored = await run.store(content(4500))
+        assert stored.committed == 3
+        assert [(fault.member, fault.kind) for fault in stored.faults] == [(1, FaultKind.UNREACHABLE)]
+
+    async def test_of_too_many_names_each(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path) as run:
+            run.network.down = {1, 3}
+            error = await failure(run, content(4500))
+        assert isinstance(error, TooFewNodes)
+        assert "members with 2 shards take part, 3 are needed" in str(error)
+        for member in (1, 3):
+            assert str(run.members.faults[member]) in str(error)
+        assert "unreachable: no answer" in str(error)
+
+    async def test_of_the_heaviest_member_alone_can_be_too_many(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path, THREE) as run:
+            run.network.down = {2}
+            assert isinstance(await failure(run, content(10)), TooFewNodes)
+            run.network.down = {0}
+            run.members.faults.clear()
+            assert (await run.store(content(10))).committed == 6
+
+    async def test_for_want_of_space_says_so(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path) as run:
+            run.servers[2].store.quota_bytes = 1000
+            stored = await run.store(content(4500))
+            assert [(fault.member, fault.kind) for fault in stored.faults] == [(2, FaultKind.REFUSED)]
+            run.servers[1].store.quota_bytes = 1000
+            error = await failure(run, content(4600))
+        assert isinstance(error, SpaceError)
+        assert str(error).count("over_budget: the quota of 1000 bytes is used up") == 2
+
+    async def test_keeps_what_was_sent_for_the_next_try(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path) as run:
+            run.held = {(1, "close"), (3, "close")}
+            for index in (1, 3):
+                run.servers[index].server.sign = OPERATORS[5].sign
+            async with trio.open_nursery() as nursery:
+
+                async def fail() -> None:
+                    assert isinstance(await failure(run, content(10)), TooFewNodes)
+
+                nursery.start_soon(fail)
+                await run.until(lambda now: now.committed == 2)
+                run.let_go()
+            for index in (1, 3):
+                run.servers[index].server.sign = OPERATORS[index].sign
+            run.members.faults.clear()
+            stored = await run.store(content(10))
+        assert (stored.sent_bytes, stored.present_segments, stored.committed) == (0, 4, 4)
+
+    async def test_of_a_member_to_sign_as_itself_leaves_it_out(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path) as run:
+            run.servers[1].server.sign = OPERATORS[5].sign
+            stored = await run.store(content(10))
+        assert stored.committed == 3
+        assert 1 not in [signer for signer, _ in stored.certificate.signatures]
+        assert [(fault.member, fault.kind) for fault in stored.faults] == [(1, FaultKind.WRONG_BYTES)]
+
+    async def test_of_a_file_that_shrinks_is_the_user_s_to_mend(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path) as run:
+            run.file.write_bytes(content(1500))
+            async with open_encoder(make_codec(FOUR), length=2500) as encoder:
+                with pytest.raises(ExceptionGroup) as caught:
+                    await run.make_uploader(encoder, OWNER).run(run.file, 2500)
+            (error,) = caught.value.exceptions
+            assert isinstance(error, InputError)
+            assert "became shorter while it was read" in str(error)
+
+
+class TestFile:
+    def test_is_read_segment_by_segment(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        for length, want in ((0, [0]), (1000, [1000]), (2500, [1000, 1000, 500])):
+            path.write_bytes(content(length))
+            segments = list(read_segments(path, FOUR.code, file_length(path)))
+            assert ([len(segment) for segment in segments], b"".join(segments)) == (want, content(length))
+
+    def test_that_cannot_be_stored_is_named(self, tmp_path: Path) -> None:
+        large = tmp_path / "large"
+        with large.open("wb") as file:
+            file.truncate(BLOB_BYTES_MAX + 1)
+        for path, message in (
+            (tmp_path, "is a folder"),
+            (tmp_path / "none", "cannot read"),
+            (large, f"a blob has at most {BLOB_BYTES_MAX}"),
+        ):
+            with pytest.raises(InputError, match=message):
+                file_length(path)
+        with pytest.raises(InputError, match="cannot read"):
+            list(read_segments(tmp_path / "none", FOUR.code, 1))
