@@ -1,5 +1,6 @@
 """An upload ends with a quorum's certificate, drops who is late only when it may, and names why it cannot end."""
 
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -96,8 +97,19 @@ class Run:
 
 @asynccontextmanager
 async def open_run(directory: Path, genesis: Genesis = FOUR) -> AsyncIterator[Run]:
+    """Run servers while the block lasts, at most 20 s of the real time: most tests here stop the clock of trio."""
+    done = threading.Event()
+
+    async def watch() -> None:
+        if not await trio.to_thread.run_sync(done.wait, 20, abandon_on_cancel=True):
+            raise TimeoutError("nothing that the test waits for has come")
+
     async with trio.open_nursery() as nursery:
-        yield Run(directory, genesis, nursery)
+        nursery.start_soon(watch)
+        try:
+            yield Run(directory, genesis, nursery)
+        finally:
+            done.set()
         nursery.cancel_scope.cancel()
 
 
