@@ -174,7 +174,11 @@ def write_views(sink: BinaryIO, views: list[memoryview]) -> None:
 @contextlib.contextmanager
 def output_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes its name only when all of it is written; what is there before stays until then."""
-    part = path.with_name(f"{path.name}.part")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a pipe or a device, which a file would replace: leave --output out and redirect")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two readers of one file do not write into each other
     try:
         file = part.open("wb")
     except OSError as fault:
