@@ -335,13 +335,15 @@ class StorageServer:
             raise Rejected(Reason.UNKNOWN_SIGNER, "the statement and the ticket are not of one owner and reservation")
         if message.size != header_bytes(self.code, statement.length) or message.size > HEADER_BYTES_MAX:
             raise Rejected(Reason.MALFORMED, "the payload is the header of a blob of the statement's length")
+        size = self._owed_bytes(statement.length)
+        self.admission.verify_room(statement, size)  # first: what follows costs time for each segment
         data = await self._receive(session, message)
         header = Header.decode(data, code=self.code, blob_id=statement.blob_id)
         if header.length != statement.length:
             raise Rejected(Reason.MALFORMED, "the statement's length is not the header's")
         for root in header.roots:
             self.store.hold(session.roots, root)
-        size = await trio.to_thread.run_sync(self._check_held, header)
+        await trio.to_thread.run_sync(self._check_held, header)
         commitment = Commitment.build(statement, epoch=self.genesis.committee.epoch, signer=self.index)
         with self.admission.closing(statement, size):
             entry = Entry(statement, signature, commitment.epoch, self.sign(commitment.encode()))
@@ -349,15 +351,21 @@ class StorageServer:
         await self.on_commitment((statement, signature, commitment, entry.signature))
         return {"epoch": entry.epoch, "index": self.index, "ok": True, "signature": entry.signature}, ()
 
-    def _check_held(self, header: Header) -> int:
-        """Return the bytes of all that this node owes of a blob, or raise `Rejected` unless it holds them; for a
-        worker thread."""
-        size = 0
-        for index, root in enumerate(header.roots):
-            length = self.code.segment_length(header.length, index)
+    def _owed_bytes(self, length: int) -> int:
+        """Return the bytes of all that this node owes of a blob of this length."""
+        code, store = self.code, self.store
+        full, rest = divmod(length, code.segment_bytes)
+        size = full * store.file_bytes(code.symbol_bytes(code.segment_bytes))
+        if rest or not full:
+            size += store.file_bytes(code.symbol_bytes(rest))
+        return len(store.shards) * size
+
+    def _check_held(self, header: Header) -> None:
+        """Raise `Rejected` unless this node holds all that it owes of a blob; for a worker thread."""
+        last = len(header.roots) - 1
+        lengths = dict.fromkeys(header.roots[:last], self.code.segment_bytes).items()  # one may come many times
+        for root, length in (*lengths, (header.roots[last], self.code.segment_length(header.length, last))):
             self.store.check_segment(root, length)
-            size += len(self.store.shards) * self.store.file_bytes(self.code.symbol_bytes(length))
-        return size
 
     # --- reads ---------------------------------------------------------------------------------------------------
 

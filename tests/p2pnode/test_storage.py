@@ -473,6 +473,30 @@ class TestSlowReaders:
 
 
 class TestClose:
+    async def test_over_the_budget_costs_no_work_for_each_segment(
+        self, node: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One root that is held, named 100,000 times: each was read and hashed before the budget refused it."""
+        checked: list[Root] = []
+        check = node.store.check_segment
+
+        def count(root: Root, length: int) -> None:
+            checked.append(root)
+            check(root, length)
+
+        monkeypatch.setattr(node.store, "check_segment", count)
+        node.admission.limits = UploadLimits(free_owner_bytes_max=1 << 20)
+        full = encode_blob(CODE, bytes(CODE.segment_bytes))
+        for times, accepted in ((100_000, False), (10, True)):
+            header = Header(CODE, times * CODE.segment_bytes, full.header.roots * times)
+            async with node.stream() as stream:
+                await ask(stream, open_request())
+                assert (await send_segments(stream, full))[0].header == {"ok": True}
+                await send_message(stream, close_request(header), header.encode())
+                reply = await receive_message(stream)
+            assert reply.header["ok"] is accepted
+            assert len(checked) <= 2
+
     async def refused(self, node: Server, request: dict[str, cbor.Value], payload: bytes, want: Reason) -> None:
         """Everything has been sent; the close is refused and leaves no more than that."""
         async with node.stream() as stream:
