@@ -215,7 +215,7 @@ class Uploader:
         assert self._statement is not None
         statement, signature, _ = self._statement
         while self.committee.weight(self._signatures) < self.committee.quorum:
-            await self._next_change(self._grace_left())
+            await self._next_change()
         with trio.move_on_after(TAIL_S):
             while set(self._signatures) < set(self._parts):
                 await self._next_change()
