@@ -210,8 +210,8 @@ class StorageServer:
         peer = build_key_text(session.stream.peer)
         if (peer, reason) in self.refused or len(self.refused) < REFUSED_MAX:
             self.refused[peer, reason] += 1
-        if reason is not Reason.NOT_FOUND:
-            log.warning("refused peer %s: %s %s", peer, reason, detail)
+            if self.refused[peer, reason] == 1 and reason is not Reason.NOT_FOUND:  # a peer must not fill the log
+                log.warning("refused peer %s: %s %s", peer, reason, detail)
         retry = reason in (Reason.OVER_BUDGET, Reason.NOT_FOUND, Reason.INCOMPLETE)
         await send_message(session.stream, {"detail": detail, "error": str(reason), "ok": False, "retry": retry})
 

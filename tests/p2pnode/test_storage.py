@@ -434,6 +434,15 @@ class TestSegment:
         assert order.index("other") == 2
 
 
+async def test_a_peer_does_not_fill_the_log(node: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """The same refusal of the same peer is said once; `status` counts the rest."""
+    async with node.stream() as stream:
+        for _ in range(50):
+            expect_refusal((await ask(stream, {"op": "nonsense"}))[0], Reason.UNKNOWN_OPERATION)
+    assert len(caplog.records) == 1
+    assert list(node.server.refused.values()) == [50]
+
+
 class TestSlowReaders:
     async def test_make_room_for_others(self, node: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         """A reply is in memory for as long as its reader takes: it counts, and the slowest goes first."""
