@@ -22,6 +22,8 @@ KnownPeer = tuple[NodeId, tuple[str, ...]]
 
 def read_cache(path: Path) -> list[KnownPeer]:
     """Return the good peers of an earlier run, at most PEERS_MAX. A file that is missing or odd is a cache lost."""
+    if not path.exists():
+        return []
     try:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from p2pnode.errors import ExitCode, InputError, NodeError
+from p2pnode.errors import ConfigError, ExitCode, InputError, NodeError
 
 if TYPE_CHECKING:
     from p2pnode.client import Client
+    from p2pnode.members import Fault
 
 RANGE_HELP = "First and last byte, counted from 0, as in HTTP: 0-99 is the first hundred; 100- is the rest."
 
@@ -37,7 +38,7 @@ home_option = click.option(
     default=default_home,
     envvar="P2PNODE_HOME",
     show_envvar=True,
-    help="Directory with this node's or client's keys, genesis file and data.",
+    help="Directory with this node's or client's keys, genesis file and data; the user's data directory if not given.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
 directory_option = click.option(
@@ -47,16 +48,18 @@ directory_option = click.option(
     default=default_testnet,
     envvar="P2PNODE_TESTNET",
     show_envvar=True,
-    help="Directory of the testnet.",
+    help="Directory of the testnet; `testnet` in the user's data directory if not given.",
 )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="p2pnode")
 def cli() -> None:
     """Store blobs with peers: erasure-coded, certified by a quorum, read back bit for bit.
 
     Exit codes: 0 done, 1 a fault of p2pnode itself, 2 wrong usage, 3 unusable file or ID, 4 too few nodes answered,
-    5 blob not available, 6 blob encoded inconsistently by its writer, 7 no space, 8 this home's files, 130 interrupted.
+    5 blob not available, 6 blob encoded inconsistently by its writer, 7 no space, 8 files of this home or testnet
+    missing, foreign or in use, 130 interrupted.
     """
 
 
@@ -111,14 +114,41 @@ def run_client(home_path: Path, work: "Callable[[Client], Coroutine[Any, Any, No
 
     set_up_logging(logging.ERROR)
 
-    async def session() -> None:
-        def say(fault: object) -> None:
-            click.echo(f"caught: {fault}", err=True)
+    def say(fault: "Fault") -> None:
+        click.echo(f"{fault.word}: {fault}", err=True)
 
+    async def session() -> None:
         async with open_client(Home(home_path), on_fault=say) as client:
             await work(client)
 
-    run_async(session)
+    run_async(lambda: until_interrupted(session))
+
+
+async def until_interrupted(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do the work, or stop it at Ctrl-C and raise `KeyboardInterrupt` when it has tidied up.
+
+    Python's own way raises it in whatever code runs just then, and a library's callback may lose it.
+    """
+    import signal
+
+    import trio
+
+    interrupted = False
+
+    async def watch(nursery: trio.Nursery, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        nonlocal interrupted
+        with trio.open_signal_receiver(signal.SIGINT) as signals:
+            task_status.started()
+            async for _ in signals:
+                interrupted = True
+                nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watch, nursery)
+        await work()
+        nursery.cancel_scope.cancel()
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def set_up_logging(level: int) -> None:
@@ -135,11 +165,12 @@ def echo_json(fields: dict[str, Any]) -> None:
 @cli.command()
 @home_option
 @click.option("--listen", multiple=True, help="Address to listen on, such as /ip4/0.0.0.0/tcp/4001; may be repeated.")
-@click.option("--quota", type=int, help="Most bytes of slivers to keep.")
+@click.option("--quota", type=click.IntRange(min=0), help="Most bytes of slivers to keep; 64 GiB if not given.")
 @click.option("--genesis", type=click.Path(path_type=Path), help="Genesis file of the network to join.")
 @json_option
 def init(home_path: Path, listen: tuple[str, ...], quota: int | None, genesis: Path | None, as_json: bool) -> None:
     """Make the keys and settings of a new node."""
+    from economics.crypto import NodeId
     from economics.errors import Rejected
     from economics.genesis import build_key_text, parse_genesis
     from p2pnode.home import Config, Home
@@ -149,7 +180,9 @@ def init(home_path: Path, listen: tuple[str, ...], quota: int | None, genesis: P
     if genesis is not None:
         try:
             network = parse_genesis(genesis.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, Rejected) as fault:
+        except UnicodeDecodeError as fault:
+            raise InputError(f"{genesis} is not a genesis file: it is not text") from fault
+        except (OSError, Rejected) as fault:
             raise InputError(f"{genesis} is not a genesis file: {fault}") from fault
     changed = {**({"listen": listen} if listen else {}), **({"quota_bytes": quota} if quota is not None else {})}
     operator, owner = home.create(Config(**changed))  # type: ignore[arg-type]
@@ -162,6 +195,10 @@ def init(home_path: Path, listen: tuple[str, ...], quota: int | None, genesis: P
     click.echo(f"made a node in {home.path}\n  node  {fields['node']}\n  owner {fields['owner']}")
     if network is None:
         click.echo(f"next: put your network's genesis file at {home.genesis_path}, then `p2pnode run`")
+    elif network.committee.index_of(NodeId(operator.public)) is None:
+        click.echo("next: `p2pnode run`; it will hold no shards, since only members of the genesis file do")
+    else:
+        click.echo("next: `p2pnode run`")
 
 
 @cli.command()
@@ -187,7 +224,10 @@ def run(home_path: Path, behaviour: str) -> None:
 @home_option
 @json_option
 def store(file: Path, home_path: Path, as_json: bool) -> None:
-    """Store FILE and print its blob ID once a quorum has signed that it is on their disks."""
+    """Store FILE and print its blob ID.
+
+    It is printed once nodes with a quorum of shards have signed that their slivers are on their disks.
+    """
     from economics.blob import build_blob_id_text
     from p2pnode.progress import store_progress
 
@@ -210,7 +250,8 @@ def store(file: Path, home_path: Path, as_json: bool) -> None:
             echo_json(fields)
             return
         quorum = f"{stored.committed} of {client.genesis.committee.n} shards signed, {fields['quorum_shards']} needed"
-        click.echo(f"certified: {stored.length} bytes, {quorum}", err=True)
+        there = f"; {stored.present_segments} segment copies were there already" if stored.present_segments else ""
+        click.echo(f"certified: {stored.length} bytes, {quorum}{there}", err=True)
         click.echo(blob_id)
 
     run_client(home_path, work)
@@ -220,11 +261,16 @@ def store(file: Path, home_path: Path, as_json: bool) -> None:
 @click.argument("blob_id")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output if not given.")
 @click.option("--range", "bounds", metavar="A-B", help=RANGE_HELP)
-@click.option("--strict", is_flag=True, help="Encode again what was read: every other reader then gets the same bytes.")
+@click.option(
+    "--strict", is_flag=True, help="Also prove, by encoding it again, that no other reader can get other bytes."
+)
 @home_option
 @json_option
 def read(blob_id: str, output: Path | None, bounds: str | None, strict: bool, home_path: Path, as_json: bool) -> None:
-    """Read the blob BLOB_ID; every byte is checked before it is written."""
+    """Read a blob.
+
+    Every byte is checked against BLOB_ID before it is written.
+    """
     from p2pnode.client import output_file, parse_id
     from p2pnode.progress import read_progress
 
@@ -274,14 +320,16 @@ def status(home_path: Path, as_json: bool) -> None:
             held = f"{row['blobs']} blobs, {row['used_bytes']} bytes" if row["reachable"] else ""
             click.echo(f"{row['member']:3} {row['node'][:8]}  {row['shards']:3} shards  {state}  {held}")
             for fault in row.get("caught", ()):
-                click.echo(f"      has caught {fault}")
+                click.echo(f"      says that {fault}")
 
     run_client(home_path, work)
 
 
 @cli.command("blob-id")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--shards", type=click.IntRange(4, 256), help="n of the network; the home's genesis if not given.")
+@click.option(
+    "--shards", type=click.IntRange(4, 256), help="Shards of the network; as in the home's genesis if not given."
+)
 @home_option
 @json_option
 def blob_id_(file: Path, shards: int | None, home_path: Path, as_json: bool) -> None:
@@ -291,7 +339,12 @@ def blob_id_(file: Path, shards: int | None, home_path: Path, as_json: bool) -> 
     from p2pnode.client import compute_blob_id
     from p2pnode.home import Home
 
-    code = Code(shards) if shards is not None else Home(home_path).load_genesis().code
+    try:
+        code = Code(shards) if shards is not None else Home(home_path).load_genesis().code
+    except ConfigError as fault:
+        raise ConfigError(
+            f"{fault}; or name the network's number of shards with --shards: the ID depends on it"
+        ) from fault
     text = build_blob_id_text(compute_blob_id(file, code))
     if as_json:
         echo_json({"blob_id": text, "shards": code.n})
@@ -302,7 +355,7 @@ def blob_id_(file: Path, shards: int | None, home_path: Path, as_json: bool) -> 
 @cli.command()
 @json_option
 def version(as_json: bool) -> None:
-    """Print the versions of p2pnode and of the kernel that does its arithmetic."""
+    """Print the versions in use: p2pnode, kernel, Python."""
     import platform
 
     from p2pnode.kernel import load_kernel
@@ -322,13 +375,17 @@ def testnet() -> None:
 
 @testnet.command()
 @directory_option
-@click.option("--nodes", default=7, show_default=True, type=click.IntRange(1, 256))
-@click.option("--shards", default=21, show_default=True, type=click.IntRange(4, 256))
-@click.option("--liar", default=0, show_default=True, help="So many nodes serve wrong symbols.")
-@click.option("--stalled", default=0, show_default=True, help="So many nodes drip their answers.")
-@click.option("--silent", default=0, show_default=True, help="So many nodes never answer a read.")
-@click.option("--quota", type=int, help="Most bytes of slivers each node keeps.")
-@click.option("--free", type=int, help="Most unpaid bytes each node keeps, for one owner and in all.")
+@click.option("--nodes", default=7, show_default=True, type=click.IntRange(1, 256), help="Number of nodes.")
+@click.option(
+    "--shards", default=21, show_default=True, type=click.IntRange(4, 256), help="Shards, dealt to the nodes."
+)
+@click.option("--liar", default=0, type=click.IntRange(min=0), help="Number of nodes that serve wrong symbols.")
+@click.option("--stalled", default=0, type=click.IntRange(min=0), help="Number of nodes that drip their answers.")
+@click.option("--silent", default=0, type=click.IntRange(min=0), help="Number of nodes that never answer a read.")
+@click.option("--quota", type=click.IntRange(min=0), help="Most bytes of slivers each node keeps; 64 GiB if not given.")
+@click.option(
+    "--free", type=click.IntRange(min=0), help="Most unpaid bytes a node keeps, of one owner and in all; 4 GiB."
+)
 def up(
     directory: Path,
     nodes: int,
@@ -361,9 +418,11 @@ def down(directory: Path, wipe: bool) -> None:
 
     from p2pnode import testnet as room
 
-    room.down(room.load(directory))
+    stopped = room.load(directory)
+    room.down(stopped)
     if wipe:
         shutil.rmtree(directory)
+    echo_json({"stopped": [process.pid for process in stopped.processes], "wiped": wipe})
 
 
 @testnet.command()

@@ -255,7 +255,9 @@ class Codec:
         _check_index(first, self.code.n)
         _check_index(first + count - 1, self.code.n)
         if hash_symbols(symbols, z) != leaves[first * DIGEST_BYTES : (first + count) * DIGEST_BYTES]:
-            raise Rejected(Reason.HASH_MISMATCH, f"symbols of {kind.name.lower()} sliver {index} are not its leaves'")
+            raise Rejected(
+                Reason.HASH_MISMATCH, f"symbols of {kind.name.lower()} sliver {index} do not match its leaves"
+            )
 
     def check_padding(self, kind: Kind, index: int, tail: Buffer, length: int) -> None:
         """Raise `Rejected(BAD_PADDING)` if the end of a systematic sliver has a byte that is neither data nor zero.

@@ -5,6 +5,7 @@ threads gain nothing there and the trio thread would starve.
 """
 
 import multiprocessing
+import signal
 from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -24,6 +25,8 @@ PROCESS_SYMBOL_BYTES = 16_384
 PROCESS_SEGMENTS_MIN = 2
 """A worker process takes 0.3 s to start: not worth it for one segment."""
 WORKERS = 2
+IGNORE_CTRL_C = (signal.SIGINT, signal.SIG_IGN)
+"""A terminal sends it to the workers too; the client ends them."""
 
 
 class _Shared(SharedMemory):
@@ -130,7 +133,9 @@ async def open_encoder(codec: Codec, *, length: int) -> AsyncIterator[Encoder]:
         encoder = Encoder(codec, segment_bytes=segment_bytes, pool=None)
         yield encoder
         return
-    pool = ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        WORKERS, mp_context=multiprocessing.get_context("spawn"), initializer=signal.signal, initargs=IGNORE_CTRL_C
+    )
     encoder = Encoder(codec, segment_bytes=segment_bytes, pool=pool)
     try:
         yield encoder

@@ -6,6 +6,7 @@ store/         slivers and blob records             cache/   peers seen lately
 """
 
 import json
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -75,11 +76,19 @@ def parse_config(text: str) -> Config:
             raise ConfigError(f"config.toml: {name} is a whole number, not negative")
     settings: dict[str, Any] = {n: tuple(value) if kinds[n] is tuple else value for n, value in values.items()}
     config = Config(**settings)
+    for address in (*config.listen, *config.announce):
+        verify_address(address)
     if not config.listen:
         raise ConfigError("config.toml: listen names at least one address, such as /ip4/0.0.0.0/tcp/4001")
     for peer in config.bootstrap:
         parse_peer(peer)
     return config
+
+
+def verify_address(text: str) -> None:
+    """Raise `ConfigError` unless the text is an address over TCP; the network judges the rest of it."""
+    if re.fullmatch(r"/(ip4|ip6|dns|dns4|dns6)/[^/]+/tcp/\d{1,5}", text) is None:
+        raise ConfigError(f"{text!r} is not an address: write it as /ip4/0.0.0.0/tcp/4001")
 
 
 def parse_peer(text: str) -> tuple[NodeId, tuple[str, ...]]:
@@ -137,6 +146,8 @@ class Home:
         """
         if self.config_path.exists():
             raise ConfigError(f"{self.path} holds a node already: choose another --home")
+        for address in (*config.listen, *config.announce):
+            verify_address(address)
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         operator = load_or_create_key(self.operator_key_path)
         owner = load_or_create_key(self.owner_key_path)

@@ -48,6 +48,11 @@ class Fault:
     def __str__(self) -> str:
         return f"node {self.member} ({self.node[:8]}) {self.kind}: {self.detail}"
 
+    @property
+    def word(self) -> str:
+        """How to announce it: a lie is caught, anything else may be bad luck."""
+        return "caught" if self.kind is FaultKind.WRONG_BYTES else "without"
+
 
 def shorten(text: str) -> str:
     """Return a peer's words as they may be logged, shown on a terminal and passed on: one short line, printable."""

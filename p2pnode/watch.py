@@ -95,4 +95,4 @@ class Watch:
         self.members.blame(member, fault)
         if member in self.members.faults and member not in self.last_faults:
             self.last_faults[member] = self.members.faults[member]
-            log.warning("caught: %s", self.last_faults[member])
+            log.warning("%s: %s", self.last_faults[member].word, self.last_faults[member])

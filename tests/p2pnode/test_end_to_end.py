@@ -59,12 +59,12 @@ def test_a_file_reads_back_bit_for_bit_and_adversaries_are_named(adversarial: Ne
     assert (tmp_path / "back").read_bytes() == file.read_bytes()
     assert all("node 5" in fault or "node 6" in fault for fault in read.json["faults"]), read.json
 
-    def caught(node: int, what: str) -> bool:
+    def named(node: int, what: str) -> bool:
         logs = [Path(process.home, "node.log").read_text(encoding="utf-8") for process in adversarial.processes[:5]]
-        return any(f"caught: node {node} " in line and what in line for log in logs for line in log.splitlines())
+        return any(f": node {node} " in line and what in line for log in logs for line in log.splitlines())
 
-    wait_for(lambda: caught(6, "served wrong bytes"))
-    wait_for(lambda: caught(5, "too slow"))
+    wait_for(lambda: named(6, "served wrong bytes"))
+    wait_for(lambda: named(5, "too slow"))
 
 
 def test_a_certificate_convinces_whoever_has_the_genesis_file(adversarial: Network, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_too_few_nodes_are_named_and_what_was_sent_is_kept(small: Network, tmp_p
 
 def test_an_interrupted_store_sends_only_what_is_missing(small: Network, tmp_path: Path) -> None:
     home = small.client_home.path
-    file = make_file(tmp_path / "file", 64 << 20)
+    file = make_file(tmp_path / "file", 160 << 20)
     process = start("store", file, home=home)
     slivers = Path(small.process(0).home, "store", "slivers")
     wait_for(lambda: len(list(slivers.rglob("*.0"))) >= 2)
@@ -215,7 +215,7 @@ def test_an_interrupted_store_sends_only_what_is_missing(small: Network, tmp_pat
     assert interrupted.code == ExitCode.INTERRUPTED
     assert "goes on from there" in interrupted.err
     stored = p2pnode("store", "--json", file, home=home).json
-    whole = 4 * 5 * (64 << 20) // 6
+    whole = 4 * 5 * (160 << 20) // 6
     assert stored["segments_present"] >= 2
     assert stored["sent_bytes"] < whole
     assert p2pnode("read", stored["blob_id"], "-o", tmp_path / "back", home=home).code == ExitCode.OK

@@ -51,6 +51,7 @@ class TestConfig:
             ("unclosed_bytes_max = []", "unclosed_bytes_max is a whole number"),
             ('listen = "/ip4/0.0.0.0/tcp/1"', "listen is a list of texts"),
             ("listen = []", "listen names at least one address"),
+            ('listen = ["localhost:4001"]', "is not an address: write it as"),
             ("announce = [1]", "announce is a list of texts"),
             ('bootstrap = ["/ip4/127.0.0.1/tcp/1"]', "is not <node key>@<address>"),
             ('bootstrap = ["KEY@tcp"]'.replace("KEY", "A" * 43), "is not <node key>@<address>"),
