@@ -101,7 +101,7 @@ async def open_run(directory: Path, genesis: Genesis = FOUR) -> AsyncIterator[Ru
     done = threading.Event()
 
     async def watch() -> None:
-        if not await trio.to_thread.run_sync(done.wait, 20, abandon_on_cancel=True):
+        if not await trio.to_thread.run_sync(done.wait, 20):
             raise TimeoutError("nothing that the test waits for has come")
 
     async with trio.open_nursery() as nursery:
