@@ -61,20 +61,28 @@ class Admission:
             raise Rejected(Reason.OVER_BUDGET, "close what you have uploaded before you send more")
         self._open[peer] += size
 
+    def _is_counted(self, statement: OwnerStatement) -> bool:
+        return statement.blob_id in self._free.get(statement.owner, {})
+
+    def verify_room(self, statement: OwnerStatement, size: int) -> None:
+        """Raise `Rejected` unless `size` bytes more may be stored for the statement's owner."""
+        if self._is_counted(statement):
+            return
+        if sum(self._free.get(statement.owner, {}).values()) + size > self.limits.free_owner_bytes_max:
+            raise Rejected(Reason.OVER_BUDGET, "this owner's unpaid storage here is used up")
+        if sum(sum(blobs.values()) for blobs in self._free.values()) + size > self.limits.free_bytes_max:
+            raise Rejected(Reason.OVER_BUDGET, "this node's unpaid storage is used up")
+
     @contextmanager
     def closing(self, statement: OwnerStatement, size: int) -> Iterator[None]:
         """Count `size` bytes as stored for good by the statement's owner, unless the block fails to store them.
 
         The same blob again costs nothing. For the trio thread: nothing may come between the check and the count.
         """
-        held = self._free.get(statement.owner, {})
-        if statement.blob_id in held:
+        if self._is_counted(statement):
             yield
             return
-        if sum(held.values()) + size > self.limits.free_owner_bytes_max:
-            raise Rejected(Reason.OVER_BUDGET, "this owner's unpaid storage here is used up")
-        if sum(sum(blobs.values()) for blobs in self._free.values()) + size > self.limits.free_bytes_max:
-            raise Rejected(Reason.OVER_BUDGET, "this node's unpaid storage is used up")
+        self.verify_room(statement, size)
         self._free[statement.owner][statement.blob_id] = size
         try:
             yield

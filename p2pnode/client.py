@@ -14,7 +14,7 @@ import trio
 from dht.discovery import open_discovery
 from economics.blob import BlobId, Header, Root, parse_blob_id
 from economics.crypto import NodeId
-from economics.errors import Rejected
+from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
 from economics.geometry import Code
 from p2pnode.codec import Codec
@@ -25,7 +25,7 @@ from p2pnode.files import FULL, sync_directory
 from p2pnode.home import Home
 from p2pnode.kernel import load_kernel
 from p2pnode.keys import Key
-from p2pnode.members import REQUEST_FAULTS, Fault, Members
+from p2pnode.members import REQUEST_FAULTS, Fault, Members, shorten
 from p2pnode.network.host import open_network
 from p2pnode.node import bootstrap_of, clock_ms, dialler, storage_protocol
 from p2pnode.upload import Progress, Stored, Uploader, file_length, read_segments
@@ -97,8 +97,7 @@ class Client:
         async def ask(member: int) -> None:
             try:
                 reply, _ = await self.members.request(member, {"op": "status"}, size_max=STATUS_BYTES_MAX)
-                status = reply.header.get("status")
-                answers[member] = {"reachable": True, **(status if isinstance(status, dict) else {})}
+                answers[member] = {"reachable": True, **parse_status(reply.header.get("status"))}
             except REQUEST_FAULTS as fault:
                 answers[member] = {"reachable": False, "why": str(fault)}
 
@@ -108,13 +107,35 @@ class Client:
         committee = self.genesis.committee
         return [
             {
+                **answers[index],
                 "member": index,
                 "node": build_key_text(committee.members[index].node),
                 "shards": committee.members[index].shards,
-                **answers[index],
             }
             for index in range(self.members.count)
         ]
+
+
+def parse_status(status: Any) -> dict[str, Any]:
+    """Return what a member says of itself, fit to be shown; raises `Rejected` where the essential is not there."""
+    match status:
+        case {"blobs": int(), "used_bytes": int(), "caught": list(caught)}:
+            shown = {shorten(name): clean(value) for name, value in status.items() if name != "reachable"}
+            return {**shown, "caught": [clean(fault) for fault in caught]}
+        case _:
+            raise Rejected(Reason.MALFORMED, "its status is not one")
+
+
+def clean(value: object) -> object:
+    match value:
+        case str():
+            return shorten(value)
+        case dict():
+            return {shorten(name): clean(inner) for name, inner in value.items()}
+        case int() | None:
+            return value
+        case _:
+            return "?"
 
 
 @asynccontextmanager
@@ -174,7 +195,11 @@ def write_views(sink: BinaryIO, views: list[memoryview]) -> None:
 @contextlib.contextmanager
 def output_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes its name only when all of it is written; what is there before stays until then."""
-    part = path.with_name(f"{path.name}.part")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a pipe or a device, which a file would replace: leave --output out and redirect")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two readers of one file do not write into each other
     try:
         file = part.open("wb")
     except OSError as fault:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from economics.crypto import NodeId
+from economics.crypto import Digest, NodeId
 from economics.errors import Rejected
 from economics.genesis import Genesis, parse_genesis, parse_key
 from p2pnode.admission import UploadLimits
@@ -159,6 +159,22 @@ class Home:
             ) from fault
         except Rejected as fault:
             raise ConfigError(f"{self.genesis_path} is not a genesis file: {fault}") from fault
+
+    def claim_store(self, chain_id: Digest) -> None:
+        """Mark the store as this network's; raises `ConfigError` if it is another's, whose slivers would look like
+        given up uploads here and be evicted, or if it cannot be written."""
+        path, own = self.store_path / "chain", chain_id.hex().encode()
+        try:
+            self.store_path.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                replace_synced(path, (own,))
+            held = path.read_bytes()
+        except OSError as fault:
+            raise ConfigError(f"cannot use the store in {self.store_path}: {fault.strerror}") from fault
+        if held != own:
+            raise ConfigError(
+                f"{self.store_path} holds another network's data: put its genesis file back, or move the data away"
+            )
 
     def load_config(self) -> Config:
         try:

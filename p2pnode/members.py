@@ -21,6 +21,8 @@ DIAL_S = 5.0
 RESET_S = 1.0
 REQUESTS_AT_ONCE = 4
 """To one member: a member with many shards is asked for many slivers, and has room for 16 streams of a peer."""
+DETAIL_CHARS_MAX = 160
+"""Of a peer's own words about an error: they end up in logs, on terminals and in this node's own status."""
 
 
 class FaultKind(StrEnum):
@@ -47,11 +49,17 @@ class Fault:
         return f"node {self.member} ({self.node[:8]}) {self.kind}: {self.detail}"
 
 
+def shorten(text: str) -> str:
+    """Return a peer's words as they may be logged, shown on a terminal and passed on: one short line, printable."""
+    return "".join(char if char.isprintable() else "?" for char in text[:DETAIL_CHARS_MAX])
+
+
 class Refused(NodeError):
     """A member answered with a typed error; `retry` says whether the same request may succeed later."""
 
     def __init__(self, reason: Reason, detail: str, *, retry: bool) -> None:
-        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        shown = shorten(detail)
+        super().__init__(f"{reason}: {shown}" if shown else str(reason))
         self.reason = reason
         self.retry = retry
 

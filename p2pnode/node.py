@@ -216,6 +216,7 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
     """Run the node of a home while the block lasts. Raises `ConfigError` and `NetworkError` at the start."""
     genesis, config, key = home.load_genesis(), home.load_config(), home.load_operator()
     with lock_directory(home.path):
+        home.claim_store(genesis.chain_id)
         kernel = await trio.to_thread.run_sync(load_kernel)
         node = Node(genesis=genesis, key=key, config=config, home=home, kernel=kernel, behaviour=behaviour)
         async with open_network(seed=key.seed, listen=config.listen) as network:

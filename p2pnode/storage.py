@@ -5,8 +5,8 @@ It holds no more of a peer's bytes than one message, checks before it stores, an
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -22,7 +22,7 @@ from p2pnode.admission import Admission, OpenUpload
 from p2pnode.certifier import Certifier
 from p2pnode.certifier import Entry as CommitmentEntry
 from p2pnode.codec import Codec, Kind
-from p2pnode.errors import SpaceError
+from p2pnode.errors import SpaceError, TooSlow
 from p2pnode.network.frames import Incoming, receive_message_or_end, send_message
 from p2pnode.network.stream import Stream
 from p2pnode.store import BlobRecord, CorruptSliver, Entry, Pair, SliverStore
@@ -36,8 +36,12 @@ HEADER_BYTES_MAX = HEADER_FIXED_BYTES + HEADER_ROOTS_MAX * DIGEST_BYTES
 REFUSED_MAX = 1_024
 """Peers whose refusals are counted: a key costs nothing to make, and who came first stays named."""
 WITH_PAYLOAD = ("have", "segment", "close")
-BUDGET_WAIT_S = 10.0
-"""An upload that finds no room for its message waits this long, then is told to come back."""
+REPLY_BUDGET_BYTES = 64 << 20
+"""Slivers and headers on their way to readers at once: a reader that takes them slowly keeps them in memory."""
+BUDGET_WAIT_S = 8.0
+"""Who finds no room for a message waits this long, then is told to come back; peers give up after 10 s."""
+FAIR_S = 2.0
+"""A transfer may hold its room for so long, whoever waits."""
 
 Reply = tuple[Mapping[str, cbor.Value], tuple[bytes | memoryview, ...]]
 Manner = Callable[[Stream, str, Reply], Awaitable[None]]
@@ -50,26 +54,68 @@ async def send_honestly(stream: Stream, operation: str, reply: Reply) -> None:
 
 
 class ByteBudget:
-    """Bytes that may be in memory at once; whoever finds no room waits for it, up to a limit."""
+    """Bytes that may be in memory at once. Whoever finds no room waits in turn, each peer once, up to a limit.
+
+    While somebody waits, transfers that have held their room for `FAIR_S` are cut off, the slowest for their size
+    first: nobody shuts the others out by dripping.
+    """
 
     def __init__(self, size: int) -> None:
         self._free = size
         self._changed = trio.Event()
+        self._turn = trio.Lock()
+        self._peer_turns: dict[NodeId, trio.Lock] = {}
+        self._moving: dict[trio.CancelScope, tuple[float, int]] = {}
 
     @asynccontextmanager
-    async def taken(self, size: int) -> AsyncIterator[None]:
-        with trio.move_on_after(BUDGET_WAIT_S) as scope:
-            while self._free < size:
-                await self._changed.wait()
-        if scope.cancelled_caught:
-            raise Rejected(Reason.OVER_BUDGET, "too many uploads at once")
-        self._free -= size
+    async def taken(self, peer: NodeId, size: int) -> AsyncIterator[None]:
+        if size and (self._free < size or self._turn.locked()):
+            await self._wait(peer, size)
+        else:
+            self._free -= size
         try:
             yield
         finally:
             self._free += size
             self._changed.set()
             self._changed = trio.Event()
+
+    async def _wait(self, peer: NodeId, size: int) -> None:
+        own = self._peer_turns.setdefault(peer, trio.Lock())
+        try:
+            with trio.move_on_after(BUDGET_WAIT_S):
+                async with own, self._turn:
+                    while self._free < size:
+                        self._cut_slowest(size - self._free)
+                        with trio.move_on_after(FAIR_S / 4):
+                            await self._changed.wait()
+                    self._free -= size
+                    return
+        finally:
+            if not own.locked():
+                self._peer_turns.pop(peer, None)
+        raise Rejected(Reason.OVER_BUDGET, "too many transfers at once")
+
+    def _cut_slowest(self, size: int) -> None:
+        now = trio.current_time()
+        slow = {scope: (now - since) / of for scope, (since, of) in self._moving.items() if now - since >= FAIR_S}
+        for scope in sorted(slow, key=slow.__getitem__, reverse=True):
+            if size <= 0:
+                return
+            size -= self._moving.pop(scope)[1]
+            scope.cancel()
+
+    @contextmanager
+    def moving(self, size: int) -> Iterator[None]:
+        """Run the transfer of `size` bytes for which room is taken; raises `TooSlow` if it is cut off."""
+        with trio.CancelScope() as scope:
+            self._moving[scope] = (trio.current_time(), max(size, 1))
+            try:
+                yield
+            finally:
+                self._moving.pop(scope, None)
+        if scope.cancelled_caught:
+            raise TooSlow(f"{size} bytes took longer than {FAIR_S:.0f} s while others waited for room")
 
 
 @dataclass(slots=True)
@@ -115,6 +161,7 @@ class StorageServer:
         self.refused: Counter[tuple[str, Reason]] = Counter()
         """Refusals by (peer, reason): who misbehaved, or met a budget."""
         self._payloads = ByteBudget(PAYLOAD_BUDGET_BYTES)
+        self._replies = ByteBudget(REPLY_BUDGET_BYTES)
 
     @property
     def code(self) -> Code:
@@ -142,7 +189,11 @@ class StorageServer:
         """Answer one request; return False if the stream cannot go on, because a payload was refused unread."""
         operation = message.header.get("op")
         try:
-            reply = await self._dispatch(session, message)
+            size = self._reply_bytes(message)
+            async with self._replies.taken(session.stream.peer, size):
+                reply = await self._dispatch(session, message)
+                with self._replies.moving(size):
+                    await self.manner(session.stream, str(operation), reply)
         except Rejected as fault:
             await self._refuse(session, fault.reason, fault.detail)
             return not message.size
@@ -153,15 +204,14 @@ class StorageServer:
             log.error("%s", fault)
             await self._refuse(session, Reason.NOT_FOUND, "the copy here was damaged and has been dropped")
             return True
-        await self.manner(session.stream, str(operation), reply)
         return True
 
     async def _refuse(self, session: _Session, reason: Reason, detail: str) -> None:
         peer = build_key_text(session.stream.peer)
         if (peer, reason) in self.refused or len(self.refused) < REFUSED_MAX:
             self.refused[peer, reason] += 1
-        if reason is not Reason.NOT_FOUND:
-            log.warning("refused peer %s: %s %s", peer, reason, detail)
+            if self.refused[peer, reason] == 1 and reason is not Reason.NOT_FOUND:  # a peer must not fill the log
+                log.warning("refused peer %s: %s %s", peer, reason, detail)
         retry = reason in (Reason.OVER_BUDGET, Reason.NOT_FOUND, Reason.INCOMPLETE)
         await send_message(session.stream, {"detail": detail, "error": str(reason), "ok": False, "retry": retry})
 
@@ -212,13 +262,17 @@ class StorageServer:
             raise Rejected(Reason.UNKNOWN_SIGNER, "show a ticket first")
         return session.ticket
 
+    async def _receive(self, session: _Session, message: Incoming) -> bytes:
+        async with self._payloads.taken(session.stream.peer, message.size):
+            with self._payloads.moving(message.size):
+                return await session.stream.receive_exactly(message.size)
+
     async def _have(self, session: _Session, message: Incoming) -> Reply:
         """Tell which segments need not be sent, and keep those from eviction while the stream lasts."""
         self._require_ticket(session)
         if message.size % DIGEST_BYTES or message.size > HEADER_ROOTS_MAX * DIGEST_BYTES:
             raise Rejected(Reason.MALFORMED, "the payload is segment roots of 32 bytes")
-        async with self._payloads.taken(message.size):
-            data = await session.stream.receive_exactly(message.size)
+        data = await self._receive(session, message)
         answer = bytearray()
         for at in range(0, len(data), DIGEST_BYTES):
             root = Root(data[at : at + DIGEST_BYTES])
@@ -236,9 +290,10 @@ class StorageServer:
         if not z or message.size != DIGEST_BYTES * (1 + 2 * code.n) + owed:
             raise Rejected(Reason.MALFORMED, "the payload is root, metadata and every sliver that this node owes")
         self._admit(session, owed)
-        async with self._payloads.taken(message.size):
+        async with self._payloads.taken(session.stream.peer, message.size):
             buffer = bytearray(message.size)
-            await session.stream.receive_into(memoryview(buffer))
+            with self._payloads.moving(message.size):
+                await session.stream.receive_into(memoryview(buffer))
             root = Root(bytes(buffer[:DIGEST_BYTES]))
             self.store.hold(session.roots, root)
             await trio.to_thread.run_sync(self._check_and_store, root, z, memoryview(buffer)[DIGEST_BYTES:])
@@ -280,14 +335,15 @@ class StorageServer:
             raise Rejected(Reason.UNKNOWN_SIGNER, "the statement and the ticket are not of one owner and reservation")
         if message.size != header_bytes(self.code, statement.length) or message.size > HEADER_BYTES_MAX:
             raise Rejected(Reason.MALFORMED, "the payload is the header of a blob of the statement's length")
-        async with self._payloads.taken(message.size):
-            data = await session.stream.receive_exactly(message.size)
+        size = self._owed_bytes(statement.length)
+        self.admission.verify_room(statement, size)  # first: what follows costs time for each segment
+        data = await self._receive(session, message)
         header = Header.decode(data, code=self.code, blob_id=statement.blob_id)
         if header.length != statement.length:
             raise Rejected(Reason.MALFORMED, "the statement's length is not the header's")
         for root in header.roots:
             self.store.hold(session.roots, root)
-        size = await trio.to_thread.run_sync(self._check_held, header)
+        await trio.to_thread.run_sync(self._check_held, header)
         commitment = Commitment.build(statement, epoch=self.genesis.committee.epoch, signer=self.index)
         with self.admission.closing(statement, size):
             entry = Entry(statement, signature, commitment.epoch, self.sign(commitment.encode()))
@@ -295,15 +351,21 @@ class StorageServer:
         await self.on_commitment((statement, signature, commitment, entry.signature))
         return {"epoch": entry.epoch, "index": self.index, "ok": True, "signature": entry.signature}, ()
 
-    def _check_held(self, header: Header) -> int:
-        """Return the bytes of all that this node owes of a blob, or raise `Rejected` unless it holds them; for a
-        worker thread."""
-        size = 0
-        for index, root in enumerate(header.roots):
-            length = self.code.segment_length(header.length, index)
+    def _owed_bytes(self, length: int) -> int:
+        """Return the bytes of all that this node owes of a blob of this length."""
+        code, store = self.code, self.store
+        full, rest = divmod(length, code.segment_bytes)
+        size = full * store.file_bytes(code.symbol_bytes(code.segment_bytes))
+        if rest or not full:
+            size += store.file_bytes(code.symbol_bytes(rest))
+        return len(store.shards) * size
+
+    def _check_held(self, header: Header) -> None:
+        """Raise `Rejected` unless this node holds all that it owes of a blob; for a worker thread."""
+        last = len(header.roots) - 1
+        lengths = dict.fromkeys(header.roots[:last], self.code.segment_bytes).items()  # one may come many times
+        for root, length in (*lengths, (header.roots[last], self.code.segment_length(header.length, last))):
             self.store.check_segment(root, length)
-            size += len(self.store.shards) * self.store.file_bytes(self.code.symbol_bytes(length))
-        return size
 
     # --- reads ---------------------------------------------------------------------------------------------------
 
@@ -323,6 +385,17 @@ class StorageServer:
         root = Root(message.raw("root", DIGEST_BYTES))
         metadata = await trio.to_thread.run_sync(self.store.read_metadata, root)
         return self._payload(metadata.encode())
+
+    def _reply_bytes(self, message: Incoming) -> int:
+        """Return the size of a reply that a slow reader could pile up, before anything of it is in memory."""
+        match message.header:
+            case {"op": "sliver", "root": bytes(root), "count": int(count)}:
+                z = self.store.symbol_bytes_of(Root(root))
+                return DIGEST_BYTES * self.code.n + z * min(max(count, 0), self.code.columns)
+            case {"op": "header", "blob": bytes(blob)} if (record := self.store.record(BlobId(blob))) is not None:
+                return header_bytes(self.code, record.header.length)
+            case _:
+                return 0
 
     async def _sliver(self, message: Incoming) -> Reply:
         root = Root(message.raw("root", DIGEST_BYTES))

@@ -218,6 +218,12 @@ class SliverStore:
     def _data_offset(self) -> int:
         return HEAD_FIXED_BYTES + 4 * DIGEST_BYTES * self.code.n
 
+    def symbol_bytes_of(self, root: Root) -> int:
+        """Return the symbol size of a segment's files, by their size alone; 0 for none."""
+        with self._lock:
+            size = max(self._sizes.get(root, {}).values(), default=self._data_offset)
+        return max(size - self._data_offset, 0) // (self.code.rows + self.code.columns)
+
     def missing_shards(self, root: Root) -> list[int]:
         """Return the shards of this node whose slivers of the segment are not on its disk."""
         with self._lock:

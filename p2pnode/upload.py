@@ -90,12 +90,12 @@ def read_segments(path: Path, code: Code, length: int) -> Generator[bytes, None,
 def file_length(path: Path) -> int:
     """Return a readable file's size, or raise `InputError` naming the cause."""
     try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: store its files one by one")
+        if path.exists() and not path.is_file():  # its size would read as 0, and opening a pipe may wait for ever
+            raise InputError(f"{path} is a pipe or a device: put its bytes into a file first")
         with path.open("rb") as file:
-            if path.is_dir():
-                raise InputError(f"{path} is a folder: store its files one by one")
             length = os.fstat(file.fileno()).st_size
-    except IsADirectoryError as fault:
-        raise InputError(f"{path} is a folder: store its files one by one") from fault
     except OSError as fault:
         raise InputError(f"cannot read {path}: {fault.strerror}") from fault
     if length > BLOB_BYTES_MAX:

@@ -37,8 +37,6 @@ LONG_LIVED = ("/meshsub/", "/floodsub/")
 """Gossip streams are silent by design for as long as nobody publishes."""
 YAMUX_PARKED_MAX = 32 * 1024 * 1024
 """Unread bytes of one yamux connection: twice the largest window that one stream can have."""
-DHT_STREAMS_MAX = 256
-"""DHT streams served at a time; the library's 12 are used up by twelve go-libp2p peers, who keep theirs open."""
 
 StreamHandler = Callable[[Any], Awaitable[None]]
 
@@ -162,11 +160,6 @@ async def reset(net_stream: Any) -> None:
 def shielded(seconds: float) -> trio.CancelScope:
     """Return a scope for tidying up: not cancelled from outside, and not for ever."""
     return trio.CancelScope(deadline=trio.current_time() + seconds, shield=True)
-
-
-def fence_dht(dht: Any) -> None:
-    """Let a `KadDHT` serve DHT_STREAMS_MAX streams at a time; the fence ends those that are silent."""
-    dht._inbound_limiter.total_tokens = DHT_STREAMS_MAX
 
 
 def mend_library() -> None:

@@ -19,7 +19,7 @@ wrappers wherever the library has them (the two names that are rebound are in `f
 | B1 a junk protocol name or RPC ends the host | fence.Fence, fence.read_negotiation | test_b1_... |
 | B2 half-open sockets hold the slots (see also S1) | build_host: 3 s to upgrade | test_b2_... |
 | B3 plaintext, secio and mplex are offered | build_host: noise; ours, yamux | test_b3_... |
-| B4 twelve silent DHT streams shut the DHT | fence.WatchedStream, fence.fence_dht | test_b4_... |
+| B4 twelve silent DHT streams shut the DHT | fence.WatchedStream; dht/discovery.py | test_b4_..., tests/dht |
 """
 
 import logging

@@ -23,7 +23,6 @@ from multiaddr import Multiaddr
 
 from economics.crypto import NodeId
 from p2pnode.errors import Busy, NetworkError, PeerUnreachable, StreamBroken
-from p2pnode.network.fence import fence_dht
 from p2pnode.network.host import Limits, Network, open_network, peer_id_of
 from p2pnode.network.mux import PROTOCOL_ID as MUX_ID
 from p2pnode.network.stream import Patience, Stream
@@ -416,17 +415,6 @@ async def test_b3_a_peer_that_speaks_plaintext_or_mplex_only_is_not_connected() 
                 with pytest.raises(SwarmException):
                     await stock_connect(foreign, server)
         assert server.connected() == frozenset()
-
-
-async def test_b4_twenty_silent_dht_streams_do_not_shut_the_dht() -> None:
-    async with pair() as (server, client):
-        dht = KadDHT(server.host, DHTMode.SERVER)
-        fence_dht(dht)
-        async with background_trio_service(dht):
-            silent = [await client.open_stream(server.node_id, KAD) for _ in range(20)]
-            await assert_dht_answers(client, server.node_id)
-            for stream in silent:
-                await stream.reset()
 
 
 async def test_b4_a_silent_dht_stream_is_reset() -> None:

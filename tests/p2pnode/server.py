@@ -82,8 +82,10 @@ class Server:
         async with trio.open_nursery() as nursery:
 
             async def handle() -> None:
-                with suppress(NetworkError):
+                try:
                     await self.server.handle(as_stream(server))
+                except NetworkError:
+                    await server.reset()
 
             nursery.start_soon(handle)
             with trio.fail_after(20):

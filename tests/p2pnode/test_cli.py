@@ -1,5 +1,6 @@
 """The command line without a network: help, offline IDs, bad input, exit codes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from economics.blob import BlobId, build_blob_id_text
-from p2pnode.errors import ExitCode
+from p2pnode.client import output_file
+from p2pnode.errors import ExitCode, InputError
 from p2pnode.home import Home
 from tests import reference
 from tests.p2pnode.command import p2pnode
@@ -37,6 +39,25 @@ def test_a_blob_id_is_computed_offline(tmp_path: Path) -> None:
     root = reference.hashed("segment", reference.metadata(reference.expanded(10, reference.content(1000))))
     expected = reference.hashed("blob", reference.header(10, 8 << 20, 1000, [root]))
     assert p2pnode("blob-id", "--shards", 10, file).out.decode() == build_blob_id_text(BlobId(expected)) + "\n"
+
+
+def test_a_pipe_is_not_stored_as_an_empty_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for special in (pipe, Path("/dev/zero")):
+        done = p2pnode("blob-id", "--shards", 10, special)
+        assert (done.code, done.out) == (ExitCode.INPUT, b"")
+        assert "pipe or a device" in done.err
+
+
+def test_an_output_that_is_no_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for special in (pipe, tmp_path):
+        with pytest.raises(InputError), output_file(special):
+            pass
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.parametrize(

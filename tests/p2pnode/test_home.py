@@ -129,3 +129,21 @@ class TestHome:
 
     def test_makes_room_for_its_cache(self, tmp_path: Path) -> None:
         assert Home(tmp_path).make_cache().parent.is_dir()
+
+
+def test_a_store_stays_with_its_network(tmp_path: Path) -> None:
+    """Under another genesis its slivers would belong to no blob, and be evicted for the next upload."""
+    home = Home(tmp_path)
+    one, other = make_genesis((1, 1, 1, 1)), make_genesis((2, 1, 1))
+    home.claim_store(one.chain_id)
+    home.claim_store(one.chain_id)
+    with pytest.raises(ConfigError, match="another network's data"):
+        home.claim_store(other.chain_id)
+    home.claim_store(one.chain_id)
+
+
+def test_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.store_path.write_bytes(b"a file")
+    with pytest.raises(ConfigError, match="cannot use the store"):
+        home.claim_store(make_genesis().chain_id)

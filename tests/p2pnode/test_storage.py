@@ -22,7 +22,7 @@ from p2pnode import storage
 from p2pnode.admission import UploadLimits
 from p2pnode.certifier import Entry
 from p2pnode.codec import Kind
-from p2pnode.errors import NetworkError, SpaceError, StreamBroken
+from p2pnode.errors import NetworkError, SpaceError, StreamBroken, TooSlow
 from p2pnode.keys import Key
 from p2pnode.network.frames import Incoming, receive_message, send_message
 from p2pnode.storage import PAYLOAD_BUDGET_BYTES
@@ -90,6 +90,11 @@ def expect_refusal(reply: Incoming, reason: Reason) -> None:
     assert (reply.header["ok"], reply.header["error"], reply.size) == (False, str(reason), 0)
     assert isinstance(reply.header["detail"], str)
     assert reply.header["retry"] is (reason in (Reason.OVER_BUDGET, Reason.NOT_FOUND, Reason.INCOMPLETE))
+
+
+async def expect_break(stream: MemoryStream) -> None:
+    with pytest.raises(StreamBroken):
+        await stream.receive_some(1)
 
 
 async def expect_end(stream: MemoryStream) -> None:
@@ -327,7 +332,7 @@ class TestSegment:
     ) -> None:
         payload = make_payload(self.segment, SHARDS)
         node.server._payloads = storage.ByteBudget(len(payload))
-        async with node.stream() as stream, node.server._payloads.taken(1):
+        async with node.stream() as stream, node.server._payloads.taken(CLIENT, 1):
             await ask(stream, open_request())
             start = trio.current_time()
             header: dict[str, cbor.Value] = {"op": "segment", "symbol_bytes": 167}
@@ -340,14 +345,119 @@ class TestSegment:
         node.server._payloads = storage.ByteBudget(len(payload))
         async with node.stream() as stream:
             await ask(stream, open_request())
-            async with node.server._payloads.taken(1):
+            async with node.server._payloads.taken(CLIENT, 1):
                 await send_message(stream, {"op": "segment", "symbol_bytes": 167}, payload)
                 await trio.testing.wait_all_tasks_blocked()
                 assert node.server._payloads._free == len(payload) - 1
             assert (await receive_message(stream)).header == {"ok": True}
 
+    async def test_that_drips_makes_room_for_others(self, node: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It stays above the floor of its stream for ever, and holds all the room there is."""
+        monkeypatch.setattr(storage, "FAIR_S", 0.2)
+        payload = make_payload(self.segment, SHARDS)
+        node.server._payloads = storage.ByteBudget(len(payload))
+        header: dict[str, cbor.Value] = {"op": "segment", "size": len(payload), "symbol_bytes": 167}
+        encoded = cbor.encode(header)
+        async with node.stream() as dripping, node.stream(NodeId(OTHER_OWNER.public)) as stream:
+            await ask(dripping, open_request())
+            await dripping.send(len(encoded).to_bytes(4, "big") + encoded + payload[:9])
+            assert (await ask(stream, open_request(uploader=OTHER_OWNER.public)))[0].header["ok"] is True
+            assert (await send_segments(stream, BLOB))[0].header == {"ok": True}
+            await expect_break(dripping)
+        assert node.server._payloads._free == len(payload)
+        assert not node.server._payloads._moving
+        assert not node.server._payloads._peer_turns
+
+    async def test_waits_behind_each_other_peer_once(
+        self, node: Server, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        budget = storage.ByteBudget(100)
+        order: list[str] = []
+
+        async def transfer(name: str, peer: NodeId) -> None:
+            async with budget.taken(peer, 100):
+                order.append(name)
+                await trio.sleep(1)
+
+        async with trio.open_nursery() as nursery:
+            for name, peer in (("first", CLIENT), ("second", CLIENT), ("third", CLIENT), ("other", NODE)):
+                nursery.start_soon(transfer, name, peer)
+                await trio.testing.wait_all_tasks_blocked()
+        assert order.index("other") == 2
+
+
+async def test_a_peer_does_not_fill_the_log(node: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """The same refusal of the same peer is said once; `status` counts the rest."""
+    async with node.stream() as stream:
+        for _ in range(50):
+            expect_refusal((await ask(stream, {"op": "nonsense"}))[0], Reason.UNKNOWN_OPERATION)
+    assert len(caplog.records) == 1
+    assert list(node.server.refused.values()) == [50]
+
+
+class TestSlowReaders:
+    async def test_make_room_for_others(self, node: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A reply is in memory for as long as its reader takes: it counts, and the slowest goes first."""
+        monkeypatch.setattr(storage, "FAIR_S", 0.2)
+        await upload(node)
+        root = BLOB.header.roots[0]
+        pair = CODE.pair_of_shard(0, root)
+        request: dict[str, cbor.Value] = {
+            "count": CODE.columns,
+            "first": 0,
+            "index": pair,
+            "kind": 0,
+            "op": "sliver",
+            "root": root,
+        }
+        size = 32 * CODE.n + CODE.columns * 167
+        node.server._replies = storage.ByteBudget(size)
+        client, server = stream_pair(CLIENT, NODE, window=1)
+        broken: list[NetworkError] = []
+
+        async def handle() -> None:
+            try:
+                await node.server.handle(as_stream(server))
+            except NetworkError as fault:
+                broken.append(fault)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handle)
+            await send_message(client, request)  # and never reads the reply
+            await trio.sleep(0.2)
+            assert node.server._replies._free == 0
+            async with node.stream(NodeId(OTHER_OWNER.public)) as stream:
+                reply, payload = await ask(stream, request)
+                assert (reply.header["ok"], len(payload)) == (True, size)
+        assert [type(fault) for fault in broken] == [TooSlow]
+        assert node.server._replies._free == size
+
 
 class TestClose:
+    async def test_over_the_budget_costs_no_work_for_each_segment(
+        self, node: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One root that is held, named 100,000 times: each was read and hashed before the budget refused it."""
+        checked: list[Root] = []
+        check = node.store.check_segment
+
+        def count(root: Root, length: int) -> None:
+            checked.append(root)
+            check(root, length)
+
+        monkeypatch.setattr(node.store, "check_segment", count)
+        node.admission.limits = UploadLimits(free_owner_bytes_max=1 << 20)
+        full = encode_blob(CODE, bytes(CODE.segment_bytes))
+        for times, accepted in ((100_000, False), (10, True)):
+            header = Header(CODE, times * CODE.segment_bytes, full.header.roots * times)
+            async with node.stream() as stream:
+                await ask(stream, open_request())
+                assert (await send_segments(stream, full))[0].header == {"ok": True}
+                await send_message(stream, close_request(header), header.encode())
+                reply = await receive_message(stream)
+            assert reply.header["ok"] is accepted
+            assert len(checked) <= 2
+
     async def refused(self, node: Server, request: dict[str, cbor.Value], payload: bytes, want: Reason) -> None:
         """Everything has been sent; the close is refused and leaves no more than that."""
         async with node.stream() as stream:
