@@ -9,7 +9,7 @@ import pytest
 
 from economics.geometry import Code
 from p2pnode import encoder as encoder_module
-from p2pnode.codec import Codec
+from p2pnode.codec import Codec, EncodedSegment
 from p2pnode.encoder import SLOTS, Encoder, Slot, open_encoder
 from tests.small import KERNEL, encode_blob
 
@@ -20,17 +20,24 @@ BLOB = encode_blob(CODE, DATA)
 
 async def encode_all(encoder: Encoder, *, slots: set[int]) -> None:
     """Encode every segment, at most `SLOTS` at a time, and compare all of it with the codec's own work."""
-    held: list[Slot] = []
+    held: list[tuple[Slot, EncodedSegment]] = []
     for index, want in enumerate(BLOB.segments):
+        assert encoder.has_free_slot is (len(held) < SLOTS)
         if not encoder.has_free_slot:
-            encoder.release(held.pop(0))
+            encoder.release(held.pop(0)[0])
         slot = await encoder.encode(DATA[index * 1000 : index * 1000 + 1000])
-        held.append(slot)
+        held.append((slot, want))
         slots.add(id(slot.memory))
-        made = slot.segment
-        assert made is not None
-        assert (made.root, made.leaves, made.z, made.length) == (want.root, want.leaves, want.z, want.length)
-        assert made.matrix == want.matrix
+        for kept, wanted in held:
+            made = kept.segment
+            assert made is not None
+            assert (made.root, made.leaves, made.z, made.length) == (
+                wanted.root,
+                wanted.leaves,
+                wanted.z,
+                wanted.length,
+            )
+            assert made.matrix == wanted.matrix
 
 
 @pytest.mark.parametrize("small", [True, False], ids=["processes", "threads"])

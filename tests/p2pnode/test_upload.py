@@ -101,8 +101,7 @@ async def open_run(directory: Path, genesis: Genesis = FOUR) -> AsyncIterator[Ru
     done = threading.Event()
 
     async def watch() -> None:
-        # trio-typing's stubs, which libp2p brings, are older than trio
-        if not await trio.to_thread.run_sync(done.wait, 20, abandon_on_cancel=True):  # type: ignore[call-arg]
+        if not await trio.to_thread.run_sync(done.wait, 20):
             raise TimeoutError("nothing that the test waits for has come")
 
     async with trio.open_nursery() as nursery:
