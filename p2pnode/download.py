@@ -26,6 +26,8 @@ SEGMENTS_AHEAD = 3
 """Segments being fetched at once: as many as keep a slow line busy, and all that is in memory."""
 HEDGE_S = 2.0
 """When nothing has come for so long, one more sliver is asked for elsewhere."""
+RANGE_BYTES_PER_S = 262_144
+"""A range has one holder for each of its symbols; one slower than this is gone round by reading the whole segment."""
 HEADER_ASKED = 3
 """Members asked for a header or metadata at once: any one right answer will do."""
 
@@ -262,14 +264,16 @@ class Reader:
         z = self.code.symbol_bytes(length)
         spans = row_spans(self.code, segment_length=length, start=start, stop=stop)
         wanted = [Wanted(Kind.PRIMARY, span.row, span.first, span.count) for span in spans]
-        found = await self._race(
-            wanted,
-            partial(self._fetch, root, metadata, z),
-            wanted=len(wanted),
-            ahead=len(wanted),
-            on_fault=lambda sliver, fault: None,
-            on_slow=partial(self._blame_slow, root),
-        )
+        found: dict[Wanted, memoryview] = {}
+        with trio.move_on_after(2 * HEDGE_S + sum(sliver.count for sliver in wanted) * z / RANGE_BYTES_PER_S):
+            found = await self._race(
+                wanted,
+                partial(self._fetch, root, metadata, z),
+                wanted=len(wanted),
+                ahead=len(wanted),
+                on_fault=lambda sliver, fault: None,
+                on_slow=partial(self._blame_slow, root),
+            )
         if len(found) < len(wanted):
             whole = b"".join(await self.segment(header, index))
             return [memoryview(whole)[start:stop]]

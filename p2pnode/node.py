@@ -136,10 +136,7 @@ class Node:
     def _restore(self) -> None:
         """Take up what the store holds: budgets in use, and commitments that have no certificate yet."""
         for record in self.store.records().values():
-            size = len(self.store.shards) * sum(
-                self.store.file_bytes(self.genesis.code.symbol_bytes(length))
-                for length in self.genesis.code.segment_lengths(record.header.length)
-            )
+            size = self.store.owed_bytes(record.header.length)
             self.admission.restore((entry.statement, size) for entry in record.entries)
             for entry in record.entries if record.certificate is None else ():
                 if self.index is not None and entry.epoch == self.genesis.committee.epoch:

@@ -335,7 +335,7 @@ class StorageServer:
             raise Rejected(Reason.UNKNOWN_SIGNER, "the statement and the ticket are not of one owner and reservation")
         if message.size != header_bytes(self.code, statement.length) or message.size > HEADER_BYTES_MAX:
             raise Rejected(Reason.MALFORMED, "the payload is the header of a blob of the statement's length")
-        size = self._owed_bytes(statement.length)
+        size = self.store.owed_bytes(statement.length)
         self.admission.verify_room(statement, size)  # first: what follows costs time for each segment
         data = await self._receive(session, message)
         header = Header.decode(data, code=self.code, blob_id=statement.blob_id)
@@ -350,15 +350,6 @@ class StorageServer:
             await trio.to_thread.run_sync(self.store.put_entry, header, entry)
         await self.on_commitment((statement, signature, commitment, entry.signature))
         return {"epoch": entry.epoch, "index": self.index, "ok": True, "signature": entry.signature}, ()
-
-    def _owed_bytes(self, length: int) -> int:
-        """Return the bytes of all that this node owes of a blob of this length."""
-        code, store = self.code, self.store
-        full, rest = divmod(length, code.segment_bytes)
-        size = full * store.file_bytes(code.symbol_bytes(code.segment_bytes))
-        if rest or not full:
-            size += store.file_bytes(code.symbol_bytes(rest))
-        return len(store.shards) * size
 
     def _check_held(self, header: Header) -> None:
         """Raise `Rejected` unless this node holds all that it owes of a blob; for a worker thread."""
