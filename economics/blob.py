@@ -8,7 +8,7 @@ from typing import NewType
 
 from economics.crypto import DIGEST_BYTES, Digest, Level, digest
 from economics.errors import Reason, Rejected
-from economics.geometry import BLOB_BYTES_MAX, SHARDS_MAX, SHARDS_MIN, Code
+from economics.geometry import BLOB_BYTES_MAX, Code
 
 BlobId = NewType("BlobId", bytes)
 """32 bytes; shown as 43 characters of base64url."""
@@ -138,7 +138,3 @@ class Header:
 
 def header_bytes(code: Code, length: int) -> int:
     return HEADER_FIXED_BYTES + DIGEST_BYTES * code.segment_count(length)
-
-
-def is_shard_count(n: int) -> bool:
-    return SHARDS_MIN <= n <= SHARDS_MAX

@@ -24,8 +24,6 @@ class Reason(StrEnum):
     EXPIRED = "expired"
     TOO_FAR_AHEAD = "too_far_ahead"
     """Dated later than any honest sender would date it."""
-    STALE = "stale"
-    """Older than what is held already."""
     WRONG_ENCODING = "wrong_encoding"
     """Another encoding type, n or segment size than the network's."""
     HASH_MISMATCH = "hash_mismatch"

@@ -83,10 +83,9 @@ def disk_seconds(
         store.put_segment(encoded.metadata, encoded.z, [Pair(shard, primary, memoryview(secondary), *leaves)])
     taken = time.process_time() - begin
     begin = time.process_time()
-    for number, (primary, secondary) in enumerate(pairs):
-        with (directory / f"plain{number}").open("wb") as file:
-            file.write(primary)
-            file.write(secondary)
-            file.flush()
-            os.fsync(file.fileno())
+    for number, pair_parts in enumerate(pairs):
+        handle = os.open(directory / f"plain{number}", os.O_WRONLY | os.O_CREAT)
+        os.writev(handle, pair_parts)
+        os.fsync(handle)
+        os.close(handle)
     return taken, time.process_time() - begin

@@ -50,7 +50,7 @@ def validate(author: NodeId, data: bytes) -> None:
 
 
 def refuse(author: NodeId, data: bytes) -> None:
-    raise Rejected(Reason.STALE)
+    raise Rejected(Reason.EXPIRED)
 
 
 class Member:
