@@ -254,6 +254,8 @@ async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> No
             ready = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}
             print(json.dumps({"event": "ready", **ready}), flush=True)
             log.info("ready: %d shards, %s", len(node.store.shards), ", ".join(network.addresses()))
+            if node.store.foreign_files:
+                log.warning("%d files of the store are damaged or foreign, and left alone", node.store.foreign_files)
             if not node.store.shards:
                 log.info("this node holds nothing: it is no member of the genesis file; it helps with DHT and gossip")
             if behaviour is not Behaviour.HONEST:
