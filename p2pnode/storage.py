@@ -289,7 +289,7 @@ class StorageServer:
         owed = len(self.store.shards) * code.pair_bytes(z)
         if not z or message.size != DIGEST_BYTES * (1 + 2 * code.n) + owed:
             raise Rejected(Reason.MALFORMED, "the payload is root, metadata and every sliver that this node owes")
-        self._admit(session, owed)
+        await self._admit(session, owed)
         async with self._payloads.taken(session.stream.peer, message.size):
             buffer = bytearray(message.size)
             with self._payloads.moving(message.size):
@@ -299,11 +299,11 @@ class StorageServer:
             await trio.to_thread.run_sync(self._check_and_store, root, z, memoryview(buffer)[DIGEST_BYTES:])
         return {"ok": True}, ()
 
-    def _admit(self, session: _Session, size: int) -> None:
+    async def _admit(self, session: _Session, size: int) -> None:
         session.upload.grow(size)
         unclosed = self.store.unclosed_bytes + size - self.admission.limits.unclosed_bytes_max
         if unclosed > 0:
-            self.store.evict(unclosed)
+            await trio.to_thread.run_sync(self.store.evict, unclosed)
         if self.store.unclosed_bytes + size > self.admission.limits.unclosed_bytes_max:
             raise Rejected(Reason.OVER_BUDGET, "this node's budget for uploads under way is used up")
 
