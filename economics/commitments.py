@@ -23,6 +23,7 @@ from economics.crypto import (
     verify_signature,
 )
 from economics.errors import Reason, Rejected
+from economics.fields import Fields
 
 ReservationId = NewType("ReservationId", bytes)
 """32 bytes; names prepaid storage."""
@@ -39,26 +40,11 @@ CERTIFICATE_FIXED_BYTES = STATEMENT_BYTES + SIGNATURE_BYTES + 10
 SIGNER_BYTES = 2 + SIGNATURE_BYTES
 
 
-class _Fields:
-    """Reads fixed-width fields from the front of bytes whose size has been checked."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def take(self, size: int) -> bytes:
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def take_int(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
-
-
-def _open_fields(data: bytes, *, size: int, tag: bytes, chain_id: Digest, what: str) -> _Fields:
+def _open_fields(data: bytes, *, size: int, tag: bytes, chain_id: Digest, what: str) -> Fields:
     """Check size, tag and chain of a signed object and return its remaining fields."""
     if len(data) != size or data[:TAG_BYTES] != tag:
         raise Rejected(Reason.MALFORMED, f"not {what} of {size} bytes")
-    fields = _Fields(data)
+    fields = Fields(data, what)
     fields.take(TAG_BYTES)
     if fields.take(DIGEST_BYTES) != chain_id:
         raise Rejected(Reason.WRONG_CHAIN, f"{what} of another network")
@@ -239,7 +225,7 @@ class Certificate:
         if len(data) < CERTIFICATE_FIXED_BYTES:
             raise Rejected(Reason.MALFORMED, "the certificate is too short")
         statement = OwnerStatement.decode(data[:STATEMENT_BYTES], chain_id=chain_id)
-        fields = _Fields(data[STATEMENT_BYTES:])
+        fields = Fields(data[STATEMENT_BYTES:], "a certificate")
         statement_signature = Signature(fields.take(SIGNATURE_BYTES))
         epoch, count = fields.take_int(8), fields.take_int(2)
         if len(data) != CERTIFICATE_FIXED_BYTES + count * SIGNER_BYTES:
@@ -257,15 +243,7 @@ class Certificate:
             raise Rejected(Reason.MALFORMED, "signers are not in ascending order")
         if any(index >= len(committee.members) for index in indices):
             raise Rejected(Reason.UNKNOWN_SIGNER, "a signer is not of the committee")
-        self._verify_weight(committee, indices)
+        committee.verify_minimal_quorum(indices)
         verify_signature(self.statement.owner, self.statement.encode(), self.statement_signature)
         for index, signature in self.signatures:
             Commitment.build(self.statement, epoch=self.epoch, signer=index).verify(signature, committee=committee)
-
-    @staticmethod
-    def _verify_weight(committee: Committee, indices: list[int]) -> None:
-        weight = committee.weight(indices)
-        if weight < committee.quorum:
-            raise Rejected(Reason.NO_QUORUM, f"{weight} of {committee.quorum} shards")
-        if weight - min(committee.members[index].shards for index in indices) >= committee.quorum:
-            raise Rejected(Reason.NOT_MINIMAL, "the quorum is reached without one of the signers")

@@ -1,10 +1,11 @@
 """Who holds which shards in an epoch, and what their signatures weigh. Weight comes from here, never from a message."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from economics.crypto import NodeId, OwnerId
+from economics.crypto import Digest, Level, NodeId, OwnerId, digest
+from economics.errors import Reason, Rejected
 from economics.geometry import quorum
 
 
@@ -46,6 +47,15 @@ class Committee:
         """Return the member's index, or None for a node without a seat."""
         return self._index.get(node)
 
+    def encode(self) -> bytes:
+        """Return what the committee hash is of (FORMATS.md 9); addresses are no part of it."""
+        rows = (member.node + member.owner + member.shards.to_bytes(2, "big") for member in self.members)
+        return b"".join((self.epoch.to_bytes(8, "big"), len(self.members).to_bytes(2, "big"), *rows))
+
+    @cached_property
+    def hash(self) -> Digest:
+        return digest(Level.COMMITTEE, self.encode())
+
     def holder(self, shard: int) -> int:
         """Return the index of the member that holds `shard`."""
         return self._holder[shard]
@@ -57,3 +67,11 @@ class Committee:
     def weight(self, indices: Iterable[int]) -> int:
         """Return the shards of these distinct members together."""
         return sum(self.members[index].shards for index in set(indices))
+
+    def verify_minimal_quorum(self, indices: Sequence[int]) -> None:
+        """Raise `Rejected` unless these distinct members reach the quorum, and would not without any one of them."""
+        weight = self.weight(indices)
+        if weight < self.quorum:
+            raise Rejected(Reason.NO_QUORUM, f"{weight} of {self.quorum} shards")
+        if weight - min(self.members[index].shards for index in indices) >= self.quorum:
+            raise Rejected(Reason.NOT_MINIMAL, "the quorum is reached without one of the signers")

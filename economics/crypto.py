@@ -39,6 +39,16 @@ class Level(Enum):
     GENESIS = hash_key("genesis")
     STATEMENT = hash_key("statement")
     MESSAGE = hash_key("message")
+    BLOCK = hash_key("block")
+    TRANSACTION = hash_key("tx")
+    TRANSACTIONS = hash_key("txs")
+    RESERVATION = hash_key("reservation")
+    COMMITTEE = hash_key("committee")
+    LEADER = hash_key("leader")
+    STATE_KEY = hash_key("state-key")
+    STATE_VALUE = hash_key("state-value")
+    STATE_LEAF = hash_key("state-leaf")
+    STATE_NODE = hash_key("state-node")
 
 
 def digest(level: Level, data: bytes | bytearray | memoryview) -> Digest:
@@ -57,6 +67,12 @@ TAG_TICKET = tag("ticket")
 TAG_OWNER = tag("owner")
 TAG_COMMIT = tag("commit")
 TAG_RECORD = tag("record")
+TAG_HEADER = tag("header")
+TAG_NOTARIZE = tag("voteN")
+TAG_NULLIFY = tag("voteX")
+TAG_FINALIZE = tag("voteF")
+TAG_TRANSACTION = tag("tx")
+TAG_NODE = tag("node")
 
 
 def verify_signature(signer: bytes, message: bytes, signature: bytes) -> None:

@@ -42,6 +42,19 @@ class Reason(StrEnum):
     INCOMPLETE = "incomplete"
     """Closed before every sliver that is owed was there."""
     UNKNOWN_OPERATION = "unknown_operation"
+    WRONG_PARENT = "wrong_parent"
+    """A block that does not follow from the one it names."""
+    WRONG_LEADER = "wrong_leader"
+    """A proposal by a member whose view it is not."""
+    WRONG_STATE = "wrong_state"
+    """A header with another state root or committee than executing the chain gives."""
+    WRONG_TIME = "wrong_time"
+    """A block time not after its parent's, or ahead of the clock."""
+    LOW_FEE = "low_fee"
+    """Less than the network's least fee for such a transaction."""
+    WRONG_NONCE = "wrong_nonce"
+    UNFUNDED = "unfunded"
+    """The sender's balance does not cover it."""
 
 
 class Rejected(Exception):

@@ -9,7 +9,7 @@ from economics.blob import Header
 from economics.commitments import ZERO_RESERVATION, Certificate, Commitment, OwnerStatement, Ticket
 from economics.committee import Member
 from economics.crypto import NodeId, OwnerId, Signature
-from economics.genesis import Genesis
+from economics.genesis import Genesis, GenesisAccount
 from economics.geometry import Code
 from p2pnode.codec import Codec, EncodedSegment, Kind
 from p2pnode.kernel import load_kernel
@@ -22,6 +22,8 @@ OWNER = Key(bytes([0x10]) * 32)
 OTHER_OWNER = Key(bytes([0x12]) * 32)
 UPLOADER = Key(bytes([0x11]) * 32)
 SEGMENT_BYTES = 1000
+BALANCE_FROST = 10**12
+"""What each owner and operator of a small network begins with."""
 
 
 def make_genesis(shards: Sequence[int] = (1, 1, 1, 1), *, segment_bytes: int = SEGMENT_BYTES) -> Genesis:
@@ -29,7 +31,9 @@ def make_genesis(shards: Sequence[int] = (1, 1, 1, 1), *, segment_bytes: int = S
         Member(NodeId(key.public), OwnerId(OWNER.public), share, ("/ip4/127.0.0.1/tcp/1",))
         for key, share in zip(OPERATORS, shards, strict=False)
     )
-    return Genesis("small", 1_700_000_000_000, segment_bytes, members)
+    funded = sorted(OwnerId(key.public) for key in (OWNER, OTHER_OWNER, *OPERATORS))
+    accounts = tuple(GenesisAccount(key, BALANCE_FROST) for key in funded)
+    return Genesis("small", 1_700_000_000_000, segment_bytes, members, accounts)
 
 
 def make_codec(genesis: Genesis) -> Codec:

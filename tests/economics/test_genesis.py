@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from economics import cbor
 from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason, Rejected
-from economics.genesis import build_key_text, parse_genesis, parse_key
+from economics.genesis import FROST_MAX, Parameters, build_key_text, parse_genesis, parse_key
 from economics.geometry import SEGMENT_BYTES, Code
 from tests import reference
 from tests.refusals import reason
@@ -32,6 +32,14 @@ def with_member(**changes: Any) -> str:
     return fields(lambda value: value["members"][1].update(changes))
 
 
+def with_account(**changes: Any) -> str:
+    return fields(lambda value: value["accounts"][1].update(changes))
+
+
+def with_parameter(**changes: Any) -> str:
+    return fields(lambda value: value["parameters"].update(changes))
+
+
 def with_field(**changes: Any) -> str:
     return fields(lambda value: value.update(changes))
 
@@ -48,12 +56,15 @@ def test_its_chain_id_is_the_hash_of_its_canonical_cbor() -> None:
         {"addresses": ["/ip4/127.0.0.1/tcp/1"], "node": m.node, "owner": m.owner, "shards": m.shards}
         for m in GENESIS.members
     ]
+    accounts = [{"balance_frost": account.balance_frost, "key": account.key} for account in GENESIS.accounts]
     body: cbor.Value = {
-        "members": members,  # type: ignore[dict-item]  # a list of one kind of map is a list of values
+        "accounts": accounts,  # type: ignore[dict-item]  # a list of one kind of map is a list of values
+        "members": members,  # type: ignore[dict-item]
         "name": "small",
+        "parameters": asdict(GENESIS.parameters),
         "segment_bytes": 1000,
         "time_ms": 1_700_000_000_000,
-        "version": 1,
+        "version": 2,
     }
     assert GENESIS.encode() == cbor.encode(body)
     assert GENESIS.chain_id == reference.hashed("genesis", cbor.encode(body))
@@ -77,6 +88,9 @@ def test_any_difference_is_another_chain() -> None:
         replace(GENESIS, members=(replace(first, addresses=()), *rest)),
         replace(GENESIS, members=(replace(first, owner=OwnerId(bytes(32))), *rest)),
         replace(GENESIS, members=(replace(first, node=NodeId(bytes(32))), *rest)),
+        replace(GENESIS, accounts=()),
+        replace(GENESIS, accounts=(replace(GENESIS.accounts[0], balance_frost=1), *GENESIS.accounts[1:])),
+        replace(GENESIS, parameters=Parameters(epoch_ms=1)),
     ]
     assert len({genesis.chain_id for genesis in (GENESIS, *others)}) == 1 + len(others)
 
@@ -91,7 +105,23 @@ def test_any_difference_is_another_chain() -> None:
         ("an integer of 5,000 digits", with_field(time_ms=0).replace('"time_ms": 0', f'"time_ms": {"9" * 5000}')),
         ("a field missing", fields(lambda value: value.pop("name"))),
         ("a field too many", with_field(more=1)),
-        ("another version", with_field(version=2)),
+        ("another version", with_field(version=1)),
+        ("accounts that are no list", with_field(accounts={})),
+        ("an account that is no map", with_field(accounts=[1])),
+        ("an account's field too many", with_account(more=1)),
+        ("an account with a negative balance", with_account(balance_frost=-1)),
+        ("an account with a balance of 64 bits", with_account(balance_frost=1 << 63)),
+        ("an account with a balance as text", with_account(balance_frost="1")),
+        ("accounts out of order", fields(lambda value: value["accounts"].reverse())),
+        ("an account twice", fields(lambda value: value["accounts"].insert(0, value["accounts"][0]))),
+        ("more FROST than there may be", with_account(balance_frost=FROST_MAX)),
+        ("parameters that are no map", with_field(parameters=[])),
+        ("a parameter missing", fields(lambda value: value["parameters"].pop("epoch_ms"))),
+        ("a parameter too many", with_parameter(more=1)),
+        ("epochs of no length", with_parameter(epoch_ms=0)),
+        ("a price over the maximum", with_parameter(storage_frost_per_unit=(1 << 40) + 1)),
+        ("blocks over the maximum", with_parameter(block_transactions_max=10_001)),
+        ("a fractional parameter", with_parameter(timeout_ms=1.5)),
         ("no name", with_field(name=None)),
         ("a long name", with_field(name="x" * 65)),
         ("a name that no text encoding has", with_field(name="\ud800")),

@@ -1,0 +1,251 @@
+"""Blocks: header, leader's signature, transaction hashes (FORMATS.md 9), and what a header owes to its parent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from economics.committee import Committee
+from economics.crypto import (
+    DIGEST_BYTES,
+    SIGNATURE_BYTES,
+    TAG_BYTES,
+    TAG_HEADER,
+    Digest,
+    Level,
+    Signature,
+    digest,
+    verify_signature,
+)
+from economics.errors import Reason, Rejected
+from economics.fields import Fields
+from economics.votes import ZERO_HASH, Kind, Verify, VoteCertificate
+
+PROTOCOL = 1
+HEADER_BYTES = 296
+AHEAD_MS_MAX = 2_000
+"""A block is dated at most this far ahead of a voter's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockHeader:
+    """All that is signed of a block. `state_root` is the root after the block of `executed_height`."""
+
+    chain_id: Digest
+    epoch: int
+    view: int
+    height: int
+    parent_view: int
+    parent_hash: Digest
+    time_ms: int
+    leader: int
+    transactions_root: Digest
+    transactions_count: int
+    executed_height: int
+    state_root: Digest
+    committee_hash: Digest
+    next_committee_hash: Digest
+    reveal: bytes = bytes(DIGEST_BYTES)
+    """Kept for a beacon of randomness; zero in protocol 1."""
+
+    def encode(self) -> bytes:
+        return b"".join(
+            (
+                TAG_HEADER,
+                self.chain_id,
+                PROTOCOL.to_bytes(2, "big"),
+                self.epoch.to_bytes(8, "big"),
+                self.view.to_bytes(8, "big"),
+                self.height.to_bytes(8, "big"),
+                self.parent_view.to_bytes(8, "big"),
+                self.parent_hash,
+                self.time_ms.to_bytes(8, "big"),
+                self.leader.to_bytes(2, "big"),
+                self.transactions_root,
+                self.transactions_count.to_bytes(4, "big"),
+                self.executed_height.to_bytes(8, "big"),
+                self.state_root,
+                self.committee_hash,
+                self.next_committee_hash,
+                self.reveal,
+            )
+        )
+
+    @classmethod
+    def take(cls, fields: Fields, *, chain_id: Digest) -> "BlockHeader":
+        if fields.take(TAG_BYTES) != TAG_HEADER:
+            raise Rejected(Reason.MALFORMED, "not a block header")
+        if fields.take(DIGEST_BYTES) != chain_id:
+            raise Rejected(Reason.WRONG_CHAIN, "a block of another network")
+        if fields.take_int(2) != PROTOCOL:
+            raise Rejected(Reason.MALFORMED, f"a block of another protocol than {PROTOCOL}")
+        header = cls(
+            chain_id=chain_id,
+            epoch=fields.take_int(8),
+            view=fields.take_int(8),
+            height=fields.take_int(8),
+            parent_view=fields.take_int(8),
+            parent_hash=Digest(fields.take(DIGEST_BYTES)),
+            time_ms=fields.take_int(8),
+            leader=fields.take_int(2),
+            transactions_root=Digest(fields.take(DIGEST_BYTES)),
+            transactions_count=fields.take_int(4),
+            executed_height=fields.take_int(8),
+            state_root=Digest(fields.take(DIGEST_BYTES)),
+            committee_hash=Digest(fields.take(DIGEST_BYTES)),
+            next_committee_hash=Digest(fields.take(DIGEST_BYTES)),
+            reveal=fields.take(DIGEST_BYTES),
+        )
+        if any(header.reveal):
+            raise Rejected(Reason.MALFORMED, "protocol 1 reveals nothing")
+        return header
+
+    @classmethod
+    def decode(cls, data: bytes, *, chain_id: Digest) -> "BlockHeader":
+        fields = Fields(data, "a block header")
+        header = cls.take(fields, chain_id=chain_id)
+        fields.end()
+        return header
+
+    @property
+    def hash(self) -> Digest:
+        """The block hash; 3 us."""
+        return digest(Level.BLOCK, self.encode())
+
+
+def transactions_root(hashes: Sequence[bytes]) -> Digest:
+    return digest(Level.TRANSACTIONS, b"".join(hashes))
+
+
+def leader_of(view: int, *, root_hash: Digest, committee: Committee) -> int:
+    """Return the index of the member that leads a view: a draw weighted by shards (FORMATS.md 9)."""
+    drawn = digest(Level.LEADER, root_hash + view.to_bytes(8, "big"))
+    return committee.holder(int.from_bytes(drawn, "big") % committee.n)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A header with its leader's signature and the hashes of its transactions, whose bodies travel elsewhere."""
+
+    header: BlockHeader
+    signature: Signature
+    transactions: tuple[Digest, ...]
+
+    @property
+    def hash(self) -> Digest:
+        return self.header.hash
+
+    def encode(self) -> bytes:
+        return b"".join((self.header.encode(), self.signature, *self.transactions))
+
+    @classmethod
+    def decode(cls, data: bytes, *, chain_id: Digest, transactions_max: int) -> "Block":
+        """Return the block; raises `Rejected` also if its hashes are too many or not those of its header."""
+        fields = Fields(data, "a block")
+        header = BlockHeader.take(fields, chain_id=chain_id)
+        signature = Signature(fields.take(SIGNATURE_BYTES))
+        if header.transactions_count > transactions_max:
+            raise Rejected(Reason.TOO_LARGE, f"a block has at most {transactions_max} transactions")
+        if fields.left != header.transactions_count * DIGEST_BYTES:
+            raise Rejected(Reason.MALFORMED, "the transaction hashes are not as many as the header says")
+        hashes = tuple(Digest(fields.take(DIGEST_BYTES)) for _ in range(header.transactions_count))
+        if transactions_root(hashes) != header.transactions_root:
+            raise Rejected(Reason.HASH_MISMATCH, "the transaction hashes are not those of the header")
+        return cls(header, signature, hashes)
+
+    def verify_signature(self, *, committee: Committee, verify: Verify = verify_signature) -> None:
+        """Raise `Rejected` unless the member that the header names as leader signed it."""
+        if self.header.leader >= len(committee.members):
+            raise Rejected(Reason.UNKNOWN_SIGNER, f"no member {self.header.leader}")
+        verify(committee.members[self.header.leader].node, self.header.encode(), self.signature)
+
+
+def is_boundary(header: BlockHeader, *, root: BlockHeader, epoch_ms: int) -> bool:
+    """Return whether a block of the epoch that began at `root` is its last one, or builds on its last one."""
+    return header.time_ms >= root.time_ms + epoch_ms
+
+
+def verify_successor(
+    header: BlockHeader,
+    *,
+    parent: BlockHeader,
+    root: BlockHeader,
+    committee: Committee,
+    next_committee_hash: Digest,
+    epoch_ms: int,
+) -> None:
+    """Raise `Rejected` unless `header` may follow `parent` in the epoch that began at `root` (FORMATS.md 9).
+
+    What needs a clock or the state (time ahead, state root) is the voter's to check.
+    """
+    first = parent == root
+    if header.epoch != committee.epoch or header.chain_id != root.chain_id:
+        raise Rejected(Reason.WRONG_EPOCH, f"a block of epoch {header.epoch} in epoch {committee.epoch}")
+    if (header.height, header.parent_hash) != (parent.height + 1, parent.hash):
+        raise Rejected(Reason.WRONG_PARENT, "height or parent hash are not the parent's")
+    if header.parent_view != (0 if first else parent.view) or header.view <= header.parent_view:
+        raise Rejected(Reason.WRONG_PARENT, "the parent's view is another")
+    if header.time_ms <= parent.time_ms:
+        raise Rejected(Reason.WRONG_TIME, "a block is later than its parent")
+    if header.leader != leader_of(header.view, root_hash=root.hash, committee=committee):
+        raise Rejected(Reason.WRONG_LEADER, f"member {header.leader} does not lead view {header.view}")
+    if not parent.executed_height <= header.executed_height <= parent.height:
+        raise Rejected(Reason.WRONG_STATE, "the executed height went back, or is not below the block's own")
+    if first and header.executed_height != root.height:
+        raise Rejected(Reason.WRONG_STATE, "the first block of an epoch has executed all of the last one")
+    if (header.committee_hash, header.next_committee_hash) != (committee.hash, next_committee_hash):
+        raise Rejected(Reason.WRONG_STATE, "another committee")
+    if not first and is_boundary(parent, root=root, epoch_ms=epoch_ms) and header.transactions_count:
+        raise Rejected(Reason.WRONG_PARENT, "what builds on a boundary is empty")
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A block on its way to the voters, with the certificate of its parent (None where that is the epoch's root)."""
+
+    block: Block
+    parent: VoteCertificate | None
+
+    def encode(self) -> bytes:
+        block = self.block.encode()
+        return b"".join((len(block).to_bytes(4, "big"), block, b"" if self.parent is None else self.parent.encode()))
+
+    @classmethod
+    def decode(cls, data: bytes, *, chain_id: Digest, transactions_max: int) -> "Proposal":
+        """Return the proposal; raises `Rejected` also if the certificate is not of the block's parent."""
+        fields = Fields(data, "a proposal")
+        block = Block.decode(fields.take_sized(4), chain_id=chain_id, transactions_max=transactions_max)
+        certificate = VoteCertificate.take(fields) if fields.left else None
+        fields.end()
+        header = block.header
+        if (certificate is None) != (header.parent_view == 0):
+            raise Rejected(
+                Reason.MALFORMED, "a proposal holds its parent's certificate, unless that is the epoch's root"
+            )
+        if certificate is not None and (
+            certificate.kind is Kind.NULLIFY
+            or (certificate.epoch, certificate.view, certificate.block_hash)
+            != (header.epoch, header.parent_view, header.parent_hash)
+        ):
+            raise Rejected(Reason.WRONG_PARENT, "the certificate is not of the block's parent")
+        return cls(block, certificate)
+
+
+def genesis_header(
+    *, chain_id: Digest, time_ms: int, state_root: Digest, committee_hash: Digest, next_committee_hash: Digest
+) -> BlockHeader:
+    """Return the root of epoch 0, which nobody signs (FORMATS.md 9)."""
+    return BlockHeader(
+        chain_id=chain_id,
+        epoch=0,
+        view=0,
+        height=0,
+        parent_view=0,
+        parent_hash=ZERO_HASH,
+        time_ms=time_ms,
+        leader=0,
+        transactions_root=transactions_root(()),
+        transactions_count=0,
+        executed_height=0,
+        state_root=state_root,
+        committee_hash=committee_hash,
+        next_committee_hash=next_committee_hash,
+    )
