@@ -1,8 +1,9 @@
 """The values of the ledger's state, their bytes and their keys (FORMATS.md 11). Formats only: no rule of the ledger.
 
-A value's *name* is its kind and id, the bytes that every value begins with; its place in the tree is the name's hash.
+A value's *slot* is its kind and id, the bytes that every value begins with; its key in the tree is the slot's hash.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from struct import Struct
@@ -15,7 +16,7 @@ from economics.errors import Reason, Rejected
 from economics.fields import Fields
 from economics.tree import StateKey
 
-Name = NewType("Name", bytes)
+Slot = NewType("Slot", bytes)
 """Kind and id of a value."""
 
 _ACCOUNT = Struct(">B32sQQ")
@@ -30,85 +31,73 @@ _OFFENCE = Struct(">B32sQQQ")
 _SYSTEM = Struct(">BQQQQ")
 
 
-def state_key(name: Name) -> StateKey:
+def state_key(slot: Slot) -> StateKey:
     """Return the place of a value in the state tree; 1 us."""
-    return StateKey(digest(Level.STATE_KEY, name))
+    return StateKey(digest(Level.STATE_KEY, slot))
 
 
-def account_name(owner: OwnerId) -> Name:
-    return Name(b"\x01" + owner)
+def account_slot(owner: OwnerId) -> Slot:
+    return Slot(b"\x01" + owner)
 
 
-def reservation_name(reservation: ReservationId) -> Name:
-    return Name(b"\x02" + reservation)
+def reservation_slot(reservation: ReservationId) -> Slot:
+    return Slot(b"\x02" + reservation)
 
 
-def blob_name(blob_id: BlobId) -> Name:
-    return Name(b"\x03" + blob_id)
+def blob_slot(blob_id: BlobId) -> Slot:
+    return Slot(b"\x03" + blob_id)
 
 
-def entry_name(blob_id: BlobId, reservation: ReservationId) -> Name:
-    return Name(b"\x04" + blob_id + reservation)
+def entry_slot(blob_id: BlobId, reservation: ReservationId) -> Slot:
+    return Slot(b"\x04" + blob_id + reservation)
 
 
-def statement_name(statement: Digest) -> Name:
-    return Name(b"\x05" + statement)
+def statement_slot(statement: Digest) -> Slot:
+    return Slot(b"\x05" + statement)
 
 
-def bucket_name(epoch: int) -> Name:
-    return Name(b"\x06" + epoch.to_bytes(8, "big"))
+def bucket_slot(epoch: int) -> Slot:
+    return Slot(b"\x06" + epoch.to_bytes(8, "big"))
 
 
-def node_name(node: NodeId) -> Name:
-    return Name(b"\x07" + node)
+def node_slot(node: NodeId) -> Slot:
+    return Slot(b"\x07" + node)
 
 
-def offence_name(node: NodeId, *, epoch: int, view: int) -> Name:
-    return Name(b"\x08" + node + epoch.to_bytes(8, "big") + view.to_bytes(8, "big"))
+def offence_slot(node: NodeId, *, epoch: int, view: int) -> Slot:
+    return Slot(b"\x08" + node + epoch.to_bytes(8, "big") + view.to_bytes(8, "big"))
 
 
-SYSTEM_NAME = Name(b"\x09")
+SYSTEM_SLOT = Slot(b"\x09")
 
 
 def account_key(owner: OwnerId) -> StateKey:
-    return state_key(account_name(owner))
+    return state_key(account_slot(owner))
 
 
 def reservation_key(reservation: ReservationId) -> StateKey:
-    return state_key(reservation_name(reservation))
+    return state_key(reservation_slot(reservation))
 
 
 def blob_key(blob_id: BlobId) -> StateKey:
-    return state_key(blob_name(blob_id))
+    return state_key(blob_slot(blob_id))
 
 
 def entry_key(blob_id: BlobId, reservation: ReservationId) -> StateKey:
-    return state_key(entry_name(blob_id, reservation))
+    return state_key(entry_slot(blob_id, reservation))
 
 
-def statement_key(statement: Digest) -> StateKey:
-    return state_key(statement_name(statement))
-
-
-def bucket_key(epoch: int) -> StateKey:
-    return state_key(bucket_name(epoch))
-
-
-def node_key(node: NodeId) -> StateKey:
-    return state_key(node_name(node))
-
-
-def offence_key(node: NodeId, *, epoch: int, view: int) -> StateKey:
-    return state_key(offence_name(node, epoch=epoch, view=view))
-
-
-SYSTEM_KEY = state_key(SYSTEM_NAME)
-
-
-def _unpack(layout: Struct, data: bytes, what: str) -> tuple[int | bytes, ...]:
-    if len(data) != layout.size:
-        raise Rejected(Reason.MALFORMED, f"{what} has {layout.size} bytes")
+def _unpack(layout: Struct, data: bytes, *, kind: int, what: str) -> tuple[int | bytes, ...]:
+    if len(data) != layout.size or data[0] != kind:
+        raise Rejected(Reason.MALFORMED, f"{what} has {layout.size} bytes and begins with {kind}")
     return layout.unpack(data)[1:]
+
+
+def _open_fields(data: bytes, *, kind: int, what: str) -> Fields:
+    fields = Fields(data, what)
+    if fields.take_int(1) != kind:
+        raise Rejected(Reason.MALFORMED, f"{what} begins with {kind}")
+    return fields
 
 
 def encode_texts(texts: tuple[str, ...]) -> bytes:
@@ -127,15 +116,15 @@ class Account:
     nonce: int
 
     @property
-    def name(self) -> Name:
-        return account_name(self.owner)
+    def slot(self) -> Slot:
+        return account_slot(self.owner)
 
     def encode(self) -> bytes:
         return _ACCOUNT.pack(self.KIND, self.owner, self.balance_frost, self.nonce)
 
     @classmethod
     def decode(cls, data: bytes) -> "Account":
-        return cls(*_unpack(_ACCOUNT, data, "an account"))  # type: ignore[arg-type]
+        return cls(*_unpack(_ACCOUNT, data, kind=cls.KIND, what="an account"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +139,15 @@ class Reservation:
     end_epoch: int
 
     @property
-    def name(self) -> Name:
-        return reservation_name(self.reservation)
+    def slot(self) -> Slot:
+        return reservation_slot(self.reservation)
 
     def encode(self) -> bytes:
-        return _RESERVATION.pack(
-            self.KIND, self.reservation, self.owner, self.units, self.start_epoch, self.end_epoch
-        )
+        return _RESERVATION.pack(self.KIND, self.reservation, self.owner, self.units, self.start_epoch, self.end_epoch)
 
     @classmethod
     def decode(cls, data: bytes) -> "Reservation":
-        return cls(*_unpack(_RESERVATION, data, "a reservation"))  # type: ignore[arg-type]
+        return cls(*_unpack(_RESERVATION, data, kind=cls.KIND, what="a reservation"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +163,8 @@ class BlobSummary:
     """(end epoch, number of entries that end then), epochs ascending, no number 0."""
 
     @property
-    def name(self) -> Name:
-        return blob_name(self.blob_id)
+    def slot(self) -> Slot:
+        return blob_slot(self.blob_id)
 
     @property
     def end_epoch(self) -> int:
@@ -207,11 +194,11 @@ class BlobSummary:
     @classmethod
     def decode(cls, data: bytes) -> "BlobSummary":
         head, rows = data[: _BLOB.size], data[_BLOB.size :]
-        blob_id, length, height, epoch, count = _unpack(_BLOB, head, "a blob's fixed part")
+        blob_id, length, height, epoch, count = _unpack(_BLOB, head, kind=cls.KIND, what="a blob's fixed part")
         if len(rows) != int(count) * _ROW.size:
             raise Rejected(Reason.MALFORMED, "a blob's size is not its count's")
         entries = tuple(_ROW.iter_unpack(rows))
-        if not entries or any(low[0] >= high[0] for low, high in zip(entries, entries[1:], strict=False)):
+        if not entries or any(low[0] >= high[0] for low, high in itertools.pairwise(entries)):
             raise Rejected(Reason.MALFORMED, "a blob's end epochs are ascending, and there is one")
         if any(row[1] == 0 for row in entries):
             raise Rejected(Reason.MALFORMED, "a blob names an end epoch of no entry")
@@ -231,12 +218,12 @@ class BlobEntry:
     certified_height: int
     deletable: bool
     content_type: str = ""
-    title: str = ""
+    name: str = ""
     """The name that its owner gives the blob."""
 
     @property
-    def name(self) -> Name:
-        return entry_name(self.blob_id, self.reservation)
+    def slot(self) -> Slot:
+        return entry_slot(self.blob_id, self.reservation)
 
     def encode(self) -> bytes:
         head = _ENTRY.pack(
@@ -249,12 +236,11 @@ class BlobEntry:
             self.certified_height,
             self.deletable,
         )
-        return head + encode_texts((self.content_type, self.title))
+        return head + encode_texts((self.content_type, self.name))
 
     @classmethod
     def decode(cls, data: bytes) -> "BlobEntry":
-        fields = Fields(data, "an entry")
-        fields.take(1)
+        fields = _open_fields(data, kind=cls.KIND, what="an entry")
         entry = cls(
             BlobId(fields.take(DIGEST_BYTES)),
             ReservationId(fields.take(DIGEST_BYTES)),
@@ -279,15 +265,15 @@ class UsedStatement:
     expiry_height: int
 
     @property
-    def name(self) -> Name:
-        return statement_name(self.statement)
+    def slot(self) -> Slot:
+        return statement_slot(self.statement)
 
     def encode(self) -> bytes:
         return _STATEMENT.pack(self.KIND, self.statement, self.expiry_height)
 
     @classmethod
     def decode(cls, data: bytes) -> "UsedStatement":
-        return cls(*_unpack(_STATEMENT, data, "a used statement"))  # type: ignore[arg-type]
+        return cls(*_unpack(_STATEMENT, data, kind=cls.KIND, what="a used statement"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,15 +286,15 @@ class Bucket:
     rewards_frost: int
 
     @property
-    def name(self) -> Name:
-        return bucket_name(self.epoch)
+    def slot(self) -> Slot:
+        return bucket_slot(self.epoch)
 
     def encode(self) -> bytes:
         return _BUCKET.pack(self.KIND, self.epoch, self.used_units, self.rewards_frost)
 
     @classmethod
     def decode(cls, data: bytes) -> "Bucket":
-        return cls(*_unpack(_BUCKET, data, "a bucket"))  # type: ignore[arg-type]
+        return cls(*_unpack(_BUCKET, data, kind=cls.KIND, what="a bucket"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,8 +313,8 @@ class NodeEntry:
     addresses: tuple[str, ...]
 
     @property
-    def name(self) -> Name:
-        return node_name(self.node)
+    def slot(self) -> Slot:
+        return node_slot(self.node)
 
     def encode(self) -> bytes:
         head = _NODE.pack(
@@ -345,8 +331,7 @@ class NodeEntry:
 
     @classmethod
     def decode(cls, data: bytes) -> "NodeEntry":
-        fields = Fields(data, "a node")
-        fields.take(1)
+        fields = _open_fields(data, kind=cls.KIND, what="a node")
         node, owner = NodeId(fields.take(KEY_BYTES)), OwnerId(fields.take(KEY_BYTES))
         stake, capacity, storage, write = (fields.take_int(8) for _ in range(4))
         addresses = tuple(fields.take_text(1) for _ in range(fields.take_int(1)))
@@ -365,15 +350,15 @@ class Offence:
     height: int
 
     @property
-    def name(self) -> Name:
-        return offence_name(self.node, epoch=self.epoch, view=self.view)
+    def slot(self) -> Slot:
+        return offence_slot(self.node, epoch=self.epoch, view=self.view)
 
     def encode(self) -> bytes:
         return _OFFENCE.pack(self.KIND, self.node, self.epoch, self.view, self.height)
 
     @classmethod
     def decode(cls, data: bytes) -> "Offence":
-        return cls(*_unpack(_OFFENCE, data, "an offence"))  # type: ignore[arg-type]
+        return cls(*_unpack(_OFFENCE, data, kind=cls.KIND, what="an offence"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,15 +372,15 @@ class System:
     burned_frost: int
 
     @property
-    def name(self) -> Name:
-        return SYSTEM_NAME
+    def slot(self) -> Slot:
+        return SYSTEM_SLOT
 
     def encode(self) -> bytes:
         return _SYSTEM.pack(self.KIND, self.epoch, self.epoch_start_ms, self.minted_frost, self.burned_frost)
 
     @classmethod
     def decode(cls, data: bytes) -> "System":
-        return cls(*_unpack(_SYSTEM, data, "the system's value"))  # type: ignore[arg-type]
+        return cls(*_unpack(_SYSTEM, data, kind=cls.KIND, what="the system's value"))  # type: ignore[arg-type]
 
 
 Value = Account | Reservation | BlobSummary | BlobEntry | UsedStatement | Bucket | NodeEntry | Offence | System
