@@ -149,34 +149,36 @@ class Members:
             raise PeerUnreachable("no answer at any known address")
         return await self.network.open_stream(known.node, self.protocol, addresses=addresses, deadline_s=DIAL_S)
 
-    async def request(self, member: int, header: Mapping[str, cbor.Value], *, size_max: int) -> tuple[Incoming, bytes]:
-        """Ask once and return (reply, payload of at most `size_max` bytes).
+    async def request(
+        self, member: int, header: Mapping[str, cbor.Value], *, size_max: int, payload: bytes = b""
+    ) -> tuple[Incoming, bytes]:
+        """Ask once and return (reply, its payload of at most `size_max` bytes).
 
         Raises what `REQUEST_FAULTS` lists. A kept stream that turns out dead is replaced by a new one once.
         """
         async with self._room[member]:
             if self._idle[member]:
                 try:
-                    return await self._request_on(self._idle[member].pop(), member, header, size_max)
+                    return await self._request_on(self._idle[member].pop(), member, header, size_max, payload)
                 except StreamBroken:
                     for stale in self._idle.pop(member, []):
                         await give_up(stale)
-            return await self._request_on(await self.open_stream(member), member, header, size_max)
+            return await self._request_on(await self.open_stream(member), member, header, size_max, payload)
 
     async def _request_on(
-        self, stream: Stream, member: int, header: Mapping[str, cbor.Value], size_max: int
+        self, stream: Stream, member: int, header: Mapping[str, cbor.Value], size_max: int, payload: bytes
     ) -> tuple[Incoming, bytes]:
         reusable = False
         try:
-            await send_message(stream, header)
+            await send_message(stream, header, *([payload] if payload else []))
             message = await receive_message(stream)
             reusable = not message.size
             verify_reply(message)
             if message.size > size_max:
                 raise Rejected(Reason.TOO_LARGE, f"a reply of {message.size} bytes, at most {size_max}")
-            payload = await stream.receive_exactly(message.size)
+            answer = await stream.receive_exactly(message.size)
             reusable = True
-            return message, payload
+            return message, answer
         finally:
             if reusable:
                 self._idle[member].append(stream)

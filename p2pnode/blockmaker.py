@@ -1,0 +1,179 @@
+"""Makes blocks and judges those of others: what needs the clock, the state and the transactions. Casts no vote.
+
+Blocks that are not final yet are held here with their transactions, by hash, until the chain has passed them.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+from economics.transactions import SignedTransaction
+
+from economics.block import AHEAD_MS_MAX, Block, BlockHeader, transactions_root
+from economics.crypto import Digest, Signature
+from economics.errors import Reason, Rejected
+from p2pnode.executor import Candidate, Executor
+from p2pnode.mempool import Mempool
+
+log = logging.getLogger("p2pnode.blockmaker")
+
+SETTLE_MS = 500
+"""After the last transactions one more block is made this soon: only it shows their effect in its state root."""
+BLOCK_BYTES_MAX = 2 << 20
+"""Of the transactions of one block: two seconds of a 10 Mbit/s uplink."""
+
+Pull = Callable[[Sequence[Digest], int | None], Awaitable[list[bytes]]]
+"""Fetches the transactions of these hashes, from this member first; raises `NetworkError` or `Rejected`."""
+
+
+class BlockMaker:
+    """What one member builds blocks from and judges them by."""
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        mempool: Mempool,
+        sign: Callable[[bytes], Signature],
+        own: int,
+        clock_ms: Callable[[], int],
+        pull: Pull,
+    ) -> None:
+        self.executor = executor
+        self.mempool = mempool
+        self.parameters = executor.genesis.parameters
+        self.own = own
+        self.clock_ms = clock_ms
+        self._sign = sign
+        self._pull = pull
+        self._held: dict[Digest, Candidate] = {}
+        """Blocks above the head."""
+
+    # --- blocks that are not final yet ---------------------------------------------------------------------------
+
+    def hold(self, candidate: Candidate) -> None:
+        self._held[candidate.block.hash] = candidate
+
+    def held(self, block_hash: Digest) -> Candidate | None:
+        return self._held.get(block_hash)
+
+    def transaction(self, tx_hash: Digest) -> SignedTransaction | None:
+        """Return a transaction that waits, or is in a block that is not final yet."""
+        waiting = self.mempool.get(tx_hash)
+        if waiting is not None:
+            return waiting
+        for candidate in self._held.values():
+            for signed in candidate.transactions:
+                if signed.hash == tx_hash:
+                    return signed
+        return None
+
+    def drop_passed(self) -> None:
+        """Forget blocks at or below the head."""
+        height = self.executor.height
+        for block_hash in [key for key, item in self._held.items() if item.block.header.height <= height]:
+            del self._held[block_hash]
+
+    def in_flight(self, tip: BlockHeader) -> list[SignedTransaction]:
+        """Return the transactions of `tip` and of what it builds on, down to the head."""
+        found: list[SignedTransaction] = []
+        block_hash = tip.hash
+        while (candidate := self._held.get(block_hash)) is not None:
+            if candidate.block.header.height <= self.executor.height:
+                break
+            found[:0] = candidate.transactions
+            block_hash = candidate.block.header.parent_hash
+        return found
+
+    def due_ms(self, tip: BlockHeader) -> int:
+        """Return from when on a block after `tip` is wanted: now for transactions, soon to settle, else a heartbeat."""
+        earliest = tip.time_ms + self.parameters.block_interval_ms
+        if self.executor.ends_epoch(tip) and tip != self.executor.root_header:
+            return earliest  # only what builds on a boundary can finalize it
+        flight = self.in_flight(tip)
+        if next(self.mempool.executable(ledger=self.executor.ledger, in_flight=flight), None) is not None:
+            return earliest
+        settled = tip.height == self.executor.height and tip.state_root == self.executor.ledger.root
+        pause = self.parameters.heartbeat_ms if settled else min(SETTLE_MS, self.parameters.heartbeat_ms)
+        return tip.time_ms + max(pause, self.parameters.block_interval_ms)
+
+    # --- making --------------------------------------------------------------------------------------------------
+
+    def build(self, *, view: int, parent: BlockHeader, is_empty: bool) -> Block:
+        """Return a signed block on `parent`, holding what waits now."""
+        executor = self.executor
+        is_first = parent == executor.root_header
+        chosen = () if is_empty else self._choose(parent)
+        hashes = tuple(signed.hash for signed in chosen)
+        executed = parent.height if is_first else executor.height
+        root = executor.root(executed)
+        assert root is not None
+        header = BlockHeader(
+            chain_id=parent.chain_id,
+            epoch=executor.ledger.epoch,
+            view=view,
+            height=parent.height + 1,
+            parent_view=0 if is_first else parent.view,
+            parent_hash=parent.hash,
+            time_ms=max(self.clock_ms(), parent.time_ms + 1),
+            leader=self.own,
+            transactions_root=transactions_root(hashes),
+            transactions_count=len(hashes),
+            executed_height=executed,
+            state_root=root,
+            committee_hash=executor.ledger.committee.hash,
+            next_committee_hash=executor.ledger.next_committee.hash,
+        )
+        block = Block(header, self._sign(header.encode()), hashes)
+        self.hold(Candidate(block, chosen))
+        return block
+
+    def _choose(self, parent: BlockHeader) -> tuple[SignedTransaction, ...]:
+        chosen: list[SignedTransaction] = []
+        size = 0
+        waiting = self.mempool.executable(ledger=self.executor.ledger, in_flight=self.in_flight(parent))
+        for signed in waiting:
+            if len(chosen) >= self.parameters.block_transactions_max or size + len(signed.raw) > BLOCK_BYTES_MAX:
+                break
+            chosen.append(signed)
+            size += len(signed.raw)
+        return tuple(chosen)
+
+    # --- judging -------------------------------------------------------------------------------------------------
+
+    async def judge(self, block: Block, *, sender: int | None) -> None:
+        """Raise `Rejected` for a block that must not be voted for; wait for the state and the bodies that it needs."""
+        header = block.header
+        ahead_ms = header.time_ms - self.clock_ms()
+        if ahead_ms > AHEAD_MS_MAX:
+            raise Rejected(Reason.WRONG_TIME, f"a block {ahead_ms} ms ahead of this clock")
+        if len(set(block.transactions)) != len(block.transactions):
+            raise Rejected(Reason.MALFORMED, "a transaction twice in one block")
+        bodies = await self._bodies(block, sender)
+        await self.executor.wait_beyond(header.executed_height - 1)
+        root = self.executor.root(header.executed_height)
+        if root is not None and root != header.state_root:
+            raise Rejected(Reason.WRONG_STATE, f"another state root after height {header.executed_height}")
+        self.hold(Candidate(block, bodies))
+
+    async def _bodies(self, block: Block, sender: int | None) -> tuple[SignedTransaction, ...]:
+        """Return the block's transactions, pulling those that are not here; every one is valid at its height."""
+        found = {tx_hash: signed for tx_hash in block.transactions if (signed := self.transaction(tx_hash))}
+        missing = [tx_hash for tx_hash in block.transactions if tx_hash not in found]
+        if missing:
+            for tx_hash, raw in zip(missing, await self._pull(missing, sender), strict=True):
+                found[tx_hash] = SignedTransaction.decode(raw, chain_id=block.header.chain_id)
+                if found[tx_hash].hash != tx_hash:
+                    raise Rejected(Reason.HASH_MISMATCH, "a transaction that was not asked for")
+            fresh = [found[tx_hash] for tx_hash in missing]
+            await trio.to_thread.run_sync(self._verify_all, fresh)
+        bodies = tuple(found[tx_hash] for tx_hash in block.transactions)
+        if sum(len(signed.raw) for signed in bodies) > BLOCK_BYTES_MAX:
+            raise Rejected(Reason.TOO_LARGE, f"transactions of over {BLOCK_BYTES_MAX} bytes in one block")
+        if any(signed.transaction.expiry_height <= block.header.height for signed in bodies):
+            raise Rejected(Reason.EXPIRED, "a block holds a transaction that has expired")
+        return bodies
+
+    def _verify_all(self, transactions: Sequence[SignedTransaction]) -> None:
+        for signed in transactions:
+            signed.verify(parameters=self.parameters)

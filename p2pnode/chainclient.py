@@ -1,0 +1,394 @@
+"""A client's view of the chain: every value it returns is proven under a final header by a committee it has followed.
+
+It trusts the genesis file, or a checkpoint, and no peer; what peers alone can tell (an outcome, a history) says so.
+"""
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+from economics.ledger import Ledger
+from economics.light import Receipt, Trusted, decode_trusted, is_stale, verify_final
+
+from economics.blob import BlobId
+from economics.block import HEADER_BYTES, BlockHeader, Finality, genesis_header
+from economics.crypto import Digest, OwnerId
+from economics.errors import Reason, Rejected
+from economics.fields import Fields
+from economics.state import (
+    Account,
+    BlobEntry,
+    BlobSummary,
+    Reservation,
+    account_key,
+    blob_key,
+    decode_value,
+)
+from economics.transactions import (
+    TRANSACTION_BYTES_MAX,
+    Operation,
+    SignedTransaction,
+    Transaction,
+    build,
+    least_fee,
+)
+from economics.tree import Proof, StateKey
+from p2pnode.chainsync import HEAD_BYTES_MAX, REPLY_BYTES_MAX, take_epochs
+from p2pnode.errors import ConfigError, NetworkError, NodeError, TooSlow, TransactionFailed
+from p2pnode.files import replace_synced
+from p2pnode.keys import Key
+from p2pnode.members import REQUEST_FAULTS, Members, Refused
+
+WAIT_S = 10.0
+"""Of one request for an outcome."""
+SUBMIT_TO = 3
+"""Members that a transaction is given to at once: with f of them lying another passes it on."""
+EXPIRY_AHEAD = 600
+"""Heights for which a client's transaction holds: a minute of full blocks, hours of an idle chain."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A final block, proven."""
+
+    epoch: int
+    height: int
+    hash: Digest
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a transaction, as a member tells."""
+
+    height: int
+    index: int
+    code: str
+    fee_frost: int
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """A transaction in a final block, as a member tells."""
+
+    height: int
+    index: int
+    code: str
+    fee_frost: int
+    signed: SignedTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """Values of the state under one final header, with what proves it."""
+
+    header: BlockHeader
+    finality: Finality
+    values: tuple[bytes | None, ...]
+    proofs: tuple[Proof, ...]
+
+
+class ChainClient:
+    """One client's dealings with the chain of one network."""
+
+    def __init__(self, *, members: Members, cache: Path, clock_ms: Callable[[], int]) -> None:
+        self.members = members
+        self.genesis = members.genesis
+        self.clock_ms = clock_ms
+        self._cache = cache
+        self._trusted = self._load_trusted()
+        self.trail: list[tuple[BlockHeader, Finality]] = []
+        """Boundaries followed since the start, from where trust began."""
+        self.start = self._trusted
+        self._order = list(range(self.members.count))
+        rotation = int.from_bytes(os.urandom(2), "big") % len(self._order)
+        self._order = self._order[rotation:] + self._order[:rotation]
+
+    # --- trust ---------------------------------------------------------------------------------------------------
+
+    def _load_trusted(self) -> Trusted:
+        """Return the newest epoch that this home has followed, else the genesis."""
+        if self._cache.exists():
+            try:
+                return decode_trusted(self._cache.read_bytes(), chain_id=self.genesis.chain_id)
+            except Rejected as fault:
+                raise ConfigError(f"{self._cache} is no checkpoint of this network: remove it") from fault
+        return trusted_genesis(self.members)
+
+    def trust(self, checkpoint: bytes) -> None:
+        """Begin from a checkpoint that the user vouches for; raises `Rejected` if it is none of this network."""
+        self._trusted = self.start = decode_trusted(checkpoint, chain_id=self.genesis.chain_id)
+
+    async def _follow(self, member: int) -> None:
+        if is_stale(self._trusted, now_ms=self.clock_ms(), parameters=self.genesis.parameters):
+            raise ConfigError(
+                "the newest epoch this client has followed is older than the unbonding time, so old keys could forge "
+                "what came after it: name a recent checkpoint with --checkpoint, from a source you trust"
+            )
+        trail = await take_epochs(self.members, member, self._trusted)
+        if not trail:
+            return
+        self.trail += [(header, finality) for header, finality, _ in trail]
+        self._trusted = trail[-1][2]
+        self._cache.parent.mkdir(parents=True, exist_ok=True)
+        await trio.to_thread.run_sync(replace_synced, self._cache, (self._trusted.encode(),))
+
+    async def _from_anyone(self, ask: Callable[[int], Awaitable[T]]) -> T:
+        """Return the first answer that holds; members that lie, fail or do not know are passed over."""
+        last: Exception = NetworkError("this network has no members")
+        for member in list(self._order):
+            try:
+                return await ask(member)
+            except REQUEST_FAULTS as fault:
+                self.members.blame(member, fault)
+                last = fault
+                self._order.remove(member)
+                self._order.append(member)
+        if isinstance(last, NodeError):
+            raise last
+        raise NetworkError(f"no member gave an answer that holds: {last}") from last
+
+    # --- proven --------------------------------------------------------------------------------------------------
+
+    async def head(self) -> Head:
+        """Return a member's head: final, and as new as that member says."""
+
+        async def ask(member: int) -> Head:
+            await self._follow(member)
+            reply, payload = await self.members.request(member, {"op": "head"}, size_max=HEAD_BYTES_MAX)
+            if not reply.integer("height", high=1 << 62):
+                header = trusted_genesis(self.members).root
+            else:
+                header = self._final_header(Fields(payload, "a head"), sized=False)[0]
+            return Head(header.epoch, header.height, header.hash, header.time_ms)
+
+        return await self._from_anyone(ask)
+
+    def _final_header(self, fields: Fields, *, sized: bool) -> tuple[BlockHeader, Finality]:
+        header = BlockHeader.decode(fields.take(HEADER_BYTES), chain_id=self.genesis.chain_id)
+        raw = fields.take_sized(4) if sized else fields.take(fields.left)
+        finality = Finality.decode(raw, chain_id=self.genesis.chain_id)
+        verify_final(self._trusted, header=header, finality=finality)
+        return header, finality
+
+    async def prove(self, keys: Sequence[StateKey]) -> Proven:
+        """Return the values of these keys, each proven; None where the state has none."""
+
+        async def ask(member: int) -> Proven:
+            await self._follow(member)
+            _, payload = await self.members.request(
+                member, {"op": "state"}, size_max=REPLY_BYTES_MAX, payload=b"".join(keys)
+            )
+            fields = Fields(payload, "a proven state")
+            header, finality = self._final_header(fields, sized=True)
+            values: list[bytes | None] = []
+            proofs: list[Proof] = []
+            for key in keys:
+                value = fields.take_sized(4) or None
+                proof = Proof.decode(fields.take_sized(4))
+                proof.verify(header.state_root, key, value)
+                values.append(value)
+                proofs.append(proof)
+            fields.end()
+            return Proven(header, finality, tuple(values), tuple(proofs))
+
+        return await self._from_anyone(ask)
+
+    async def account(self, owner: OwnerId) -> Account:
+        """Return an account, proven; an empty one where there is none."""
+        value = (await self.prove([account_key(owner)])).values[0]
+        return Account(owner, 0, 0) if value is None else Account.decode(value)
+
+    async def blob(self, blob_id: BlobId) -> BlobSummary | None:
+        """Return what the chain says of a blob, proven; None if the network does not owe it."""
+        value = (await self.prove([blob_key(blob_id)])).values[0]
+        return None if value is None else BlobSummary.decode(value)
+
+    async def receipt(self, blob_id: BlobId) -> Receipt:
+        """Return a receipt that proves offline, from where this client's trust began, that a blob is certified.
+
+        Raises `Rejected(NOT_FOUND)` if it is not.
+        """
+        proven = await self.prove([blob_key(blob_id)])
+        if proven.values[0] is None:
+            raise Rejected(Reason.NOT_FOUND, "the chain has no such blob")
+        epochs = tuple((header, finality, b"") for header, finality in self.trail)
+        return Receipt(blob_id, epochs, proven.header, proven.finality, proven.proofs[0], proven.values[0])
+
+    async def owned(self, owner: OwnerId) -> tuple[list[Reservation], list[BlobEntry]]:
+        """Return an owner's reservations and entries, each proven; a member could leave some out."""
+        keys = await self._from_anyone(lambda member: self._owned_keys(member, owner))
+        reservations: list[Reservation] = []
+        entries: list[BlobEntry] = []
+        for at in range(0, len(keys), 64):
+            for raw in (await self.prove(keys[at : at + 64])).values:
+                match None if raw is None else decode_value(raw):
+                    case Reservation() as reservation if reservation.owner == owner:
+                        reservations.append(reservation)
+                    case BlobEntry() as entry if entry.owner == owner:
+                        entries.append(entry)
+                    case _:
+                        pass
+        return reservations, entries
+
+    async def _owned_keys(self, member: int, owner: OwnerId) -> list[StateKey]:
+        keys: list[StateKey] = []
+        while True:
+            request = {"first": len(keys), "op": "owned", "owner": bytes(owner)}
+            reply, payload = await self.members.request(member, dict(request), size_max=REPLY_BYTES_MAX)
+            fields = Fields(payload, "keys")
+            while fields.left:
+                keys.append(StateKey(fields.take(32)))
+            if reply.header.get("more") is not True or not payload:
+                return keys
+
+    async def entries(self, owner: OwnerId) -> list[BlobEntry]:
+        return (await self.owned(owner))[1]
+
+    async def reservations(self, owner: OwnerId) -> list[Reservation]:
+        return (await self.owned(owner))[0]
+
+    # --- transactions --------------------------------------------------------------------------------------------
+
+    async def transact(self, key: Key, operation: Operation, *, deadline_s: float = 30.0) -> Outcome:
+        """Sign and send a transaction and wait until it is final.
+
+        Raises `TransactionFailed` with its code where it had no effect or failed, `TooSlow` where nothing is known.
+        """
+        signed = await self.sign(key, operation)
+        await self.submit(signed)
+        outcome = await self.wait(signed.hash, deadline_s=deadline_s)
+        if outcome.code != "ok":
+            raise TransactionFailed(outcome.code, fee_frost=outcome.fee_frost)
+        return outcome
+
+    async def sign(self, key: Key, operation: Operation) -> SignedTransaction:
+        """Return a transaction with the account's next nonce and the least fee."""
+        sender = OwnerId(key.public)
+        nonce = (await self.account(sender)).nonce
+        height = (await self.head()).height
+        plain = Transaction(self.genesis.chain_id, sender, nonce, 0, height + EXPIRY_AHEAD, operation)
+        fee = least_fee(plain, self.genesis.parameters)
+        return build(Transaction(self.genesis.chain_id, sender, nonce, fee, height + EXPIRY_AHEAD, operation), key.sign)
+
+    async def submit(self, signed: SignedTransaction) -> None:
+        """Give a transaction to some members; raises the refusal if none takes it."""
+        assert len(signed.raw) <= TRANSACTION_BYTES_MAX
+        taken = 0
+        last: Exception = NetworkError("this network has no members")
+        for member in list(self._order):
+            try:
+                await self.members.request(member, {"op": "submit"}, size_max=0, payload=signed.raw)
+                taken += 1
+            except REQUEST_FAULTS as fault:
+                last = fault
+            if taken >= SUBMIT_TO:
+                return
+        if not taken:
+            raise last
+
+    async def wait(self, tx_hash: Digest, *, deadline_s: float) -> Outcome:
+        """Return what became of a transaction once it is in a final block; raises `TooSlow`."""
+        until = trio.current_time() + deadline_s
+        while (left := until - trio.current_time()) > 0:
+            wait_s = min(WAIT_S / 2, left)
+            for member in list(self._order):
+                row = await self._outcome(member, tx_hash, wait_s)
+                if row is not None:
+                    return Outcome(row.height, row.index, row.code, row.fee_frost)
+                if trio.current_time() >= until:
+                    break
+        raise TooSlow(f"the transaction was not in a final block within {deadline_s:.0f} s; it may still come")
+
+    async def _outcome(self, member: int, tx_hash: Digest, wait_s: float) -> HistoryRow | None:
+        request = {"hash": bytes(tx_hash), "op": "outcome", "wait_ms": int(wait_s * 1000)}
+        try:
+            reply, raw = await self.members.request(member, dict(request), size_max=TRANSACTION_BYTES_MAX)
+        except Refused:
+            return None
+        except REQUEST_FAULTS as fault:
+            self.members.blame(member, fault)
+            self._order.remove(member)
+            self._order.append(member)
+            return None
+        signed = SignedTransaction.decode(raw, chain_id=self.genesis.chain_id)
+        if signed.hash != tx_hash:
+            raise Rejected(Reason.HASH_MISMATCH, "another transaction than the one that was asked for")
+        return HistoryRow(
+            reply.integer("height", high=1 << 62),
+            reply.integer("index", high=1 << 32),
+            reply.text("code"),
+            reply.integer("fee_frost", high=1 << 63),
+            signed,
+        )
+
+    async def transaction(self, tx_hash: Digest) -> HistoryRow | None:
+        """Return a transaction in a final block, as a member tells."""
+
+        for member in list(self._order):
+            row = await self._outcome(member, tx_hash, 0)
+            if row is not None:
+                return row
+        return None
+
+    async def history(self, owner: OwnerId, *, limit: int) -> list[HistoryRow]:
+        """Return an account's newest transactions, as a member tells."""
+
+        async def ask(member: int) -> list[HistoryRow]:
+            request = {"height": 1 << 62, "index": 0, "limit": limit, "op": "history", "owner": bytes(owner)}
+            reply, payload = await self.members.request(member, dict(request), size_max=REPLY_BYTES_MAX)
+            rows = reply.header.get("rows")
+            fields = Fields(payload, "a history")
+            if not isinstance(rows, list):
+                raise Rejected(Reason.MALFORMED, "a history has rows")
+            return [self._parse_row(row, fields.take_sized(4)) for row in rows]
+
+        return await self._from_anyone(ask)
+
+    def _parse_row(self, row: object, raw: bytes) -> HistoryRow:
+        match row:
+            case [int(height), int(index), str(code), int(fee)]:
+                signed = SignedTransaction.decode(raw, chain_id=self.genesis.chain_id)
+                return HistoryRow(height, index, code, fee, signed)
+            case _:
+                raise Rejected(Reason.MALFORMED, "not a row of a history")
+
+    async def blocks(self, *, limit: int) -> list[BlockHeader]:
+        """Return the newest headers, newest first: linked to each other, the first of them proven final."""
+
+        async def ask(member: int) -> list[BlockHeader]:
+            await self._follow(member)
+            head = await self.head()
+            request = {"count": limit, "height": head.height, "op": "headers"}
+            _, payload = await self.members.request(member, dict(request), size_max=REPLY_BYTES_MAX)
+            fields = Fields(payload, "headers")
+            headers: list[BlockHeader] = []
+            expected = head.hash
+            while fields.left:
+                header = BlockHeader.take(fields, chain_id=self.genesis.chain_id)
+                if header.hash != expected:
+                    raise Rejected(Reason.WRONG_PARENT, "headers that do not follow from each other")
+                headers.append(header)
+                expected = header.parent_hash
+            return headers
+
+        return await self._from_anyone(ask)
+
+
+def trusted_genesis(members: Members) -> Trusted:
+    """Return what the genesis file alone makes trusted."""
+    genesis = members.genesis
+    ledger = Ledger.at_genesis(genesis)
+    header = genesis_header(
+        chain_id=genesis.chain_id,
+        time_ms=genesis.time_ms,
+        state_root=ledger.root,
+        committee_hash=ledger.committee.hash,
+        next_committee_hash=ledger.next_committee.hash,
+    )
+    return Trusted(header, ledger.committee)

@@ -1,0 +1,179 @@
+"""Executes final blocks on the ledger and stores them: one durable transaction each time. Knows no vote and no peer.
+
+Readers see the ledger as it was after some final height, never in between: a block is executed on a fork in a worker
+thread, and the fork takes the ledger's place when it is on disk.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+from economics.ledger import Ledger, Receipt
+from economics.transactions import SignedTransaction
+from economics.tree import Tree
+
+from economics.block import Block, BlockHeader, Finality, genesis_header, is_boundary
+from economics.crypto import Digest
+from economics.genesis import Genesis
+from p2pnode.chain import ChainStore, FinalBlock, StoredReceipt
+
+log = logging.getLogger("p2pnode.executor")
+
+TREES_KEPT = 64
+"""Versions of the state that proofs can be made for: a header's state root is a few blocks old when it is final."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A block with the bodies of its transactions, in order."""
+
+    block: Block
+    transactions: tuple[SignedTransaction, ...]
+
+
+class Diverged(AssertionError):
+    """A final header's state root is not what executing the chain gives here: this node must not go on."""
+
+
+class Executor:
+    """The chain as far as it is final and executed here."""
+
+    def __init__(self, genesis: Genesis, store: ChainStore) -> None:
+        self.genesis = genesis
+        self.store = store
+        start = Ledger.at_genesis(genesis)
+        self.genesis_header = genesis_header(
+            chain_id=genesis.chain_id,
+            time_ms=genesis.time_ms,
+            state_root=start.root,
+            committee_hash=start.committee.hash,
+            next_committee_hash=start.next_committee.hash,
+        )
+        height = store.head()
+        self.ledger = Ledger.load(genesis, items=store.state_values(), height=height) if height else start
+        self.head = self.genesis_header if not height else self._stored_header(height)
+        self.root_header = self._epoch_root()
+        """The root of the current epoch: what its view 0 stands for."""
+        self.advanced = trio.Event()
+        """Set, and replaced, whenever the head moves."""
+        self._trees: OrderedDict[int, Tree] = OrderedDict({self.ledger.height: self.ledger.tree})
+        self._turn = trio.Lock()
+
+    def _stored_header(self, height: int) -> BlockHeader:
+        header = self.store.header(height)
+        assert header is not None, f"block {height} is not in the store"
+        return header
+
+    def _epoch_root(self) -> BlockHeader:
+        if not self.ledger.epoch:
+            return self.genesis_header
+        height = self.store.boundary(self.ledger.epoch - 1)
+        assert height is not None
+        return self._stored_header(height)
+
+    @property
+    def height(self) -> int:
+        return self.ledger.height
+
+    @property
+    def finality(self) -> Finality | None:
+        """What proves the head final; None at genesis."""
+        return self.store.finality(self.height) if self.height else None
+
+    def header(self, height: int) -> BlockHeader | None:
+        return self.store.header(height) if height else self.genesis_header
+
+    def root(self, height: int) -> Digest | None:
+        """Return the state root after the block of `height`, None if it is not executed here or too old."""
+        return self.store.root(height) if height else self.genesis_header.state_root
+
+    def tree(self, height: int) -> Tree | None:
+        """Return the state after one of the last heights."""
+        return self._trees.get(height)
+
+    async def wait_beyond(self, height: int) -> None:
+        """Wait until the head is above `height`."""
+        while self.height <= height:
+            await self.advanced.wait()
+
+    async def apply(self, candidates: Sequence[Candidate], finality: Finality) -> tuple[Receipt, ...]:
+        """Execute final blocks that follow the head, all of one epoch, and store them; `finality` is of the last one.
+
+        Blocks at or below the head are passed over. Returns the receipts of what was executed.
+        """
+        async with self._turn:
+            fresh = [item for item in candidates if item.block.header.height > self.height]
+            if not fresh:
+                return ()
+            with trio.CancelScope(shield=True):  # half done it would be on disk and not in memory
+                ledger, receipts, trees = await trio.to_thread.run_sync(self._execute, fresh, finality)
+                self._take(ledger, trees, fresh[-1].block.header)
+            return receipts
+
+    def _execute(
+        self, candidates: Sequence[Candidate], finality: Finality
+    ) -> tuple[Ledger, tuple[Receipt, ...], dict[int, Tree]]:
+        """For a worker thread."""
+        ledger = self.ledger.fork()
+        changes: dict[bytes, bytes | None] = {}
+        rows: list[FinalBlock] = []
+        receipts: list[Receipt] = []
+        trees: dict[int, Tree] = {}
+        roots = {self.height: self.ledger.root}
+        for item in candidates:
+            header = item.block.header
+            expected = roots.get(header.executed_height) or self.root(header.executed_height)
+            if expected is not None and expected != header.state_root:
+                raise Diverged(f"block {header.height} has another state root for height {header.executed_height}")
+            applied = ledger.apply(header, item.transactions)
+            changes.update(applied.changes)
+            receipts += applied.receipts
+            trees[header.height] = ledger.tree
+            roots[header.height] = ledger.root
+            rows.append(build_row(item, applied.receipts, root=ledger.root, ends_epoch=applied.epoch_ended))
+        self.store.append(rows, finality=finality, changes=changes)
+        return ledger, tuple(receipts), trees
+
+    def _take(self, ledger: Ledger, trees: dict[int, Tree], head: BlockHeader) -> None:
+        if ledger.epoch != self.ledger.epoch:
+            self.root_header = head
+            log.info("epoch %d begins at height %d", ledger.epoch, head.height)
+        self.ledger, self.head = ledger, head
+        self._trees.update(trees)
+        while len(self._trees) > TREES_KEPT:
+            self._trees.popitem(last=False)
+        self.advanced.set()
+        self.advanced = trio.Event()
+
+    async def install(self, boundary: BlockHeader, finality: Finality, values: Sequence[bytes]) -> None:
+        """Take the state after a boundary as it is in a snapshot, whose root the caller has checked."""
+        async with self._turn:
+            assert boundary.height > self.height
+
+            def load() -> Ledger:
+                ledger = Ledger.load(self.genesis, items=values, height=boundary.height)
+                self.store.install_snapshot(boundary, finality, values, root=ledger.root)
+                return ledger
+
+            with trio.CancelScope(shield=True):
+                ledger = await trio.to_thread.run_sync(load)
+                self._trees.clear()
+                self._take(ledger, {boundary.height: ledger.tree}, boundary)
+
+    def ends_epoch(self, header: BlockHeader) -> bool:
+        """Return whether a block of the current epoch is its boundary, or builds on it."""
+        return is_boundary(header, root=self.root_header, epoch_ms=self.genesis.parameters.epoch_ms)
+
+
+def build_row(item: Candidate, receipts: Sequence[Receipt], *, root: Digest, ends_epoch: bool) -> FinalBlock:
+    """Return a block as the store keeps it."""
+    return FinalBlock(
+        block=item.block,
+        bodies=tuple(signed.raw for signed in item.transactions),
+        receipts=tuple(StoredReceipt(receipt.hash, str(receipt.code), receipt.fee_frost) for receipt in receipts),
+        touched=tuple(signed.transaction.touched() for signed in item.transactions),
+        root=root,
+        is_boundary=ends_epoch,
+    )

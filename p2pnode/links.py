@@ -1,0 +1,194 @@
+"""Kept-open streams between the members of a committee (FORMATS.md 12): frames out in order, frames in by sender.
+
+Each member opens one stream to each other and only sends on it. What cannot be sent is forgotten, oldest first: the
+engine sends again whatever still matters. Knows no vote.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from enum import IntEnum
+
+import trio
+
+from economics.committee import Committee
+from economics.errors import Reason, Rejected
+from p2pnode.errors import NetworkError
+from p2pnode.members import Members, give_up
+from p2pnode.network.stream import Patience, Stream
+
+log = logging.getLogger("p2pnode.links")
+
+FRAME_BYTES_MAX = 1 << 20
+"""The largest proposal has 10,000 transaction hashes: 320 KB."""
+QUEUE_BYTES_MAX = 8 << 20
+QUEUE_FRAMES_MAX = 4_096
+RETRY_S_MIN = 0.2
+RETRY_S_MAX = 5.0
+READ_BYTES = 65_536
+PATIENT = Patience(idle_s=math.inf, floor_bytes_per_s=0)
+"""A member may have nothing to say for as long as it likes."""
+
+
+class FrameType(IntEnum):
+    """The types of FORMATS.md 12."""
+
+    VOTE = 1
+    CERTIFICATE = 2
+    PROPOSAL = 3
+    TRANSACTIONS = 4
+    ASK = 5
+
+
+def build_frame(kind: FrameType, body: bytes) -> bytes:
+    return (1 + len(body)).to_bytes(4, "big") + kind.to_bytes(1, "big") + body
+
+
+def split_frames(buffer: bytearray) -> Iterator[tuple[FrameType, bytes]]:
+    """Yield the whole frames at the front of `buffer` and take them out of it; raises `Rejected`."""
+    at = 0
+    try:
+        while len(buffer) - at >= 4:
+            size = int.from_bytes(buffer[at : at + 4], "big")
+            if not 1 <= size <= FRAME_BYTES_MAX:
+                raise Rejected(Reason.TOO_LARGE, f"a frame of {size} bytes")
+            if len(buffer) - at < 4 + size:
+                return
+            try:
+                kind = FrameType(buffer[at + 4])
+            except ValueError as fault:
+                raise Rejected(Reason.UNKNOWN_OPERATION, f"a frame of type {buffer[at + 4]}") from fault
+            body = bytes(buffer[at + 5 : at + 4 + size])
+            at += 4 + size
+            yield kind, body
+    finally:
+        del buffer[:at]
+
+
+class _Outbox:
+    """Frames for one member, bounded; the oldest are forgotten first."""
+
+    def __init__(self) -> None:
+        self.frames: deque[bytes] = deque()
+        self.size = 0
+        self.dropped = 0
+        self.news = trio.Event()
+
+    def put(self, frame: bytes) -> None:
+        self.frames.append(frame)
+        self.size += len(frame)
+        while self.size > QUEUE_BYTES_MAX or len(self.frames) > QUEUE_FRAMES_MAX:
+            self.size -= len(self.frames.popleft())
+            self.dropped += 1
+        self.news.set()
+
+    async def take(self) -> list[bytes]:
+        """Return all that waits, once there is something."""
+        await self.news.wait()
+        self.news = trio.Event()
+        taken = list(self.frames)
+        self.frames.clear()
+        self.size = 0
+        return taken
+
+
+Receive = Callable[[int, FrameType, bytes], Awaitable[None]]
+"""Takes (sender's index, type, body); raises `Rejected` to have the stream ended."""
+
+
+class Links:
+    """One member's streams to and from all others."""
+
+    def __init__(
+        self, *, members: Members, committee: Committee, own: int, receive: Receive, greet: Callable[[], bytes]
+    ) -> None:
+        self.members = members
+        self.committee = committee
+        self.own = own
+        self._receive = receive
+        self._greet = greet
+        self._outboxes = {index: _Outbox() for index in range(len(committee.members)) if index != own}
+        self._inbound: dict[int, Stream] = {}
+        self.up: set[int] = set()
+        """Members that this node's stream leads to."""
+
+    def send(self, member: int, frame: bytes) -> None:
+        self._outboxes[member].put(frame)
+
+    def broadcast(self, frame: bytes) -> None:
+        for outbox in self._outboxes.values():
+            outbox.put(frame)
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for member, outbox in self._outboxes.items():
+                nursery.start_soon(self._feed, member, outbox)
+
+    async def _feed(self, member: int, outbox: _Outbox) -> None:
+        """Keep a stream to a member and send what its outbox holds, for ever."""
+        pause = RETRY_S_MIN
+        while True:
+            try:
+                stream = await self.members.open_stream(member)
+            except NetworkError as fault:
+                log.debug("no stream to member %d: %s", member, fault)
+                await trio.sleep(pause)
+                pause = min(2 * pause, RETRY_S_MAX)
+                continue
+            pause = RETRY_S_MIN
+            try:
+                await self._feed_stream(member, stream, outbox)
+            except NetworkError as fault:
+                log.debug("the stream to member %d ended: %s", member, fault)
+            finally:
+                self.up.discard(member)
+                await give_up(stream)
+            await trio.sleep(pause)
+
+    async def _feed_stream(self, member: int, stream: Stream, outbox: _Outbox) -> None:
+        """Send on one stream until it ends; returns when the member ends it."""
+        self.up.add(member)
+        await stream.send(self._greet())
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                stream.patience = PATIENT
+                await stream.receive_some(1)  # nobody sends here: whatever comes is the end
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            while True:
+                frames = await outbox.take()
+                try:
+                    await stream.send(*frames)
+                except NetworkError:
+                    nursery.cancel_scope.cancel()
+                    return
+
+    async def handle(self, stream: Stream) -> None:
+        """Take the frames of one member's stream; a later stream of the same member ends an earlier one."""
+        sender = self.committee.index_of(stream.peer)
+        if sender is None or sender == self.own:
+            await stream.reset()
+            return
+        old = self._inbound.pop(sender, None)
+        self._inbound[sender] = stream
+        if old is not None:
+            await old.reset()
+        try:
+            await self._take_frames(sender, stream)
+        except Rejected as fault:
+            log.warning("member %d broke the rules of its stream: %s", sender, fault)
+            await stream.reset()
+        finally:
+            if self._inbound.get(sender) is stream:
+                del self._inbound[sender]
+
+    async def _take_frames(self, sender: int, stream: Stream) -> None:
+        stream.patience = PATIENT
+        buffer = bytearray()
+        while data := await stream.receive_some(READ_BYTES):
+            buffer += data
+            for kind, body in split_frames(buffer):
+                await self._receive(sender, kind, body)

@@ -1,0 +1,457 @@
+"""The shell around the consensus engine: performs its effects for one member. Logs before it tells; decides no vote.
+
+One task owns the engine. What binds this node is on disk, by one fdatasync a turn, before any frame of that turn is
+queued. An engine lives for one epoch; when the boundary is executed the next one takes its place.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+from economics.consensus import (
+    Ask,
+    Broadcast,
+    Build,
+    Built,
+    Due,
+    Effect,
+    Engine,
+    Finalized,
+    Guilty,
+    Heard,
+    Input,
+    Judge,
+    Judged,
+    Keep,
+    Message,
+    Missing,
+    Persist,
+    Quiet,
+    Send,
+    Silenced,
+    TimePassed,
+)
+
+from economics.block import Finality, Proposal
+from economics.crypto import Signature
+from economics.errors import Reason, Rejected
+from economics.fields import Fields
+from economics.transactions import SignedTransaction
+from economics.votes import SignedVote, VoteCertificate
+from p2pnode.blockmaker import BlockMaker
+from p2pnode.errors import NetworkError
+from p2pnode.executor import Candidate, Executor
+from p2pnode.links import FrameType, Links, build_frame
+from p2pnode.votelog import VoteLog
+
+log = logging.getLogger("p2pnode.validator")
+
+INBOX_MAX = 1_024
+TURN_INPUTS_MAX = 32
+"""Each may cost a signature check of 55 us: a turn stays below some 5 ms."""
+JUDGE_S_MAX = 30.0
+LOG_BYTES_MAX = 8 << 20
+"""The vote log is written anew with what still matters when it has grown so far."""
+RIDERS_MAX = 64
+STUCK_S = 5.0
+"""So long without a new final block, while others may be ahead, and this node asks them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Synced:
+    """The executor has moved on by other means than this engine: it needs a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the log holds of one thing: its frame type, and the bytes of FORMATS.md 12 (a proposal with its bodies)."""
+
+    kind: FrameType
+    body: bytes
+
+
+def encode_message(message: Message) -> bytes:
+    """Return the frame of a message."""
+    match message:
+        case SignedVote():
+            return build_frame(FrameType.VOTE, message.encode())
+        case VoteCertificate():
+            return build_frame(FrameType.CERTIFICATE, message.encode())
+        case Proposal():
+            return build_frame(FrameType.PROPOSAL, message.encode())
+        case Ask():
+            return build_frame(FrameType.ASK, message.epoch.to_bytes(8, "big") + message.view.to_bytes(8, "big"))
+
+
+def encode_kept(proposal: Proposal, transactions: Sequence[SignedTransaction]) -> bytes:
+    """Return a proposal and the bodies of its transactions as one log record."""
+    head = proposal.encode()
+    bodies = (len(signed.raw).to_bytes(4, "big") + signed.raw for signed in transactions)
+    return b"".join((len(head).to_bytes(4, "big"), head, *bodies))
+
+
+class Validator:
+    """One member's part in the consensus."""
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        maker: BlockMaker,
+        votes: VoteLog,
+        records: Sequence[tuple[int, bytes]],
+        links: Links,
+        sign: Callable[[bytes], Signature],
+        own: int,
+        clock_ms: Callable[[], int],
+        quiet: Quiet | None,
+        on_transactions: Callable[[bytes], None],
+        on_guilty: Callable[[Guilty], None],
+        on_behind: Callable[[int | None], None],
+        on_loud: Callable[[], None],
+    ) -> None:
+        self.executor = executor
+        self.genesis = executor.genesis
+        self.maker = maker
+        self.votes = votes
+        self.links = links
+        self.own = own
+        self.clock_ms = clock_ms
+        self.refused: Counter[Reason] = Counter()
+        self.views = 0
+        self._sign = sign
+        self._on_transactions = on_transactions
+        self._on_guilty = on_guilty
+        self._on_behind = on_behind
+        self._on_loud = on_loud
+        self._quiet = quiet
+        self._riders: list[Record] = []
+        """Records that may wait for the next write: nothing sent depends on them."""
+        self._live: list[Record] = [Record(FrameType(kind), body) for kind, body in records]
+        """What the log holds of the current epoch and of what is not executed yet."""
+        self._send_inbox, self._inbox = trio.open_memory_channel[Input | _Synced](INBOX_MAX)
+        self._send_final, self._final = trio.open_memory_channel[Finalized](INBOX_MAX)
+        self._arrived = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._due_ms: int | None = None
+        self._building: trio.CancelScope | None = None
+        self.engine = self._make_engine()
+
+    # --- engines -------------------------------------------------------------------------------------------------
+
+    def _make_engine(self) -> Engine:
+        """Return an engine for the current epoch that knows what the log and the store know."""
+        executor = self.executor
+        restored: list[SignedVote | VoteCertificate | Proposal] = []
+        for record in self._live:
+            restored += self._restore(record)
+        finality = executor.finality
+        head = executor.head
+        is_first = head == executor.root_header
+        assert is_first or finality is not None
+        block = None if is_first else executor.store.block(head.height)
+        return Engine(
+            chain_id=self.genesis.chain_id,
+            committee=executor.ledger.committee,
+            root=executor.root_header,
+            own=self.own,
+            sign=self._sign,
+            parameters=self.genesis.parameters,
+            next_committee_hash=executor.ledger.next_committee.hash,
+            now_ms=self.clock_ms(),
+            restored=restored,
+            finalized=None if block is None or finality is None else (block, finality.certificate),
+            quiet=self._quiet,
+        )
+
+    def _restore(self, record: Record) -> list[SignedVote | VoteCertificate | Proposal]:
+        """Return what a record says of the current epoch, as the engine takes it; bodies go to the block maker."""
+        epoch = self.executor.ledger.epoch
+        match record.kind:
+            case FrameType.VOTE:
+                vote = SignedVote.decode(record.body)
+                return [vote] if vote.vote.epoch == epoch else []
+            case FrameType.CERTIFICATE:
+                certificate = VoteCertificate.decode(record.body)
+                return [certificate] if certificate.epoch == epoch else []
+            case _:
+                proposal, candidate = self._decode_kept(record.body)
+                header = proposal.block.header
+                if header.epoch != epoch or header.height <= self.executor.height:
+                    return []
+                self.maker.hold(candidate)
+                return [proposal]
+
+    def _decode_kept(self, body: bytes) -> tuple[Proposal, Candidate]:
+        fields = Fields(body, "a kept proposal")
+        proposal = self._decode_proposal(fields.take_sized(4))
+        transactions: list[SignedTransaction] = []
+        while fields.left:
+            transactions.append(SignedTransaction.decode(fields.take_sized(4), chain_id=self.genesis.chain_id))
+        return proposal, Candidate(proposal.block, tuple(transactions))
+
+    def _decode_proposal(self, data: bytes) -> Proposal:
+        limit = self.genesis.parameters.block_transactions_max
+        return Proposal.decode(data, chain_id=self.genesis.chain_id, transactions_max=limit)
+
+    def synced(self) -> None:
+        """Say that the executor was moved on by a catch-up."""
+        self._post(_Synced())
+
+    # --- what others say -----------------------------------------------------------------------------------------
+
+    def greet(self) -> bytes:
+        """Return what a new stream begins with: a wish for what this node has missed."""
+        return encode_message(Ask(self.executor.ledger.epoch, self.engine.view))
+
+    async def receive(self, sender: int, kind: FrameType, body: bytes) -> None:
+        """Take one frame of a member; raises `Rejected` if it is none."""
+        match kind:
+            case FrameType.VOTE:
+                message: Message = SignedVote.decode(body)
+            case FrameType.CERTIFICATE:
+                message = VoteCertificate.decode(body)
+            case FrameType.PROPOSAL:
+                message = self._decode_proposal(body)
+            case FrameType.ASK:
+                fields = Fields(body, "an ask")
+                message = Ask(fields.take_int(8), fields.take_int(8))
+                fields.end()
+            case FrameType.TRANSACTIONS:
+                self._on_transactions(body)
+                return
+        await self._send_inbox.send(Heard(message, sender))
+
+    def _post(self, item: Input | _Synced) -> None:
+        """Give the engine's task something of this node's own."""
+        try:
+            self._send_inbox.send_nowait(item)
+        except trio.WouldBlock:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._send_inbox.send, item)
+
+    # --- the engine's task ---------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._watch_progress)
+            nursery.start_soon(self._execute_final)
+            await self._perform(self.engine.start(self.clock_ms()))
+            while True:
+                await self._turn()
+
+    async def _turn(self) -> None:
+        self.wake()
+        items = await self._next_items()
+        effects: list[Effect] = []
+        for item in items:
+            if isinstance(item, _Synced):
+                await self._perform(effects)
+                effects = self._renew()
+                continue
+            try:
+                effects += self.engine.handle(self.clock_ms(), item)
+            except Rejected as fault:
+                self._refuse(item, fault)
+        await self._perform(effects)
+
+    async def _next_items(self) -> list[Input | _Synced]:
+        """Return what waits; after the engine's deadline, that it has passed."""
+        deadline = self.engine.deadline()
+        wait_s = float("inf") if deadline is None else max(0.0, (deadline - self.clock_ms()) / 1000)
+        items: list[Input | _Synced] = []
+        with trio.move_on_after(wait_s):
+            items.append(await self._inbox.receive())
+        if not items:
+            return [TimePassed()]
+        while len(items) < TURN_INPUTS_MAX:
+            try:
+                items.append(self._inbox.receive_nowait())
+            except trio.WouldBlock:
+                break
+        return items
+
+    def _refuse(self, item: Input, fault: Rejected) -> None:
+        self.refused[fault.reason] += 1
+        sender = item.sender if isinstance(item, Heard) else None
+        log.debug("member %s: %s", sender, fault)
+        if fault.reason in (Reason.WRONG_EPOCH, Reason.TOO_FAR_AHEAD) and self._speaks_of_later(item):
+            self._on_behind(sender)
+
+    def _speaks_of_later(self, item: Input) -> bool:
+        epoch = self.executor.ledger.epoch
+        match item:
+            case Heard(SignedVote(vote)):
+                return vote.epoch > epoch or vote.view > self.engine.view
+            case Heard(VoteCertificate() as certificate):
+                return certificate.epoch > epoch
+            case Heard(Proposal(block)):
+                return block.header.epoch > epoch
+            case _:
+                return False
+
+    def wake(self) -> None:
+        """Look again from when on a block is wanted: a transaction has come, or the chain has moved."""
+        due = self.maker.due_ms(self.engine.tip)
+        if due != self._due_ms:
+            self._due_ms = due
+            self._post(Due(due))
+            self._arrived.set()
+            self._arrived = trio.Event()
+
+    # --- effects -------------------------------------------------------------------------------------------------
+
+    async def _perform(self, effects: Sequence[Effect]) -> None:
+        """Make durable what binds, then do the rest in order."""
+        await self._log(effects)
+        for effect in effects:
+            match effect:
+                case Persist() | Keep():
+                    pass  # on disk already
+                case Broadcast(message):
+                    self.links.broadcast(encode_message(message))
+                case Send(member, message):
+                    self.links.send(member, encode_message(message))
+                case Build():
+                    self._start_building(effect)
+                case Judge():
+                    assert self._nursery is not None
+                    self._nursery.start_soon(self._judge, effect)
+                case Finalized():
+                    await self._send_final.send(effect)
+                case Missing():
+                    self._on_behind(None)
+                case Guilty():
+                    self._on_guilty(effect)
+                case Silenced(reason):
+                    log.error("this node votes no more for now: %s", reason)
+        if self._quiet is not None and not self.engine.is_quiet:
+            self._quiet = None
+            log.warning("the chain has passed what this node may have signed: it votes again")
+            self._on_loud()
+
+    async def _log(self, effects: Sequence[Effect]) -> None:
+        fresh: list[Record] = []
+        binds = False
+        for effect in effects:
+            match effect:
+                case Persist(SignedVote() as vote):
+                    fresh.append(Record(FrameType.VOTE, vote.encode()))
+                    binds = True
+                case Persist(VoteCertificate() as certificate):
+                    fresh.append(Record(FrameType.CERTIFICATE, certificate.encode()))
+                case Keep(proposal):
+                    candidate = self.maker.held(proposal.block.hash)
+                    assert candidate is not None, "a block is judged before it is voted for"
+                    fresh.append(Record(FrameType.PROPOSAL, encode_kept(proposal, candidate.transactions)))
+                    binds = True
+                case _:
+                    pass
+        self._riders += fresh
+        if not binds and len(self._riders) < RIDERS_MAX:
+            return
+        records, self._riders = self._riders, []
+        self._live += records
+        await trio.to_thread.run_sync(self.votes.append, [(int(item.kind), item.body) for item in records])
+
+    # --- blocks --------------------------------------------------------------------------------------------------
+
+    def _start_building(self, wish: Build) -> None:
+        if self._building is not None:
+            self._building.cancel()
+        self._building = trio.CancelScope()
+        assert self._nursery is not None
+        self._nursery.start_soon(self._build, wish, self._building)
+
+    async def _build(self, wish: Build, scope: trio.CancelScope) -> None:
+        """Wait until a block is wanted, then make it; a later wish ends this one."""
+        with scope:
+            while True:
+                if self.engine.view != wish.view:
+                    return
+                wait_ms = self.maker.due_ms(wish.parent) - self.clock_ms()
+                if wait_ms <= 0 and self.executor.height >= wish.parent.executed_height:
+                    break
+                with trio.move_on_after(max(wait_ms, 5) / 1000):
+                    await self._arrived.wait()
+            block = self.maker.build(view=wish.view, parent=wish.parent, is_empty=wish.parent_is_boundary)
+            self._post(Built(wish.view, block))
+
+    async def _judge(self, wish: Judge) -> None:
+        block = wish.proposal.block
+        fault: Exception
+        try:
+            with trio.move_on_after(JUDGE_S_MAX):
+                await self.maker.judge(block, sender=wish.sender)
+                self._post(Judged(block.hash, ok=True))
+                return
+            fault = Rejected(Reason.INCOMPLETE, "its transactions or its state did not come in time")
+        except (Rejected, NetworkError) as error:
+            fault = error
+        log.warning("a block of member %d at view %d: %s", block.header.leader, block.header.view, fault)
+        self._post(Judged(block.hash, ok=False))
+
+    async def _execute_final(self) -> None:
+        """Execute and store what has become final, in order; at a boundary the next epoch's engine takes over."""
+        async for effect in self._final:
+            candidates = [self.maker.held(block.hash) for block in effect.blocks]
+            epoch = self.executor.ledger.epoch
+            known = [item for item in candidates if item is not None]
+            if effect.blocks[-1].header.height <= self.executor.height:
+                continue  # a catch-up was quicker
+            if len(known) < len(candidates) or known[0].block.header.height > self.executor.height + 1:
+                self._on_behind(None)
+                continue
+            await self.apply(known, effect.finality)
+            if self.executor.ledger.epoch != epoch:
+                self.synced()
+            self.wake()
+
+    async def apply(self, candidates: Sequence[Candidate], finality: Finality) -> None:
+        """Execute and store final blocks, then forget what they make needless."""
+        await self.executor.apply(candidates, finality)
+        self.maker.mempool.drop_executed(
+            (tx_hash for item in candidates for tx_hash in item.block.transactions), ledger=self.executor.ledger
+        )
+        self.maker.drop_passed()
+        if self.votes.size > LOG_BYTES_MAX:
+            await self._prune_log()
+
+    async def _prune_log(self) -> None:
+        """Keep of the log what is of the current epoch and above the head."""
+        head = self.executor.head
+        epoch = self.executor.ledger.epoch
+        view = 0 if head == self.executor.root_header else head.view
+        self._live = [record for record in self._live if self._matters(record, epoch, view)]
+        rows = [(int(record.kind), record.body) for record in self._live]
+        await trio.to_thread.run_sync(self.votes.rewrite, rows)
+
+    def _matters(self, record: Record, epoch: int, view: int) -> bool:
+        match record.kind:
+            case FrameType.VOTE:
+                vote = SignedVote.decode(record.body).vote
+                return (vote.epoch, vote.view) > (epoch, view)
+            case FrameType.CERTIFICATE:
+                certificate = VoteCertificate.decode(record.body)
+                return (certificate.epoch, certificate.view) > (epoch, view)
+            case _:
+                header = self._decode_kept(record.body)[0].block.header
+                return (header.epoch, header.view) > (epoch, view)
+
+    def _renew(self) -> list[Effect]:
+        """Put a new engine in place of one whose epoch has ended, or that the executor has overtaken."""
+        self.engine = self._make_engine()
+        self._due_ms = None
+        return self.engine.start(self.clock_ms())
+
+    async def _watch_progress(self) -> None:
+        """Ask around when nothing has become final for a while: others may have gone on."""
+        height = -1
+        while True:
+            if height == self.executor.height:
+                self._on_behind(None)
+            height = self.executor.height
+            await trio.sleep(STUCK_S)
