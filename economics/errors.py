@@ -53,6 +53,8 @@ class Reason(StrEnum):
     LOW_FEE = "low_fee"
     """Less than the network's least fee for such a transaction."""
     WRONG_NONCE = "wrong_nonce"
+    UNPAID = "unpaid"
+    """No reservation covers it."""
     UNFUNDED = "unfunded"
     """The sender's balance does not cover it."""
 

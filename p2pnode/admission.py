@@ -1,49 +1,119 @@
-"""Who may upload how much before a ledger says what is paid for. Counts bytes; touches no disk and no stream.
+"""Who may upload how much: budgets for what is under way, and what the ledger says is paid for. Touches no disk.
 
-Until reservations exist only the zero reservation does, and it counts as paid up to a limit per owner key and in all.
+A node signs only for a final, unexpired reservation whose unspent units cover all that it has signed for and that is
+not on chain yet: so one reservation shown to many nodes with different blobs is worth no more than it paid for.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from economics.blob import BlobId
-from economics.commitments import ZERO_RESERVATION, OwnerStatement, ReservationId
-from economics.crypto import NodeId, OwnerId
+from economics.commitments import ZERO_RESERVATION, OwnerStatement, ReservationId, Ticket
+from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
+from economics.geometry import STORAGE_UNIT_BYTES, Code
+from economics.ledger import Ledger
+from economics.state import Reservation
 
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """Budgets of one node, in bytes of slivers on its own disk."""
+    """Budgets of one node for what no closed upload refers to, in bytes of slivers on its own disk."""
 
-    free_owner_bytes_max: int = 4 << 30
-    """Closed uploads of one owner against the zero reservation."""
-    free_bytes_max: int = 4 << 30
-    """The same of all owners together."""
     unclosed_peer_bytes_max: int = 2 << 30
     """Slivers that one peer has sent and not yet closed."""
     unclosed_bytes_max: int = 4 << 30
-    """Slivers on disk that no closed upload refers to, of all peers."""
+    """The same of all peers; the oldest are evicted first."""
 
 
 class Admission:
-    """Budgets for uploads; every refusal is `Rejected(OVER_BUDGET)` and changes nothing."""
+    """Budgets for uploads; every refusal is `Rejected` and changes nothing."""
 
-    def __init__(self, limits: UploadLimits) -> None:
+    def __init__(self, limits: UploadLimits, *, code: Code, shards: int, ledger: Callable[[], Ledger]) -> None:
         self.limits = limits
+        self.code = code
+        self.shards = shards
+        self._ledger = ledger
         self._open: defaultdict[NodeId, int] = defaultdict(int)
-        self._free: defaultdict[OwnerId, dict[BlobId, int]] = defaultdict(dict)
+        self._signed: defaultdict[ReservationId, dict[Digest, OwnerStatement]] = defaultdict(dict)
+        self._accepted: dict[ReservationId, int] = {}
+        """Bytes taken against a reservation in `_accepted_epoch`, dropped ones included."""
+        self._accepted_epoch = 0
 
-    def restore(self, statements: Iterable[tuple[OwnerStatement, int]]) -> None:
-        """Count the statements that are on disk at the start, each with its bytes here."""
-        for statement, size in statements:
-            self._free[statement.owner][statement.blob_id] = size
+    def restore(self, statements: Iterable[OwnerStatement]) -> None:
+        """Count the statements that are on disk at the start."""
+        for statement in statements:
+            self._signed[statement.reservation][statement.hash] = statement
 
-    def verify_reservation(self, reservation: ReservationId) -> None:
-        if reservation != ZERO_RESERVATION:
-            raise Rejected(Reason.NOT_FOUND, "no such reservation: this network knows the zero reservation only")
+    # --- what the ledger says ------------------------------------------------------------------------------------
+
+    def _reservation(self, reservation: ReservationId, owner: OwnerId) -> Reservation:
+        """Return an owner's reservation that holds now; raises `Rejected`."""
+        ledger = self._ledger()
+        found = ledger.reservation(reservation)
+        if found is None:
+            raise Rejected(Reason.NOT_FOUND, "no such reservation in the final state here")
+        if found.owner != owner:
+            raise Rejected(Reason.UNKNOWN_SIGNER, "the reservation is another owner's")
+        if not found.start_epoch <= ledger.epoch < found.end_epoch:
+            raise Rejected(Reason.EXPIRED, f"the reservation does not cover epoch {ledger.epoch}")
+        return found
+
+    def verify_ticket(self, ticket: Ticket) -> None:
+        """Raise `Rejected` unless the ticket's reservation is its owner's and holds now.
+
+        The zero reservation stands for one that is still to come: such uploads live in the budget for unclosed ones.
+        """
+        if ticket.reservation != ZERO_RESERVATION:
+            self._reservation(ticket.reservation, ticket.owner)
+
+    def verify_statement(self, statement: OwnerStatement) -> None:
+        """Raise `Rejected` unless the statement's reservation covers it with all else that was signed against it."""
+        if statement.reservation == ZERO_RESERVATION:
+            raise Rejected(Reason.UNPAID, "nobody signs for what is not paid: reserve storage first")
+        found = self._reservation(statement.reservation, statement.owner)
+        ledger = self._ledger()
+        if ledger.is_used(statement.hash):
+            raise Rejected(Reason.EXPIRED, "the statement has been used up by its certificate")
+        others = (item for item in self._live(statement.reservation) if item.hash != statement.hash)
+        signed = sum(self.code.encoded_units(item.length) for item in others)
+        wanted = self.code.encoded_units(statement.length)
+        if signed + wanted > found.units:
+            raise Rejected(Reason.UNPAID, f"{found.units} units are unspent, {signed} signed for, {wanted} wanted")
+
+    def _live(self, reservation: ReservationId) -> list[OwnerStatement]:
+        """Return what was signed against a reservation and can still reach the chain; forgets the rest."""
+        ledger = self._ledger()
+        signed = self._signed.get(reservation, {})
+        for key, statement in list(signed.items()):
+            if statement.expiry_height <= ledger.height or ledger.is_used(key):
+                del signed[key]
+        if not signed:
+            self._signed.pop(reservation, None)
+        return list(signed.values())
+
+    def live_statements(self) -> list[OwnerStatement]:
+        """Return all that was signed and can still reach the chain."""
+        return [statement for reservation in list(self._signed) for statement in self._live(reservation)]
+
+    @contextmanager
+    def closing(self, statement: OwnerStatement) -> Iterator[None]:
+        """Count a statement as signed, unless the block fails to store it.
+
+        For the trio thread: nothing may come between the check and the count.
+        """
+        self.verify_statement(statement)
+        is_new = statement.hash not in self._signed[statement.reservation]
+        self._signed[statement.reservation][statement.hash] = statement
+        try:
+            yield
+        except BaseException:
+            if is_new:
+                self._signed[statement.reservation].pop(statement.hash, None)
+            raise
+
+    # --- what is under way ---------------------------------------------------------------------------------------
 
     @contextmanager
     def upload(self, peer: NodeId) -> Iterator["OpenUpload"]:
@@ -61,39 +131,19 @@ class Admission:
             raise Rejected(Reason.OVER_BUDGET, "close what you have uploaded before you send more")
         self._open[peer] += size
 
-    def _is_counted(self, statement: OwnerStatement) -> bool:
-        return statement.blob_id in self._free.get(statement.owner, {})
-
-    def verify_room(self, statement: OwnerStatement, size: int) -> None:
-        """Raise `Rejected` unless `size` bytes more may be stored for the statement's owner."""
-        if self._is_counted(statement):
+    def accept(self, ticket: Ticket, size: int) -> None:
+        """Count bytes sent under a ticket: in one epoch at most 1.5 times what its reservation makes this node hold."""
+        if ticket.reservation == ZERO_RESERVATION:
             return
-        if sum(self._free.get(statement.owner, {}).values()) + size > self.limits.free_owner_bytes_max:
-            raise Rejected(Reason.OVER_BUDGET, "this owner's unpaid storage here is used up")
-        if sum(sum(blobs.values()) for blobs in self._free.values()) + size > self.limits.free_bytes_max:
-            raise Rejected(Reason.OVER_BUDGET, "this node's unpaid storage is used up")
-
-    @contextmanager
-    def closing(self, statement: OwnerStatement, size: int) -> Iterator[None]:
-        """Count `size` bytes as stored for good by the statement's owner, unless the block fails to store them.
-
-        The same blob again costs nothing. For the trio thread: nothing may come between the check and the count.
-        """
-        if self._is_counted(statement):
-            yield
-            return
-        self.verify_room(statement, size)
-        self._free[statement.owner][statement.blob_id] = size
-        try:
-            yield
-        except BaseException:
-            self._forget(statement)
-            raise
-
-    def _forget(self, statement: OwnerStatement) -> None:
-        del self._free[statement.owner][statement.blob_id]
-        if not self._free[statement.owner]:
-            del self._free[statement.owner]
+        found = self._reservation(ticket.reservation, ticket.owner)
+        epoch = self._ledger().epoch
+        if epoch != self._accepted_epoch:
+            self._accepted, self._accepted_epoch = {}, epoch
+        share = found.units * STORAGE_UNIT_BYTES * self.shards // self.code.n
+        taken = self._accepted.get(ticket.reservation, 0) + size
+        if taken > share * 3 // 2 + STORAGE_UNIT_BYTES:
+            raise Rejected(Reason.OVER_BUDGET, "more was sent against this reservation than it pays for")
+        self._accepted[ticket.reservation] = taken
 
 
 class OpenUpload:

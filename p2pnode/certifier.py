@@ -73,9 +73,19 @@ class Certifier:
         self._tallies: OrderedDict[Digest, _Tally] = OrderedDict()
         self._unsent: OrderedDict[Digest, Entry] = OrderedDict()
 
+    def begin_epoch(self, committee: Committee) -> None:
+        """Tally for another committee from here on: what was signed under the last one makes no certificate now."""
+        self.committee = committee
+        self._tallies.clear()
+
     def verify_batch(self, data: bytes, *, height: int) -> list[Entry]:
-        """Return the entries of a batch whose every signature holds; raises `Rejected` if one does not."""
-        entries = parse_batch(data, chain_id=self.chain_id)
+        """Return the entries of a batch that are of this epoch; raises `Rejected` if a signature does not hold.
+
+        Those of the epoch before or after are left out: their sender is at another block, which is no offence.
+        """
+        parsed = parse_batch(data, chain_id=self.chain_id)
+        near = (self.committee.epoch - 1, self.committee.epoch + 1)
+        entries = [entry for entry in parsed if entry[2].epoch not in near]
         for statement, statement_signature, commitment, signature in entries:
             tally = self._tallies.get(statement.hash)
             if tally is None or tally.statement_signature != statement_signature:

@@ -13,11 +13,19 @@ import trio
 
 from economics import cbor
 from economics.blob import HEADER_FIXED_BYTES, BlobId, Header, Root, SegmentMetadata, header_bytes
-from economics.commitments import STATEMENT_BYTES, TICKET_BYTES, Commitment, OwnerStatement, Ticket
+from economics.commitments import (
+    STATEMENT_BYTES,
+    TICKET_BYTES,
+    ZERO_RESERVATION,
+    Commitment,
+    OwnerStatement,
+    Ticket,
+)
 from economics.crypto import DIGEST_BYTES, SIGNATURE_BYTES, NodeId, Signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
 from economics.geometry import HEADER_ROOTS_MAX, Code
+from economics.ledger import Ledger
 from p2pnode.admission import Admission, OpenUpload
 from p2pnode.certifier import Certifier
 from p2pnode.certifier import Entry as CommitmentEntry
@@ -141,7 +149,7 @@ class StorageServer:
         admission: Admission,
         certifier: Certifier,
         sign: Callable[[bytes], Signature],
-        height: Callable[[], int],
+        ledger: Callable[[], Ledger],
         status: Callable[[], dict[str, cbor.Value]],
         on_commitment: Callable[[CommitmentEntry], Awaitable[None]],
         manner: Manner = send_honestly,
@@ -149,12 +157,13 @@ class StorageServer:
         self.genesis = genesis
         self.node = node
         self.index = genesis.committee.index_of(node)
+        """This node's place in every committee so far: they have the same members."""
         self.store = store
         self.codec = codec
         self.admission = admission
         self.certifier = certifier
         self.sign = sign
-        self.height = height
+        self._ledger = ledger
         self.status = status
         self.on_commitment = on_commitment
         self.manner = manner
@@ -166,6 +175,10 @@ class StorageServer:
     @property
     def code(self) -> Code:
         return self.codec.code
+
+    def height(self) -> int:
+        """Return the height that tickets and statements are judged at: that of the newest final block executed here."""
+        return self._ledger().height
 
     async def handle(self, stream: Stream) -> None:
         """Answer one stream until the peer ends it; raises `NetworkError` if the peer breaks off or stalls."""
@@ -253,7 +266,7 @@ class StorageServer:
         ticket = Ticket.decode(message.raw("ticket", TICKET_BYTES), chain_id=self.genesis.chain_id)
         signature = message.raw("signature", SIGNATURE_BYTES)
         ticket.verify(signature, uploader=session.stream.peer, height=self.height())
-        self.admission.verify_reservation(ticket.reservation)
+        self.admission.verify_ticket(ticket)
         session.ticket = ticket
         return {"height": self.height(), "index": self.index, "ok": True}, ()
 
@@ -283,12 +296,13 @@ class StorageServer:
         return self._payload(bytes(answer))
 
     async def _take_segment(self, session: _Session, message: Incoming) -> Reply:
-        self._require_ticket(session)
+        ticket = self._require_ticket(session)
         code = self.code
         z = message.integer("symbol_bytes", high=code.symbol_bytes(code.segment_bytes))
         owed = len(self.store.shards) * code.pair_bytes(z)
         if not z or message.size != DIGEST_BYTES * (1 + 2 * code.n) + owed:
             raise Rejected(Reason.MALFORMED, "the payload is root, metadata and every sliver that this node owes")
+        self.admission.accept(ticket, owed)
         await self._admit(session, owed)
         async with self._payloads.taken(session.stream.peer, message.size):
             buffer = bytearray(message.size)
@@ -330,13 +344,11 @@ class StorageServer:
         statement = OwnerStatement.decode(body, chain_id=self.genesis.chain_id)
         signature = Signature(message.raw("signature", SIGNATURE_BYTES))
         statement.verify(signature, height=self.height())
-        self.admission.verify_reservation(statement.reservation)
-        if (statement.owner, statement.reservation) != (ticket.owner, ticket.reservation):
+        if statement.owner != ticket.owner or ticket.reservation not in (ZERO_RESERVATION, statement.reservation):
             raise Rejected(Reason.UNKNOWN_SIGNER, "the statement and the ticket are not of one owner and reservation")
         if message.size != header_bytes(self.code, statement.length) or message.size > HEADER_BYTES_MAX:
             raise Rejected(Reason.MALFORMED, "the payload is the header of a blob of the statement's length")
-        size = self.store.owed_bytes(statement.length)
-        self.admission.verify_room(statement, size)  # first: what follows costs time for each segment
+        self.admission.verify_statement(statement)  # first: what follows costs time for each segment
         data = await self._receive(session, message)
         header = Header.decode(data, code=self.code, blob_id=statement.blob_id)
         if header.length != statement.length:
@@ -344,12 +356,26 @@ class StorageServer:
         for root in header.roots:
             self.store.hold(session.roots, root)
         await trio.to_thread.run_sync(self._check_held, header)
-        commitment = Commitment.build(statement, epoch=self.genesis.committee.epoch, signer=self.index)
-        with self.admission.closing(statement, size):
-            entry = Entry(statement, signature, commitment.epoch, self.sign(commitment.encode()))
-            await trio.to_thread.run_sync(self.store.put_entry, header, entry)
-        await self.on_commitment((statement, signature, commitment, entry.signature))
+        with self.admission.closing(statement):
+            entry = await self._sign_for(header, statement, signature)
         return {"epoch": entry.epoch, "index": self.index, "ok": True, "signature": entry.signature}, ()
+
+    async def _sign_for(self, header: Header, statement: OwnerStatement, signature: Signature) -> Entry:
+        """Store what is signed for, then sign it under the current epoch and tell of it."""
+        assert self.index is not None
+        commitment = Commitment.build(statement, epoch=self._ledger().epoch, signer=self.index)
+        entry = Entry(statement, signature, commitment.epoch, self.sign(commitment.encode()))
+        await trio.to_thread.run_sync(self.store.put_entry, header, entry)
+        await self.on_commitment((statement, signature, commitment, entry.signature))
+        return entry
+
+    async def sign_again(self) -> None:
+        """Sign for a new epoch what was signed for under an earlier one and is not on chain yet; no bytes move."""
+        live = {statement.hash for statement in self.admission.live_statements()}
+        for record in self.store.records().values():
+            for entry in record.entries:
+                if entry.statement.hash in live and entry.epoch < self._ledger().epoch:
+                    await self._sign_for(record.header, entry.statement, entry.statement_signature)
 
     def _check_held(self, header: Header) -> None:
         """Raise `Rejected` unless this node holds all that it owes of a blob; for a worker thread."""

@@ -18,7 +18,7 @@ from economics.blob import BlobId, Header, Leaves, Root, SegmentMetadata, build_
 from economics.commitments import Certificate, Commitment, OwnerStatement
 from economics.crypto import DIGEST_BYTES, SIGNATURE_BYTES, Digest, Signature
 from economics.errors import Reason, Rejected
-from economics.geometry import STORAGE_UNIT_BYTES, Code
+from economics.geometry import Code
 from p2pnode.codec import Codec, Kind
 from p2pnode.errors import NodeError, SpaceError
 from p2pnode.files import full_disk_named, replace_synced, sync_directory, write_synced
@@ -213,17 +213,6 @@ class SliverStore:
     def file_bytes(self, z: int) -> int:
         """Return the size of one sliver file with symbols of `z` bytes."""
         return self._data_offset + self.code.pair_bytes(z)
-
-    def owed_bytes(self, length: int) -> int:
-        """Return what a blob of `length` bytes counts for here: its sliver files, and at least one unit.
-
-        A tiny blob costs a record and memory too: without a least charge millions of them would fit a budget.
-        """
-        full, rest = divmod(length, self.code.segment_bytes)
-        size = full * self.file_bytes(self.code.symbol_bytes(self.code.segment_bytes))
-        if rest or not full:
-            size += self.file_bytes(self.code.symbol_bytes(rest))
-        return max(len(self.shards) * size, STORAGE_UNIT_BYTES)
 
     @property
     def _data_offset(self) -> int:

@@ -1,0 +1,125 @@
+"""This node's own transactions, signed by its operator key: one at a time, each only while it is still wanted.
+
+They are what anyone may send: the certificate of an upload whose client went away, and evidence of an equivocation.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from economics.commitments import Certificate
+from economics.crypto import Digest, NodeId, OwnerId
+from economics.errors import Rejected
+from economics.ledger import Ledger
+from economics.transactions import Certify, Evidence, Operation, SignedTransaction, Transaction, build, least_fee
+from p2pnode.executor import Executor
+from p2pnode.keys import Key
+
+log = logging.getLogger("p2pnode.operator")
+
+QUEUE_MAX = 256
+CERTIFY_AFTER_S = 6.0
+"""A client that is still there certifies for itself well before."""
+STAGGER_S = 1.0
+"""Members take turns by their index: whoever is later finds it done."""
+EXPIRY_HEIGHTS = 200
+SETTLE_S = 10.0
+"""How long one transaction is waited for before the next is sent."""
+
+IsWanted = Callable[[Ledger], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One operation, from when on it is sent, and whether it is still wanted then."""
+
+    at: float
+    operation: Operation
+    is_wanted: IsWanted
+
+
+class Operator:
+    """Sends what this node owes to the chain."""
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        key: Key,
+        index: int,
+        submit: Callable[[SignedTransaction], Awaitable[None]],
+    ) -> None:
+        self.executor = executor
+        self.key = key
+        self.owner = OwnerId(key.public)
+        self.index = index
+        self._submit = submit
+        self._tasks: OrderedDict[bytes, _Task] = OrderedDict()
+        self._news = trio.Event()
+
+    def certify(self, certificate: Certificate) -> None:
+        """See to it that a certificate reaches the chain, should its client not do so."""
+        statement = certificate.statement
+
+        def is_wanted(ledger: Ledger) -> bool:
+            return (
+                certificate.epoch == ledger.epoch
+                and statement.expiry_height > ledger.height
+                and not ledger.is_used(statement.hash)
+                and ledger.entry(statement.blob_id, statement.reservation) is None
+            )
+
+        self._add(statement.hash, CERTIFY_AFTER_S, Certify(certificate), is_wanted)
+
+    def accuse(self, evidence: Evidence, *, node: NodeId, epoch: int, view: int) -> None:
+        """Report an equivocation, once."""
+
+        def is_wanted(ledger: Ledger) -> bool:
+            return not ledger.is_punished(node, epoch=epoch, view=view)
+
+        self._add(node + epoch.to_bytes(8, "big") + view.to_bytes(8, "big"), 0.0, evidence, is_wanted)
+
+    def _add(self, name: bytes, after_s: float, operation: Operation, is_wanted: IsWanted) -> None:
+        if name in self._tasks or len(self._tasks) >= QUEUE_MAX:
+            return
+        turn = (self.index - self.executor.height) % max(1, len(self.executor.ledger.committee.members))
+        self._tasks[name] = _Task(trio.current_time() + after_s + turn * STAGGER_S, operation, is_wanted)
+        self._news.set()
+
+    async def run(self) -> None:
+        while True:
+            if not self._tasks:
+                self._news = trio.Event()
+                await self._news.wait()
+            name = min(self._tasks, key=lambda item: self._tasks[item].at)
+            task = self._tasks[name]
+            await trio.sleep_until(task.at)
+            del self._tasks[name]
+            if task.is_wanted(self.executor.ledger):
+                await self._send(task.operation)
+
+    async def _send(self, operation: Operation) -> None:
+        """Send one transaction and wait until it is in a final block, or for a while."""
+        ledger = self.executor.ledger
+        nonce = ledger.account(self.owner).nonce
+        chain_id = self.executor.genesis.chain_id
+        expiry = ledger.height + EXPIRY_HEIGHTS
+        plain = Transaction(chain_id, self.owner, nonce, 0, expiry, operation)
+        fee = least_fee(plain, self.executor.genesis.parameters)
+        signed = build(Transaction(chain_id, self.owner, nonce, fee, expiry, operation), self.key.sign)
+        try:
+            await self._submit(signed)
+        except Rejected as fault:
+            log.warning("own transaction refused: %s", fault)
+            return
+        with trio.move_on_after(SETTLE_S):
+            while self.executor.ledger.account(self.owner).nonce <= nonce:
+                await self.executor.advanced.wait()
+        log.info("sent %s, transaction %s", type(operation).__name__.lower(), short(signed.hash))
+
+
+def short(tx_hash: Digest) -> str:
+    return tx_hash.hex()[:12]
