@@ -171,6 +171,46 @@ def sliver_file(n: int, matrix: list[list[bytes]], hashes: bytes, shard: int) ->
     return head + root + hashes + leaves + primary + secondary
 
 
+# 11. State
+
+
+def state_leaf(key: bytes, value: bytes) -> bytes:
+    return hashed("state-leaf", key + hashed("state-value", value))
+
+
+def side(key: bytes, depth: int) -> int:
+    return int.from_bytes(key, "big") >> (255 - depth) & 1
+
+
+def sides(leaves: dict[bytes, bytes], depth: int) -> list[dict[bytes, bytes]]:
+    return [{key: value for key, value in leaves.items() if side(key, depth) == bit} for bit in (0, 1)]
+
+
+def state_root(leaves: dict[bytes, bytes], depth: int = 0) -> bytes:
+    """The root of the subtree at `depth` that has just these leaves."""
+    if not leaves:
+        return bytes(32)
+    if len(leaves) == 1:
+        return state_leaf(*next(iter(leaves.items())))
+    return hashed("state-node", b"".join(state_root(half, depth + 1) for half in sides(leaves, depth)))
+
+
+def state_proof(leaves: dict[bytes, bytes], key: bytes) -> bytes:
+    siblings: list[bytes] = []
+    while len(leaves) > 1:
+        halves = sides(leaves, len(siblings))
+        near = side(key, len(siblings))
+        siblings.append(state_root(halves[1 - near], len(siblings) + 1))
+        leaves = halves[near]
+    head = u(2, len(siblings)) + b"".join(siblings)
+    if not leaves:
+        return head + u(1, 0)
+    if key in leaves:
+        return head + u(1, 1)
+    other, value = next(iter(leaves.items()))
+    return head + u(1, 2) + other + hashed("state-value", value)
+
+
 # The vectors
 
 
@@ -239,6 +279,24 @@ def signed_vector() -> dict[str, Any]:
     }
 
 
+def tree_vector(keys: list[bytes], asked: list[bytes]) -> dict[str, Any]:
+    """The value of the i-th key is i bytes of 0x5a."""
+    leaves = {key: b"Z" * index for index, key in enumerate(keys)}
+    return {
+        "keys": [key.hex() for key in keys],
+        "root": state_root(leaves).hex(),
+        "proofs": {key.hex(): state_proof(leaves, key).hex() for key in asked},
+    }
+
+
+def tree_vectors() -> list[dict[str, Any]]:
+    """No key, one, two that differ in the first or in the last bit, 40 spread evenly; asked for keys inside and not."""
+    zero, low, high = bytes(32), bytes(31) + b"\1", b"\x80" + bytes(31)
+    keys = [hashed("state-key", u(1, 1) + u(32, index)) for index in range(45)]
+    cases = [[], [zero], [zero, high], [zero, low]]
+    return [*(tree_vector(case, [zero, low, high]) for case in cases), tree_vector(keys[:40], keys[35:])]
+
+
 SHARDS = (4, 7, 10, 21, 31, 100, 256)
 
 
@@ -251,7 +309,8 @@ def blob_cases(n: int) -> list[tuple[int, int]]:
 def vectors() -> dict[str, Any]:
     """File name to content."""
     blobs = {f"blobs-{n}.json": [blob_vector(n, *case) for case in blob_cases(n)] for n in SHARDS}
-    return {"codes.json": [code_vector(n) for n in SHARDS], "signed.json": signed_vector(), **blobs}
+    codes = [code_vector(n) for n in SHARDS]
+    return {"codes.json": codes, "signed.json": signed_vector(), "tree.json": tree_vectors(), **blobs}
 
 
 if __name__ == "__main__":
