@@ -29,6 +29,8 @@ from economics.state import (
     Value,
     account_slot,
     decode_value,
+    offence_slot,
+    statement_slot,
 )
 from economics.transactions import (
     Attributes,
@@ -156,6 +158,13 @@ class Ledger:
 
     def node(self, node: NodeId) -> NodeEntry | None:
         return duty.node_entry(self._state, node)
+
+    def is_used(self, statement: Digest) -> bool:
+        """Return whether a certificate has used an owner statement up; True until the statement expires."""
+        return self._state.get(statement_slot(statement)) is not None
+
+    def is_punished(self, node: NodeId, *, epoch: int, view: int) -> bool:
+        return self._state.get(offence_slot(node, epoch=epoch, view=view)) is not None
 
     def live_blobs(self) -> Iterator[BlobSummary]:
         """Yield the blobs that the network owes, ascending by ID."""

@@ -5,7 +5,7 @@ was sent stays where it is, so the same call again sends only what is missing.
 """
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,10 @@ from economics.commitments import (
     Certificate,
     Commitment,
     OwnerStatement,
+    ReservationId,
     Ticket,
 )
+from economics.committee import Committee
 from economics.crypto import SIGNATURE_BYTES, OwnerId, Signature
 from economics.errors import Reason, Rejected
 from economics.geometry import BLOB_BYTES_MAX, Code
@@ -39,7 +41,9 @@ BEHIND_GRACE_S = 3.0
 """A member this far behind a quorum is waited for so long: nodes on one machine are late by chance, not by fault."""
 TAIL_S = 3.0
 """After the quorum has signed, slower members get this long to sign too."""
-EXPIRY_HEIGHTS = EXPIRY_AHEAD_MAX // 2
+EXPIRY_HEIGHTS = 20_000
+"""How long nodes are bound by an upload that never reaches the chain: half an hour of full blocks, days of an idle chain."""
+assert EXPIRY_HEIGHTS < EXPIRY_AHEAD_MAX
 
 
 class TooFewNodes(NetworkError):
@@ -56,6 +60,21 @@ class Progress:
     """Segments that a quorum has on disk."""
     committed: int
     quorum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """What an upload is closed with: the storage that pays for it, and the committee that signs."""
+
+    committee: Committee
+    height: int
+    """Of the chain, now."""
+    reservation: ReservationId
+    deletable: bool
+
+
+Agree = Callable[[], Awaitable[Deal]]
+"""Returns the deal when all is sent: storage may be reserved meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +149,7 @@ class Uploader:
         encoder: Encoder,
         owner: Key,
         uploader: bytes,
+        height: int,
         report: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self.members = members
@@ -140,7 +160,7 @@ class Uploader:
         self.owner = owner
         self.uploader = uploader
         self.report = report
-        self.height = 0
+        self.height = height
         self.sent_bytes = 0
         self.present_segments = 0
         self._parts: dict[int, _Part] = {}
@@ -155,8 +175,8 @@ class Uploader:
 
     # --- the course of an upload ---------------------------------------------------------------------------------
 
-    async def run(self, path: Path, length: int) -> Stored:
-        """Store the file; raises `TooFewNodes`, `SpaceError`, `InputError`."""
+    async def run(self, path: Path, length: int, agree: Agree) -> Stored:
+        """Store the file; raises `TooFewNodes`, `SpaceError`, `InputError`, and whatever `agree` does."""
         self._segments = self.code.segment_count(length)
         async with trio.open_nursery() as nursery:
             for member in range(self.members.count):
@@ -165,11 +185,8 @@ class Uploader:
                 nursery.start_soon(self._serve_member, member, receive, self._parts[member].scope)
             roots = await self._encode_all(path, length)
             header = Header(self.code, length, tuple(roots))
-            self._statement = self._build_statement(header)
-            self._change()
-            certificate = await self._certify()
+            certificate = await self._close_all(header, await agree())
             nursery.cancel_scope.cancel()
-        certificate.verify(committee=self.committee)
         return Stored(
             blob_id=header.blob_id,
             length=length,
@@ -197,16 +214,25 @@ class Uploader:
             part.inbox.close()
         return roots
 
-    def _build_statement(self, header: Header) -> tuple[OwnerStatement, Signature, Header]:
+    async def _close_all(self, header: Header, deal: Deal) -> Certificate:
+        """Close the upload with every member and return the certificate of a quorum."""
+        self.committee = deal.committee
+        self._statement = self._build_statement(header, deal)
+        self._change()
+        certificate = await self._certify()
+        certificate.verify(committee=self.committee)
+        return certificate
+
+    def _build_statement(self, header: Header, deal: Deal) -> tuple[OwnerStatement, Signature, Header]:
         statement = OwnerStatement(
             chain_id=self.genesis.chain_id,
             owner=OwnerId(self.owner.public),
-            reservation=ZERO_RESERVATION,
+            reservation=deal.reservation,
             blob_id=header.blob_id,
             length=header.length,
-            deletable=True,
+            deletable=deal.deletable,
             salt=os.urandom(SALT_BYTES),
-            expiry_height=self.height + EXPIRY_HEIGHTS,
+            expiry_height=deal.height + EXPIRY_HEIGHTS,
         )
         return statement, self.owner.sign(statement.encode()), header
 
@@ -318,9 +344,9 @@ class Uploader:
                 self._drop(member, fault)
 
     async def _open(self, stream: Stream) -> None:
-        ticket = Ticket(
-            self.genesis.chain_id, OwnerId(self.owner.public), ZERO_RESERVATION, self.uploader, EXPIRY_HEIGHTS
-        )
+        expiry_height = self.height + EXPIRY_HEIGHTS
+        owner = OwnerId(self.owner.public)  # the reservation may be on its way still: the statement will name it
+        ticket = Ticket(self.genesis.chain_id, owner, ZERO_RESERVATION, self.uploader, expiry_height)
         signature = self.owner.sign(ticket.encode())
         await send_message(stream, {"op": "open", "signature": signature, "ticket": ticket.encode()})
         verify_reply(await receive_message(stream))
@@ -359,6 +385,8 @@ class Uploader:
         await send_message(stream, request, header.encode())
         reply = await receive_message(stream)
         verify_reply(reply)
+        if reply.integer("epoch", high=1 << 62) != self.committee.epoch:
+            raise Refused(Reason.WRONG_EPOCH, "it signed under another epoch than the chain's newest", retry=True)
         commitment = Commitment.build(statement, epoch=self.committee.epoch, signer=member)
         given = Signature(reply.raw("signature", SIGNATURE_BYTES))
         commitment.verify(given, committee=self.committee)
