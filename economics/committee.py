@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from economics.crypto import Digest, Level, NodeId, OwnerId, digest
+from economics.crypto import KEY_BYTES, Digest, Level, NodeId, OwnerId, digest
 from economics.errors import Reason, Rejected
-from economics.geometry import quorum
+from economics.fields import Fields
+from economics.geometry import SHARDS_MAX, SHARDS_MIN, quorum
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,23 @@ class Committee:
         """Return what the committee hash is of (FORMATS.md 9); addresses are no part of it."""
         rows = (member.node + member.owner + member.shards.to_bytes(2, "big") for member in self.members)
         return b"".join((self.epoch.to_bytes(8, "big"), len(self.members).to_bytes(2, "big"), *rows))
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Committee":
+        """Return the committee of these bytes, its members without addresses; raises `Rejected(MALFORMED)`."""
+        fields = Fields(data, "a committee")
+        epoch, count = fields.take_int(8), fields.take_int(2)
+        members = tuple(
+            Member(NodeId(fields.take(KEY_BYTES)), OwnerId(fields.take(KEY_BYTES)), fields.take_int(2), ())
+            for _ in range(count)
+        )
+        fields.end()
+        committee = cls(epoch, members)
+        if not SHARDS_MIN <= committee.n <= SHARDS_MAX or not all(member.shards for member in members):
+            raise Rejected(Reason.MALFORMED, f"members hold {SHARDS_MIN} to {SHARDS_MAX} shards, each some")
+        if len({member.node for member in members}) != count:
+            raise Rejected(Reason.MALFORMED, "a node is a member twice")
+        return committee
 
     @cached_property
     def hash(self) -> Digest:

@@ -162,10 +162,10 @@ class Tree:
         """Return the proof of what `get(key)` says."""
         leaf, siblings = self._descend(key)
         if leaf is None:
-            return Proof(tuple(siblings), Slot.EMPTY)
+            return Proof(tuple(siblings), End.EMPTY)
         if leaf.key == key:
-            return Proof(tuple(siblings), Slot.OWN)
-        return Proof(tuple(siblings), Slot.OTHER, (leaf.key, digest(Level.STATE_VALUE, leaf.value)))
+            return Proof(tuple(siblings), End.OWN)
+        return Proof(tuple(siblings), End.OTHER, (leaf.key, digest(Level.STATE_VALUE, leaf.value)))
 
     def _descend(self, key: StateKey) -> tuple[_Leaf | None, list[Digest]]:
         """Return what is at the end of a key's path, and the hashes beside the path from the root down."""
@@ -178,7 +178,7 @@ class Tree:
         return node, siblings
 
 
-class Slot(IntEnum):
+class End(IntEnum):
     """What a proof finds at the end of a key's path."""
 
     EMPTY = 0
@@ -192,13 +192,13 @@ class Proof:
 
     siblings: tuple[Digest, ...]
     """From the root down."""
-    slot: Slot
+    end: End
     other: tuple[StateKey, Digest] | None = None
-    """Key and value hash of the leaf that is there instead; only with `Slot.OTHER`."""
+    """Key and value hash of the leaf that is there instead; only with `End.OTHER`."""
 
     def encode(self) -> bytes:
         return b"".join(
-            (len(self.siblings).to_bytes(2, "big"), *self.siblings, self.slot.to_bytes(1, "big"), *(self.other or ()))
+            (len(self.siblings).to_bytes(2, "big"), *self.siblings, self.end.to_bytes(1, "big"), *(self.other or ()))
         )
 
     @classmethod
@@ -208,23 +208,23 @@ class Proof:
         if count > KEY_BITS:
             raise Rejected(Reason.MALFORMED, f"a path has at most {KEY_BITS} siblings")
         siblings = tuple(Digest(fields.take(DIGEST_BYTES)) for _ in range(count))
-        slot = fields.take_int(1)
-        if slot > Slot.OTHER:
-            raise Rejected(Reason.MALFORMED, "a path ends at slot 0, 1 or 2")
+        end = fields.take_int(1)
+        if end > End.OTHER:
+            raise Rejected(Reason.MALFORMED, "a path ends in 0, 1 or 2")
         other = None
-        if slot == Slot.OTHER:
+        if end == End.OTHER:
             other = StateKey(fields.take(DIGEST_BYTES)), Digest(fields.take(DIGEST_BYTES))
         fields.end()
-        return cls(siblings, Slot(slot), other)
+        return cls(siblings, End(end), other)
 
     def verify(self, root: Digest, key: StateKey, value: bytes | None) -> None:
         """Raise `Rejected` unless the tree with this root has this value under `key`, or none where that is None.
 
         MALFORMED where no tree has such a path, HASH_MISMATCH where this tree has another; 17 us at 100,000 keys.
         """
-        if len(self.siblings) > KEY_BITS or (self.slot is Slot.OTHER) != (self.other is not None):
+        if len(self.siblings) > KEY_BITS or (self.end is End.OTHER) != (self.other is not None):
             raise Rejected(Reason.MALFORMED, "no path is like this")
-        if (self.slot is Slot.OWN) != (value is not None):
+        if (self.end is End.OWN) != (value is not None):
             raise Rejected(Reason.HASH_MISMATCH, "the path proves the contrary")
         path = int.from_bytes(key, "big") >> (KEY_BITS - len(self.siblings))
         current = self._end_hash(key, value, path)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from economics.crypto import Digest, Level, digest
 from economics.errors import Reason, Rejected
-from economics.tree import EMPTY_HASH, KEY_BITS, Proof, Slot, StateKey, Tree
+from economics.tree import EMPTY_HASH, KEY_BITS, End, Proof, StateKey, Tree
 from tests import reference
 from tests.refusals import reason
 
@@ -189,11 +189,11 @@ class TestProof:
         other = tree.update({second: None})
         assert reason(tree.prove(first).verify, other.root, first, state[first]) is Reason.HASH_MISMATCH
 
-    @pytest.mark.parametrize("slot", list(Slot))
-    def test_with_any_byte_changed_is_refused(self, slot: Slot) -> None:
+    @pytest.mark.parametrize("end", list(End))
+    def test_with_any_byte_changed_is_refused(self, end: End) -> None:
         state = make_state(12)
         tree = build(state)
-        key = next(key for key in (*state, *make_state(500, seed=1)) if tree.prove(key).slot is slot)
+        key = next(key for key in (*state, *make_state(500, seed=1)) if tree.prove(key).end is end)
         data = tree.prove(key).encode()
         for at in range(len(data)):
             for flip in (1, 0x80, 0xFF):
@@ -204,28 +204,28 @@ class TestProof:
     def test_short_long_or_with_more_behind_it_is_refused(self) -> None:
         state = make_state(12)
         tree = build(state)
-        absent = next(key for key in make_state(500, seed=1) if tree.prove(key).slot is Slot.OTHER)
+        absent = next(key for key in make_state(500, seed=1) if tree.prove(key).end is End.OTHER)
         for key in (next(iter(state)), absent):
             data = tree.prove(key).encode()
             for other in (data[:-1], data + b"\0", data[:1], b"", data[:34]):
                 assert reason(Proof.decode, other) is Reason.MALFORMED
         assert reason(Proof.decode, (257).to_bytes(2, "big") + bytes(257 * 32 + 1)) is Reason.MALFORMED
         assert reason(Proof.decode, b"\xff\xff" + bytes(65_535 * 32 + 1)) is Reason.MALFORMED
-        assert Proof.decode(b"\0\0\0") == Proof((), Slot.EMPTY)
+        assert Proof.decode(b"\0\0\0") == Proof((), End.EMPTY)
         assert reason(Proof.decode, b"\0\0\3") is Reason.MALFORMED
 
     def test_of_more_than_256_siblings_is_refused_however_it_was_made(self) -> None:
-        proof = Proof((EMPTY_HASH,) * 257, Slot.EMPTY)
+        proof = Proof((EMPTY_HASH,) * 257, End.EMPTY)
         assert reason(proof.verify, EMPTY_HASH, StateKey(bytes(32)), None) is Reason.MALFORMED
 
-    def test_that_the_slot_is_another_s_needs_another_key_on_the_same_path(self) -> None:
+    def test_that_the_path_ends_at_another_leaf_needs_another_key_on_the_same_path(self) -> None:
         """Else a leaf that is there proves every key absent: itself, or those elsewhere."""
         state = make_state(40)
         tree = build(state)
         for key, value in state.items():
             own = tree.prove(key)
             leaf = key, digest(Level.STATE_VALUE, value)
-            forged = replace(own, slot=Slot.OTHER, other=leaf)
+            forged = replace(own, end=End.OTHER, other=leaf)
             assert reason(forged.verify, tree.root, key, None) is Reason.MALFORMED
             elsewhere = StateKey(bytes([key[0] ^ 0x80]) + key[1:])
             assert reason(forged.verify, tree.root, elsewhere, None) is Reason.MALFORMED
@@ -241,15 +241,15 @@ class TestProof:
         siblings = tree.prove(key).siblings
         for cut in range(len(siblings)):
             for other in (None, (lowest_bit(key), siblings[cut])):
-                forged = Proof(siblings[:cut], Slot.EMPTY if other is None else Slot.OTHER, other)
+                forged = Proof(siblings[:cut], End.EMPTY if other is None else End.OTHER, other)
                 assert reason(forged.verify, tree.root, key, None) is Reason.HASH_MISMATCH
 
     def test_with_a_leaf_missing_or_beside_the_point_is_refused(self) -> None:
         key, root = StateKey(bytes(32)), EMPTY_HASH
-        assert reason(Proof((), Slot.OTHER).verify, root, key, None) is Reason.MALFORMED
+        assert reason(Proof((), End.OTHER).verify, root, key, None) is Reason.MALFORMED
         leaf = StateKey(bytes([1]) * 32), Digest(bytes(32))
-        assert reason(Proof((), Slot.EMPTY, leaf).verify, root, key, None) is Reason.MALFORMED
-        assert reason(Proof((), Slot.OWN, leaf).verify, root, key, b"") is Reason.MALFORMED
+        assert reason(Proof((), End.EMPTY, leaf).verify, root, key, None) is Reason.MALFORMED
+        assert reason(Proof((), End.OWN, leaf).verify, root, key, b"") is Reason.MALFORMED
 
     def test_of_the_empty_tree_says_that_no_key_is_there(self) -> None:
         key = StateKey(bytes(32))
