@@ -19,7 +19,7 @@ def test_help_imports_neither_libp2p_nor_trio() -> None:
     check = (
         "import sys\n"
         "from click.testing import CliRunner\n"
-        "from p2pnode.cli import cli\n"
+        "from p2pnode.cli.main import cli\n"
         "assert 'store' in CliRunner().invoke(cli, ['--help']).output\n"
         "print([name for name in ('libp2p', 'trio') if name in sys.modules])\n"
     )
