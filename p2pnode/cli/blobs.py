@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from p2pnode.cli.options import home_option, json_option
-from p2pnode.cli.session import echo_json, run_client
+from p2pnode.cli.passphrase import passphrase_option
+from p2pnode.cli.session import echo_json, load_owner, run_client
 from p2pnode.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -18,9 +19,10 @@ RANGE_HELP = "First and last byte, counted from 0, as in HTTP: 0-99 is the first
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@passphrase_option
 @home_option
 @json_option
-def store(file: Path, home_path: Path, as_json: bool) -> None:
+def store(file: Path, passphrase_file: Path | None, home_path: Path, as_json: bool) -> None:
     """Store FILE and print its blob ID.
 
     It is printed once nodes with a quorum of shards have signed that their slivers are on their disks.
@@ -28,9 +30,11 @@ def store(file: Path, home_path: Path, as_json: bool) -> None:
     from economics.blob import build_blob_id_text
     from p2pnode.progress import store_progress
 
+    owner = load_owner(home_path, passphrase_file)
+
     async def work(client: "Client") -> None:
         with store_progress(file.name) as report:
-            stored = await client.store(file, report=report)
+            stored = await client.store(file, owner=owner, report=report)
         blob_id = build_blob_id_text(stored.blob_id)
         fields = {
             "blob_id": blob_id,

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from p2pnode.cli import blobs, node, testnet
+from p2pnode.cli import blobs, node, testnet, wallet
 from p2pnode.cli.options import json_option
 from p2pnode.cli.session import echo_json
 from p2pnode.errors import ExitCode, NodeError
@@ -79,5 +79,9 @@ def version(as_json: bool) -> None:
         click.echo(f"p2pnode {VERSION}, kernel {fields['kernel']}, Python {fields['python']}")
 
 
-for command in (node.init, node.run, blobs.store, blobs.read, blobs.status, blobs.blob_id_, testnet.testnet):
+for command in (
+    *(node.init, node.run),
+    *(blobs.store, blobs.read, blobs.status, blobs.blob_id_),
+    *(wallet.wallet, testnet.testnet),
+):
     cli.add_command(command)

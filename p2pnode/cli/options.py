@@ -1,8 +1,14 @@
 """Options that several commands share."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from p2pnode.errors import InputError
+
+if TYPE_CHECKING:
+    from economics.crypto import OwnerId
 
 
 def default_home() -> Path:
@@ -34,3 +40,15 @@ directory_option = click.option(
     show_envvar=True,
     help="Directory of the testnet; `testnet` in the user's data directory if not given.",
 )
+
+
+def parse_owner(text: str) -> "OwnerId":
+    """Return an account's key, or raise `InputError`."""
+    from economics.crypto import OwnerId
+    from economics.errors import Rejected
+    from economics.genesis import parse_key
+
+    try:
+        return OwnerId(parse_key(text))
+    except Rejected as fault:
+        raise InputError(f"{text!r} is not a public key: it has 43 characters of A-Z a-z 0-9 - _") from fault

@@ -8,9 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from p2pnode.cli.passphrase import asking
+
 if TYPE_CHECKING:
     from p2pnode.client import Client
+    from p2pnode.keys import Key
     from p2pnode.members import Fault
+
+
+def load_owner(home_path: Path, passphrase_file: Path | None) -> "Key":
+    """Return the key of a home's wallet, opened before the network is joined; asks once there is a network to join."""
+    from p2pnode.home import Home
+    from p2pnode.wallet import load_wallet
+
+    home = Home(home_path)
+    home.load_genesis()
+    return load_wallet(home.owner_key_path, asking(passphrase_file))
 
 
 def run_async(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
