@@ -229,6 +229,43 @@ class Proposal:
         return cls(block, certificate)
 
 
+@dataclass(frozen=True, slots=True)
+class Finality:
+    """Proves a header final: a finalization of the header itself, or of the last of `links` that build on it.
+
+    Links are needed for a boundary alone: what builds on it in its own epoch finalizes it and is no part of the chain.
+    """
+
+    certificate: VoteCertificate
+    links: tuple[BlockHeader, ...] = ()
+
+    def encode(self) -> bytes:
+        parts = (link.encode() for link in self.links)
+        return b"".join((len(self.links).to_bytes(1, "big"), *parts, self.certificate.encode()))
+
+    @classmethod
+    def decode(cls, data: bytes, *, chain_id: Digest) -> "Finality":
+        fields = Fields(data, "a finality")
+        links = tuple(BlockHeader.take(fields, chain_id=chain_id) for _ in range(fields.take_int(1)))
+        certificate = VoteCertificate.take(fields)
+        fields.end()
+        return cls(certificate, links)
+
+    def verify(self, header: BlockHeader, *, committee: Committee, verify: Verify = verify_signature) -> None:
+        """Raise `Rejected` unless a quorum of the committee of the header's epoch made it final."""
+        last = header
+        for link in self.links:
+            if (link.parent_hash, link.epoch) != (last.hash, header.epoch):
+                raise Rejected(Reason.WRONG_PARENT, "a finality's links do not build on the header")
+            last = link
+        certificate = self.certificate
+        if certificate.kind is not Kind.FINALIZE or certificate.block_hash != last.hash:
+            raise Rejected(Reason.NO_QUORUM, "the certificate finalizes another block")
+        if (certificate.epoch, certificate.view) != (last.epoch, last.view):
+            raise Rejected(Reason.WRONG_EPOCH, "the certificate is of another epoch or view")
+        certificate.verify(chain_id=header.chain_id, committee=committee, verify=verify)
+
+
 def genesis_header(
     *, chain_id: Digest, time_ms: int, state_root: Digest, committee_hash: Digest, next_committee_hash: Digest
 ) -> BlockHeader:

@@ -14,7 +14,19 @@ MAY_IMPORT = {
     "p2pnode": {"p2pnode", "dht", "gossip", "economics"},
 }
 PURE = {
-    *("base64", "binascii", "collections", "dataclasses", "enum", "functools", "itertools", "json", "typing"),
+    *(
+        "base64",
+        "binascii",
+        "bisect",
+        "collections",
+        "dataclasses",
+        "enum",
+        "functools",
+        "itertools",
+        "json",
+        "struct",
+        "typing",
+    ),
     *("blake3", "cbor2", "nacl"),
 }
 """All that economics may use: the same inputs give the same outputs."""
