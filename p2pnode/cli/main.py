@@ -21,7 +21,8 @@ def cli() -> None:
 
     Exit codes: 0 done, 1 a fault of p2pnode itself, 2 wrong usage, 3 unusable file or ID, 4 too few nodes answered,
     5 blob not available, 6 blob encoded inconsistently by its writer, 7 no space, 8 files of this home or testnet
-    missing, foreign or in use, 130 interrupted.
+    missing, foreign or in use, 9 not paid (the wallet has too little, or --max-cost says so), 10 the chain refused a
+    transaction, 130 interrupted.
     """
 
 
