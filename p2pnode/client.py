@@ -54,10 +54,11 @@ class Client:
         self.codec = codec
         self.reader = Reader(members=members, codec=codec, rng=random.Random(os.urandom(16)))
 
-    async def store(self, path: Path, *, report: Callable[[Progress], None] = lambda progress: None) -> Stored:
-        """Store a file and return its certificate; see `Uploader.run`."""
+    async def store(
+        self, path: Path, *, owner: Key, report: Callable[[Progress], None] = lambda progress: None
+    ) -> Stored:
+        """Store a file as `owner`'s and return its certificate; see `Uploader.run`."""
         length = await trio.to_thread.run_sync(file_length, path)
-        owner = self.home.load_or_create_owner()
         async with open_encoder(self.codec, length=length) as encoder:
             uploader = Uploader(
                 members=self.members, encoder=encoder, owner=owner, uploader=self.session.public, report=report

@@ -26,6 +26,10 @@ class ExitCode(IntEnum):
     """A disk, a quota or a budget is full."""
     CONFIG = 8
     """This node's own files are missing, foreign or in use."""
+    UNPAID = 9
+    """The wallet has less than it costs, or its owner said to pay less."""
+    REFUSED = 10
+    """A transaction is final and failed, or no node takes it: the state of the chain does not allow it."""
     INTERRUPTED = 130
     """Ctrl-C; what was stored so far stays, and the same call goes on from there."""
 
@@ -96,3 +100,36 @@ class ProtocolUnsupported(NetworkError):
 
 class Busy(NetworkError):
     """A budget of streams or bytes is used up, the peer's or ours."""
+
+
+class Unpaid(NodeError):
+    """The wallet has less than it costs, or its owner said to pay less. Nothing was paid."""
+
+    exit_code = ExitCode.UNPAID
+
+
+FAILURES = {
+    "wrong_nonce": "another transaction of this wallet came first: try again",
+    "unfunded_fee": "the wallet does not cover the fee: `p2pnode wallet balance` shows what it has",
+    "unfunded": "the wallet does not cover it: `p2pnode wallet balance` shows what it has",
+    "not_found": "the chain has no such storage or blob: it has expired or was deleted",
+    "not_owner": "it is another owner's",
+    "wrong_epochs": "an epoch ended meanwhile: try again",
+    "too_far_ahead": "storage is not sold for so many epochs ahead: name fewer",
+    "over_capacity": "the network has not as much storage left: name fewer epochs, or wait until some expires",
+    "wrong_epoch": "an epoch ended meanwhile: try again",
+    "no_space": "another blob took this storage: try again",
+    "not_covered": "the storage has expired: try again",
+    "not_deletable": "it was stored with --permanent: it stays until it expires",
+}
+
+
+class TransactionFailed(NodeError):
+    """A transaction is final and had no effect but its fee, or no node takes it."""
+
+    def __init__(self, code: str, *, fee_frost: int) -> None:
+        meaning = FAILURES.get(code)
+        super().__init__(f"the chain refused it, {code}{f': {meaning}' if meaning else ''}")
+        self.code = code
+        self.fee_frost = fee_frost
+        self.exit_code = ExitCode.UNPAID if code in ("unfunded", "unfunded_fee") else ExitCode.REFUSED

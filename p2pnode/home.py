@@ -1,7 +1,7 @@
 """A home: the directory of one node or client, with its keys, genesis and settings. Runs nothing.
 
 genesis.json   the network            config.toml   settings of a node
-keys/          operator.key, owner.key (0600)
+keys/          operator.key, owner.key (0600): a wallet; owner.pub: who owns the node, if not this wallet; faucet.key
 store/         slivers and blob records             cache/   peers seen lately
 """
 
@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from economics.crypto import Digest, NodeId
+from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Rejected
-from economics.genesis import Genesis, parse_genesis, parse_key
+from economics.genesis import Genesis, build_key_text, parse_genesis, parse_key
 from p2pnode.admission import UploadLimits
 from p2pnode.errors import ConfigError
 from p2pnode.files import replace_synced
 from p2pnode.keys import Key, load_key, load_or_create_key
+from p2pnode.wallet import read_wallet
 
 QUOTA_BYTES = 64 << 30
 GENESIS_BYTES_MAX = 1 << 20
@@ -115,7 +116,17 @@ class Home:
 
     @property
     def owner_key_path(self) -> Path:
+        """The wallet: the key that owns what is stored from this home."""
         return self.path / "keys" / "owner.key"
+
+    @property
+    def owner_public_path(self) -> Path:
+        return self.path / "keys" / "owner.pub"
+
+    @property
+    def faucet_key_path(self) -> Path:
+        """A testnet's key that gives to whoever asks; only the home of its client has it."""
+        return self.path / "keys" / "faucet.key"
 
     @property
     def genesis_path(self) -> Path:
@@ -138,21 +149,39 @@ class Home:
         self.peers_path.parent.mkdir(parents=True, exist_ok=True)
         return self.peers_path
 
-    def create(self, config: Config) -> tuple[Key, Key]:
-        """Make the files of a new node and return its (operator, owner) keys; raises `ConfigError` where one exists.
-
-        The settings come last: without them a crash cut an earlier call short, or a client lives here, and its keys
-        stay.
-        """
+    def verify_new(self, config: Config) -> None:
+        """Raise `ConfigError` unless a node with these settings can be made here."""
         if self.config_path.exists():
             raise ConfigError(f"{self.path} holds a node already: choose another --home")
         for address in (*config.listen, *config.announce):
             verify_address(address)
+
+    def create(self, config: Config, *, owner: OwnerId | None = None) -> Key:
+        """Make the files of a new node and return its operator's key; raises `ConfigError` where one exists.
+
+        The node is `owner`'s, or its home's wallet's. The settings come last: without them a crash cut an earlier
+        call short, or a client lives here, and its keys stay.
+        """
+        self.verify_new(config)
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         operator = load_or_create_key(self.operator_key_path)
-        owner = load_or_create_key(self.owner_key_path)
+        if owner is None:
+            read_wallet(self.owner_key_path)
+            self.owner_public_path.unlink(missing_ok=True)
+        else:
+            replace_synced(self.owner_public_path, (build_key_text(owner).encode() + b"\n",))
         replace_synced(self.config_path, (config.to_toml().encode(),))
-        return operator, owner
+        return operator
+
+    def owner_public(self) -> OwnerId:
+        """Return whose node this is: whoever `init` was told, or the wallet's owner. Raises `ConfigError`."""
+        path = self.owner_public_path
+        if not path.exists():
+            return OwnerId(read_wallet(self.owner_key_path).public)
+        try:
+            return OwnerId(parse_key(path.read_text(encoding="ascii").strip()))
+        except (OSError, UnicodeDecodeError, Rejected) as fault:
+            raise ConfigError(f"{path} is not a public key: write the owner's 43 characters there") from fault
 
     def put_genesis(self, genesis: Genesis) -> None:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -199,7 +228,3 @@ class Home:
 
     def load_operator(self) -> Key:
         return load_key(self.operator_key_path)
-
-    def load_or_create_owner(self) -> Key:
-        """Return the key that owns what this client stores; made at first use."""
-        return load_or_create_key(self.owner_key_path)

@@ -33,9 +33,16 @@ class Key:
 def create_key(path: Path) -> Key:
     """Make a key and keep it in a new file; durable on return, and of two processes at once only one succeeds."""
     key = Key.generate()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    keep_secret(path, key.seed.hex().encode("ascii") + b"\n")
+    return key
+
+
+def keep_secret(path: Path, data: bytes) -> None:
+    """Put a new file in place that only its owner may read, durably; raises `ConfigError` where one is already."""
+    for missing in reversed([folder for folder in path.parents if not folder.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)  # `parents=True` would give those above it another mode
     fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
-    write_synced(fresh, (key.seed.hex().encode("ascii") + b"\n",), mode=0o600)
+    write_synced(fresh, (data,), mode=0o600)
     try:
         os.link(fresh, path)  # unlike a rename it takes no name that is in use
     except FileExistsError as fault:
@@ -43,7 +50,6 @@ def create_key(path: Path) -> Key:
     finally:
         fresh.unlink()
     sync_directory(path.parent)
-    return key
 
 
 def load_or_create_key(path: Path) -> Key:
@@ -58,13 +64,30 @@ def load_or_create_key(path: Path) -> Key:
 
 def load_key(path: Path) -> Key:
     """Return the key of a file, or raise `ConfigError` if there is none, or others may read it."""
+    text = read_secret(path)
+    if text is None:
+        raise ConfigError(f"no key at {path}: make one with `p2pnode init`")
+    return parse_seed(path, text)
+
+
+def read_secret(path: Path) -> str | None:
+    """Return the text of a file of secrets, None where there is none; raises `ConfigError` if others may read it."""
     try:
         mode = path.stat().st_mode
         text = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"no key at {path} ({fault}): make one with `p2pnode init`") from fault
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as fault:
+        raise ConfigError(f"{path} is not a key file: it is not ASCII") from fault
+    except OSError as fault:
+        raise ConfigError(f"cannot read the key in {path}: {fault.strerror}") from fault
     if stat.S_IMODE(mode) & 0o077:
         raise ConfigError(f"{path} can be read by others: chmod 600 it, and make a new key if they did")
+    return text
+
+
+def parse_seed(path: Path, text: str) -> Key:
+    """Return the key of a plain key file's text, or raise `ConfigError` naming the file."""
     try:
         return Key(bytes.fromhex(text))
     except (ValueError, CryptoError) as fault:

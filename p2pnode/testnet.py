@@ -18,11 +18,12 @@ import psutil
 
 from economics.committee import Member
 from economics.crypto import NodeId, OwnerId
-from economics.genesis import Genesis, build_key_text, parse_genesis
+from economics.genesis import FROST_PER_WAL, Genesis, GenesisAccount, build_key_text, parse_genesis
 from economics.geometry import SEGMENT_BYTES, SHARDS_MAX, SHARDS_MIN
 from p2pnode.errors import ConfigError, InputError, PeerUnreachable
 from p2pnode.files import replace_synced
 from p2pnode.home import Config, Home
+from p2pnode.wallet import create_wallet
 
 READY_S = 60.0
 """Ten processes that each import libp2p take 10 s on two cores."""
@@ -30,6 +31,10 @@ STOP_S = 10.0
 POLL_S = 0.05
 SPOT_CHECK_S = 2
 """Nodes of a testnet check each other often, so that an adversary is soon named."""
+FAUCET_FROST = 1_000_000 * FROST_PER_WAL
+CLIENT_FROST = 1_000 * FROST_PER_WAL
+NODE_FROST = 100 * FROST_PER_WAL
+"""What each node's owner and operator begin with: an operator pays the fees of what its node sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +141,17 @@ def up(
             raise ConfigError(f"a testnet runs in {directory}: `p2pnode testnet down` stops it")
         raise ConfigError(f"{directory} holds an earlier testnet: `p2pnode testnet down --wipe` removes it")
     directory.mkdir(parents=True, exist_ok=True)
-    addresses = free_addresses(nodes)
-    members = []
-    for index, (address, share) in enumerate(zip(addresses, deal_shards(shards, nodes), strict=True)):
-        settings: dict[str, Any] = {"spot_check_s": SPOT_CHECK_S, **limits, "listen": (address,)}
-        config = Config(**settings)
-        operator, owner = home_of(directory, index).create(config)
-        members.append(Member(NodeId(operator.public), OwnerId(owner.public), share, (address,)))
-    genesis = Genesis("testnet", time.time_ns() // 1_000_000, segment_bytes, tuple(members))
+    members = [
+        make_node(home_of(directory, index), address, share, limits)
+        for index, (address, share) in enumerate(zip(free_addresses(nodes), deal_shards(shards, nodes), strict=True))
+    ]
+    client = Home(directory / "client")
+    genesis = Genesis(
+        "testnet", time.time_ns() // 1_000_000, segment_bytes, tuple(members), make_accounts(client, members)
+    )
     parse_genesis(genesis.to_json())
-    for index in range(nodes):
-        home_of(directory, index).put_genesis(genesis)
-    Home(directory / "client").put_genesis(genesis)
+    for home in (client, *(home_of(directory, index) for index in range(nodes))):
+        home.put_genesis(genesis)
     all_behaviours = ["honest"] * (nodes - len(behaviours)) + [*behaviours]
     processes = tuple(
         start(directory, index, member, all_behaviours[index]) for index, member in enumerate(genesis.members)
@@ -161,6 +165,23 @@ def up(
         down(testnet)
         raise
     return testnet
+
+
+def make_node(home: Home, address: str, shards: int, limits: Mapping[str, int]) -> Member:
+    """Make a node's home, with an owner of its own: a plain key, as all of a testnet are."""
+    settings: dict[str, Any] = {"spot_check_s": SPOT_CHECK_S, **limits, "listen": (address,)}
+    create_wallet(home.owner_key_path, None)
+    operator = home.create(Config(**settings))
+    return Member(NodeId(operator.public), home.owner_public(), shards, (address,))
+
+
+def make_accounts(client: Home, members: Sequence[Member]) -> tuple[GenesisAccount, ...]:
+    """Make the client's wallet and the faucet in its home, and return who begins with how much."""
+    keys = {client.owner_key_path: CLIENT_FROST, client.faucet_key_path: FAUCET_FROST}
+    funds = {OwnerId(create_wallet(path, None).public): frost for path, frost in keys.items()}
+    for member in members:
+        funds |= {member.owner: NODE_FROST, OwnerId(member.node): NODE_FROST}
+    return tuple(GenesisAccount(key, funds[key]) for key in sorted(funds))
 
 
 def home_of(directory: Path, index: int) -> Home:

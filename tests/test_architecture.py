@@ -24,7 +24,7 @@ ROOMS = {
     "multiaddr": {"p2pnode/network/", "dht/discovery.py", "gossip/pubsub.py"},
     "zfec": {"p2pnode/kernel.py"},
     "cbor2": {"economics/cbor.py"},
-    "click": {"p2pnode/cli.py"},
+    "click": {"p2pnode/cli/"},
     "rich": {"p2pnode/progress.py"},
     "psutil": {"p2pnode/testnet.py", "p2pnode/node.py"},
 }

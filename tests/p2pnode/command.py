@@ -26,8 +26,10 @@ class Result:
         return json.loads(self.out)
 
 
-def start(*words: object, home: Path | None = None) -> "subprocess.Popen[bytes]":
+def start(*words: object, home: Path | None = None, passphrase: str | None = None) -> "subprocess.Popen[bytes]":
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    if passphrase is not None:
+        environment["P2PNODE_PASSPHRASE"] = passphrase
     if home is not None:
         environment["P2PNODE_HOME"] = str(home)
     command = [sys.executable, "-m", "p2pnode", *map(str, words)]
@@ -45,8 +47,8 @@ def finish(process: "subprocess.Popen[bytes]", *, timeout_s: float = 120) -> Res
     return Result(process.returncode, out, err.decode(), 0)
 
 
-def p2pnode(*words: object, home: Path | None = None) -> Result:
-    return finish(start(*words, home=home))
+def p2pnode(*words: object, home: Path | None = None, passphrase: str | None = None) -> Result:
+    return finish(start(*words, home=home, passphrase=passphrase))
 
 
 def p2pnode_measured(*words: object, home: Path) -> Result:

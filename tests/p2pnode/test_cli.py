@@ -1,6 +1,8 @@
 """The command line without a network: help, offline IDs, bad input, exit codes."""
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -8,18 +10,21 @@ from pathlib import Path
 import pytest
 
 from economics.blob import BlobId, build_blob_id_text
+from economics.genesis import build_key_text, parse_key
 from p2pnode.client import output_file
 from p2pnode.errors import ExitCode, InputError
 from p2pnode.home import Home
+from p2pnode.wallet import INTERACTIVE, create_wallet, load_wallet
 from tests import reference
-from tests.p2pnode.command import p2pnode
+from tests.p2pnode.command import ROOT, p2pnode
+from tests.small import OTHER_OWNER, make_genesis
 
 
 def test_help_imports_neither_libp2p_nor_trio() -> None:
     check = (
         "import sys\n"
         "from click.testing import CliRunner\n"
-        "from p2pnode.cli import cli\n"
+        "from p2pnode.cli.main import cli\n"
         "assert 'store' in CliRunner().invoke(cli, ['--help']).output\n"
         "print([name for name in ('libp2p', 'trio') if name in sys.modules])\n"
     )
@@ -73,6 +78,10 @@ def test_an_output_that_is_no_file_is_refused_and_left_alone(tmp_path: Path) -> 
         (("store", "{tmp}/missing"), ExitCode.CONFIG, "no genesis file"),
         (("run",), ExitCode.CONFIG, "no genesis file"),
         (("init", "--listen", "foo"), ExitCode.CONFIG, "is not an address"),
+        (("init",), ExitCode.CONFIG, "P2PNODE_PASSPHRASE"),
+        (("init", "--owner", "me"), ExitCode.INPUT, "is not a public key"),
+        (("wallet", "show"), ExitCode.CONFIG, "make one with `p2pnode wallet new`"),
+        (("wallet", "new", "--passphrase-file", "{tmp}/missing"), ExitCode.INPUT, "cannot read the passphrase"),
         (("init", "--quota", -5), ExitCode.USAGE, "-5 is not in the range"),
         (("blob-id", "{tmp}/missing"), ExitCode.CONFIG, "--shards"),
         (("testnet", "up", "--dir", "{tmp}/net", "--liar", -1), ExitCode.USAGE, "-1 is not in the range"),
@@ -91,13 +100,83 @@ def test_bad_input_is_named_and_has_its_exit_code(
 
 def test_init_makes_a_node_once(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    fields = p2pnode("init", "--json", "--listen", "/ip4/127.0.0.1/tcp/4001", "--quota", 1 << 30, home=home).json
+    words = ("init", "--plain", "--json", "--listen", "/ip4/127.0.0.1/tcp/4001", "--quota", 1 << 30)
+    fields = p2pnode(*words, home=home).json
     config = Home(home).load_config()
     assert (config.listen, config.quota_bytes) == (("/ip4/127.0.0.1/tcp/4001",), 1 << 30)
     assert set(fields) == {"home", "node", "owner"}
+    assert p2pnode("wallet", "show", home=home).out.decode() == fields["owner"] + "\n"
     again = p2pnode("init", home=home)
     assert again.code == ExitCode.CONFIG
     assert "holds a node already" in again.err
+
+
+def test_init_takes_the_public_key_of_an_owner_elsewhere(tmp_path: Path) -> None:
+    owner = build_key_text(OTHER_OWNER.public)
+    assert p2pnode("init", "--json", "--owner", owner, home=tmp_path / "home").json["owner"] == owner
+    assert not Home(tmp_path / "home").owner_key_path.exists()
+
+
+def test_a_wallet_is_sealed_with_the_passphrase_of_the_environment_or_a_file(tmp_path: Path) -> None:
+    made = p2pnode("wallet", "new", "--json", home=tmp_path / "one", passphrase="open sesame").json
+    shown = p2pnode("wallet", "show", "--json", home=tmp_path / "one").json
+    assert shown == made == {**made, "encrypted": True}
+    assert load_wallet(Path(made["path"]), lambda: "open sesame").public == parse_key(made["owner"])
+    (tmp_path / "passphrase").write_text("from a file\nand nothing else", encoding="utf-8")
+    p2pnode("wallet", "new", "--passphrase-file", tmp_path / "passphrase", home=tmp_path / "two", passphrase="not this")
+    load_wallet(Home(tmp_path / "two").owner_key_path, lambda: "from a file")
+
+
+def test_a_plain_key_is_made_only_when_asked_for(tmp_path: Path) -> None:
+    refused = p2pnode("wallet", "new", home=tmp_path)
+    assert (refused.code, refused.out) == (ExitCode.CONFIG, b"")
+    assert "P2PNODE_PASSPHRASE" in refused.err
+    assert p2pnode("wallet", "new", "--plain", "--json", home=tmp_path).json["encrypted"] is False
+    again = p2pnode("wallet", "new", "--plain", home=tmp_path)
+    assert again.code == ExitCode.CONFIG
+    assert "never overwritten" in again.err
+
+
+def test_a_terminal_is_asked_for_a_new_passphrase_twice_and_shows_neither(tmp_path: Path) -> None:
+    """A real terminal: what a user types there is not echoed, and a slip of the finger makes no wallet."""
+    typed, shown = converse(["open sesame", "open sesamy", "open sesame", "open sesame"], home=tmp_path)
+    assert typed == 0, shown
+    assert "sesam" not in shown
+    assert shown.count("Repeat for confirmation") == 2
+    load_wallet(Home(tmp_path).owner_key_path, lambda: "open sesame")
+
+
+def converse(answers: list[str], *, home: Path) -> tuple[int, str]:
+    """Run `wallet new` on a terminal, answer each question, and return its exit code and all that was shown."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ |= {"P2PNODE_HOME": str(home), "PYTHONPATH": str(ROOT)}
+        os.environ.pop("P2PNODE_PASSPHRASE", None)
+        os.execv(sys.executable, [sys.executable, "-m", "p2pnode", "wallet", "new"])
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux says EIO when the other end is closed
+        while data := os.read(terminal, 1024):
+            shown += data
+            if data.endswith(b": ") and answers:
+                os.write(terminal, answers.pop(0).encode() + b"\n")
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+
+
+def test_storing_without_a_wallet_says_how_to_make_one(tmp_path: Path) -> None:
+    Home(tmp_path).put_genesis(make_genesis())
+    done = p2pnode("store", "/dev/null", home=tmp_path)
+    assert done.code == ExitCode.CONFIG
+    assert "make one with `p2pnode wallet new`" in done.err
+
+
+def test_a_wrong_passphrase_is_found_before_the_network_is_joined(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.put_genesis(make_genesis())
+    create_wallet(home.owner_key_path, "right", cost=INTERACTIVE)
+    done = p2pnode("store", "/dev/null", home=tmp_path, passphrase="wrong")
+    assert done.code == ExitCode.CONFIG
+    assert "the passphrase does not open" in done.err
 
 
 def test_a_broken_genesis_file_is_named(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from p2pnode.encoder import open_encoder
 from p2pnode.errors import ExitCode
 from p2pnode.files import replace_synced
 from p2pnode.home import Config, Home
+from p2pnode.keys import load_key
 from p2pnode.members import Refused
 from p2pnode.network.frames import Header, send_message
 from p2pnode.network.stream import Stream
@@ -274,7 +275,7 @@ async def test_a_client_that_dies_after_closing_leaves_a_certificate(small: Netw
                 uploader = VanishingUploader(
                     members=client.members,
                     encoder=encoder,
-                    owner=small.client_home.load_or_create_owner(),
+                    owner=load_key(small.client_home.owner_key_path),
                     uploader=client.session.public,
                 )
                 nursery.start_soon(uploader.run, file, 1_000_000)

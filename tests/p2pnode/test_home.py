@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from economics.crypto import OwnerId
 from p2pnode.admission import UploadLimits
 from p2pnode.errors import ConfigError
 from p2pnode.home import GENESIS_BYTES_MAX, Config, Home, parse_config
-from p2pnode.keys import load_key
-from tests.small import make_genesis
+from p2pnode.wallet import INTERACTIVE, create_wallet
+from tests.small import OTHER_OWNER, make_genesis
 
+STRANGER = OwnerId(OTHER_OWNER.public)
 OTHER = Config(
     listen=("/ip4/127.0.0.1/tcp/1", '/dns/"odd"\\/tcp/2'),
     quota_bytes=1,
@@ -65,43 +67,71 @@ class TestConfig:
 class TestHome:
     def test_is_made_with_keys_and_settings(self, tmp_path: Path) -> None:
         home = Home(tmp_path / "home")
-        operator, owner = home.create(OTHER)
+        owner = create_wallet(home.owner_key_path, None)
+        operator = home.create(OTHER)
         assert home.load_operator().seed == operator.seed
-        assert home.load_or_create_owner().seed == owner.seed
+        assert home.owner_public() == owner.public
         assert home.load_config() == OTHER
         assert home.path.stat().st_mode & 0o777 == 0o700
         assert {path.stat().st_mode & 0o777 for path in (home.path / "keys").iterdir()} == {0o600}
 
     def test_that_holds_a_node_is_left_as_it_is(self, tmp_path: Path) -> None:
         home = Home(tmp_path)
-        operator, owner = home.create(OTHER)
+        operator = home.create(OTHER, owner=STRANGER)
         with pytest.raises(ConfigError, match="holds a node already: choose another --home"):
             home.create(Config())
-        assert (home.load_operator().seed, home.load_or_create_owner().seed) == (operator.seed, owner.seed)
+        assert (home.load_operator().seed, home.owner_public()) == (operator.seed, STRANGER)
         assert home.load_config() == OTHER
 
     def test_of_a_client_becomes_a_node_s_with_the_same_owner(self, tmp_path: Path) -> None:
         home = Home(tmp_path)
-        owner = home.load_or_create_owner()
-        assert home.create(Config())[1].seed == owner.seed
+        owner = create_wallet(home.owner_key_path, "secret", cost=INTERACTIVE)
+        home.create(Config())
+        assert home.owner_public() == owner.public
         assert home.load_config() == Config()
+
+    def test_needs_only_the_public_key_of_its_owner(self, tmp_path: Path) -> None:
+        """A node's machine is on line day and night: what the node earns is safest elsewhere."""
+        home = Home(tmp_path)
+        home.create(Config(), owner=STRANGER)
+        assert home.owner_public() == STRANGER
+        assert {path.name for path in (home.path / "keys").iterdir()} == {"operator.key", "owner.pub"}
+
+    def test_of_a_node_whose_owner_is_elsewhere_may_hold_another_wallet(self, tmp_path: Path) -> None:
+        home = Home(tmp_path)
+        home.create(Config(), owner=STRANGER)
+        create_wallet(home.owner_key_path, None)
+        assert home.owner_public() == STRANGER
+
+    def test_without_an_owner_is_not_made_a_node(self, tmp_path: Path) -> None:
+        home = Home(tmp_path)
+        with pytest.raises(ConfigError, match=r"no wallet at .*: make one with `p2pnode wallet new`"):
+            home.create(Config())
+        assert not home.config_path.exists()
 
     def test_that_a_crash_left_half_made_is_finished_with_its_keys(self, tmp_path: Path) -> None:
         home = Home(tmp_path)
-        operator, _ = home.create(Config())
-        home.owner_key_path.unlink()
+        operator = home.create(Config(), owner=STRANGER)
         home.config_path.unlink()
-        again, owner = home.create(Config())
-        assert again.seed == operator.seed
-        assert load_key(home.owner_key_path).seed == owner.seed
+        owner = create_wallet(home.owner_key_path, None)
+        assert home.create(Config()).seed == operator.seed
+        assert home.owner_public() == owner.public
 
     def test_with_a_bad_key_is_not_made_a_node(self, tmp_path: Path) -> None:
         home = Home(tmp_path)
-        home.load_or_create_owner()
+        create_wallet(home.owner_key_path, None)
         home.owner_key_path.chmod(0o644)
         with pytest.raises(ConfigError, match="can be read by others"):
             home.create(Config())
         assert not home.config_path.exists()
+
+    @pytest.mark.parametrize("data", [b"", b"A" * 42, b"\xff" * 43])
+    def test_with_an_owner_that_is_no_key_says_so(self, tmp_path: Path, data: bytes) -> None:
+        home = Home(tmp_path)
+        home.create(Config(), owner=STRANGER)
+        home.owner_public_path.write_bytes(data)
+        with pytest.raises(ConfigError, match="is not a public key"):
+            home.owner_public()
 
     def test_keeps_the_genesis(self, tmp_path: Path) -> None:
         home = Home(tmp_path / "client")

@@ -1,0 +1,74 @@
+"""What a client sees of the chain: the interface that payments and commands are written against. Asks nobody itself."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from economics.blob import BlobId
+from economics.block import BlockHeader
+from economics.crypto import Digest, OwnerId
+from economics.genesis import Genesis
+from economics.state import Account, BlobEntry, BlobSummary, Reservation
+from economics.transactions import Operation, SignedTransaction
+from p2pnode.keys import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A final block, proven."""
+
+    epoch: int
+    height: int
+    hash: Digest
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a transaction, as a member tells."""
+
+    hash: Digest
+    """Of the transaction: the ID of a reservation that it made comes from it."""
+    height: int
+    index: int
+    code: str
+    fee_frost: int
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """A transaction in a final block, as a member tells."""
+
+    height: int
+    index: int
+    code: str
+    fee_frost: int
+    signed: SignedTransaction
+
+
+class Chain(Protocol):
+    """The chain of one network. What `head`, `account`, `blob`, `entries` and `reservations` return is proven."""
+
+    @property
+    def genesis(self) -> Genesis: ...
+
+    async def head(self) -> Head: ...
+
+    async def account(self, owner: OwnerId) -> Account: ...
+
+    async def blob(self, blob_id: BlobId) -> BlobSummary | None: ...
+
+    async def entries(self, owner: OwnerId) -> list[BlobEntry]: ...
+
+    async def reservations(self, owner: OwnerId) -> list[Reservation]: ...
+
+    async def transact(self, key: Key, operation: Operation, *, deadline_s: float = 30.0) -> Outcome:
+        """Have a transaction executed; raises `TransactionFailed` where it was not, `TooSlow` where nothing is known."""
+        ...
+
+    async def history(self, owner: OwnerId, *, limit: int) -> list[HistoryRow]: ...
+
+    async def transaction(self, tx_hash: Digest) -> HistoryRow | None: ...
+
+    async def blocks(self, *, limit: int) -> list[BlockHeader]:
+        """Return the newest headers, newest first."""
+        ...

@@ -1,0 +1,153 @@
+"""Commands on blobs: store, read, ask the network how it is, compute an ID offline."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from p2pnode.cli.options import home_option, json_option
+from p2pnode.cli.passphrase import passphrase_option
+from p2pnode.cli.session import echo_json, load_owner, run_client
+from p2pnode.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from p2pnode.client import Client
+
+RANGE_HELP = "First and last byte, counted from 0, as in HTTP: 0-99 is the first hundred; 100- is the rest."
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@passphrase_option
+@home_option
+@json_option
+def store(file: Path, passphrase_file: Path | None, home_path: Path, as_json: bool) -> None:
+    """Store FILE and print its blob ID.
+
+    It is printed once nodes with a quorum of shards have signed that their slivers are on their disks.
+    """
+    from economics.blob import build_blob_id_text
+    from p2pnode.progress import store_progress
+
+    owner = load_owner(home_path, passphrase_file)
+
+    async def work(client: "Client") -> None:
+        with store_progress(file.name) as report:
+            stored = await client.store(file, owner=owner, report=report)
+        blob_id = build_blob_id_text(stored.blob_id)
+        fields = {
+            "blob_id": blob_id,
+            "certificate": stored.certificate.encode().hex(),
+            "committed_shards": stored.committed,
+            "faults": [str(fault) for fault in stored.faults],
+            "length": stored.length,
+            "quorum_shards": client.genesis.committee.quorum,
+            "segments_present": stored.present_segments,
+            "sent_bytes": stored.sent_bytes,
+            "shards": client.genesis.committee.n,
+        }
+        if as_json:
+            echo_json(fields)
+            return
+        quorum = f"{stored.committed} of {client.genesis.committee.n} shards signed, {fields['quorum_shards']} needed"
+        there = f"; {stored.present_segments} segment copies were there already" if stored.present_segments else ""
+        click.echo(f"certified: {stored.length} bytes, {quorum}{there}", err=True)
+        click.echo(blob_id)
+
+    run_client(home_path, work)
+
+
+@click.command()
+@click.argument("blob_id")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output if not given.")
+@click.option("--range", "bounds", metavar="A-B", help=RANGE_HELP)
+@click.option(
+    "--strict", is_flag=True, help="Also prove, by encoding it again, that no other reader can get other bytes."
+)
+@home_option
+@json_option
+def read(blob_id: str, output: Path | None, bounds: str | None, strict: bool, home_path: Path, as_json: bool) -> None:
+    """Read a blob.
+
+    Every byte is checked against BLOB_ID before it is written.
+    """
+    from p2pnode.client import output_file, parse_id
+    from p2pnode.progress import read_progress
+
+    if as_json and output is None:
+        raise click.UsageError("--json needs --output: the bytes would be mixed with the JSON")
+    parsed = parse_id(blob_id)
+    wanted = parse_range(bounds)
+
+    async def work(client: "Client") -> None:
+        with read_progress(blob_id[:8]) as report:
+            if output is None:
+                done = await client.read(parsed, sys.stdout.buffer, bounds=wanted, strict=strict, report=report)
+                sys.stdout.buffer.flush()
+            else:
+                with output_file(output) as sink:
+                    done = await client.read(parsed, sink, bounds=wanted, strict=strict, report=report)
+        if as_json:
+            echo_json({"blob_id": blob_id, "faults": [str(fault) for fault in done.faults], "length": done.length})
+        else:
+            click.echo(f"read {done.length} bytes, every one checked", err=True)
+
+    run_client(home_path, work)
+
+
+def parse_range(text: str | None) -> tuple[int, int | None] | None:
+    if text is None:
+        return None
+    first, dash, last = text.partition("-")
+    if not dash or not first.isdecimal() or (last and not last.isdecimal()):
+        raise InputError(f"{text!r} is not a range: write first and last byte, such as 0-99 or 100-")
+    return int(first), int(last) if last else None
+
+
+@click.command()
+@home_option
+@json_option
+def status(home_path: Path, as_json: bool) -> None:
+    """Ask every member of the network how it is."""
+
+    async def work(client: "Client") -> None:
+        rows = await client.status()
+        if as_json:
+            echo_json({"chain_id": client.genesis.chain_id.hex(), "members": rows})
+            return
+        for row in rows:
+            state = "up" if row["reachable"] else f"no answer ({row['why']})"
+            held = f"{row['blobs']} blobs, {row['used_bytes']} bytes" if row["reachable"] else ""
+            click.echo(f"{row['member']:3} {row['node'][:8]}  {row['shards']:3} shards  {state}  {held}")
+            for fault in row.get("caught", ()):
+                click.echo(f"      says that {fault}")
+
+    run_client(home_path, work)
+
+
+@click.command("blob-id")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--shards", type=click.IntRange(4, 256), help="Shards of the network; as in the home's genesis if not given."
+)
+@home_option
+@json_option
+def blob_id_(file: Path, shards: int | None, home_path: Path, as_json: bool) -> None:
+    """Compute the ID that FILE has, without any network."""
+    from economics.blob import build_blob_id_text
+    from economics.geometry import Code
+    from p2pnode.client import compute_blob_id
+    from p2pnode.home import Home
+
+    try:
+        code = Code(shards) if shards is not None else Home(home_path).load_genesis().code
+    except ConfigError as fault:
+        raise ConfigError(
+            f"{fault}; or name the network's number of shards with --shards: the ID depends on it"
+        ) from fault
+    text = build_blob_id_text(compute_blob_id(file, code))
+    if as_json:
+        echo_json({"blob_id": text, "shards": code.n})
+    else:
+        click.echo(text)

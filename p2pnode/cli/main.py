@@ -1,0 +1,88 @@
+"""The command line: words in, one line or JSON out, an exit code that tells kinds of failure apart.
+
+Imports of libp2p and trio wait until a command needs them, so that `--help` answers at once.
+"""
+
+import sys
+from typing import NoReturn
+
+import click
+
+from p2pnode.cli import blobs, node, testnet, wallet
+from p2pnode.cli.options import json_option
+from p2pnode.cli.session import echo_json
+from p2pnode.errors import ExitCode, NodeError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="p2pnode")
+def cli() -> None:
+    """Store blobs with peers: erasure-coded, certified by a quorum, read back bit for bit.
+
+    Exit codes: 0 done, 1 a fault of p2pnode itself, 2 wrong usage, 3 unusable file or ID, 4 too few nodes answered,
+    5 blob not available, 6 blob encoded inconsistently by its writer, 7 no space, 8 files of this home or testnet
+    missing, foreign or in use, 9 not paid (the wallet has too little, or --max-cost says so), 10 the chain refused a
+    transaction, 130 interrupted.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = say_interrupted()
+    except click.ClickException as fault:
+        fault.show()
+        code = fault.exit_code
+    except (NodeError, KeyboardInterrupt, BaseExceptionGroup) as fault:
+        code = explain(fault)
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def explain(fault: BaseException) -> int:
+    """Say what happened in one line and return the exit code; a fault of ours is raised again with its traceback."""
+    leaves = leaves_of(fault)
+    if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+        return say_interrupted()
+    for leaf in leaves:
+        if not isinstance(leaf, NodeError):
+            raise fault
+    known = next(leaf for leaf in leaves if isinstance(leaf, NodeError))
+    click.echo(f"error: {known}", err=True)
+    return known.exit_code
+
+
+def leaves_of(fault: BaseException) -> list[BaseException]:
+    if isinstance(fault, BaseExceptionGroup):
+        return [leaf for inner in fault.exceptions for leaf in leaves_of(inner)]
+    return [fault]
+
+
+def say_interrupted() -> int:
+    click.echo("interrupted: what was stored so far stays; the same command goes on from there", err=True)
+    return ExitCode.INTERRUPTED
+
+
+@cli.command()
+@json_option
+def version(as_json: bool) -> None:
+    """Print the versions in use: p2pnode, kernel, Python."""
+    import platform
+
+    from p2pnode.kernel import load_kernel
+    from p2pnode.version import VERSION
+
+    fields = {"kernel": load_kernel().name, "p2pnode": VERSION, "python": platform.python_version()}
+    if as_json:
+        echo_json(fields)
+    else:
+        click.echo(f"p2pnode {VERSION}, kernel {fields['kernel']}, Python {fields['python']}")
+
+
+for command in (
+    *(node.init, node.run),
+    *(blobs.store, blobs.read, blobs.status, blobs.blob_id_),
+    *(wallet.wallet, testnet.testnet),
+):
+    cli.add_command(command)

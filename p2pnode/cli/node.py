@@ -1,0 +1,101 @@
+"""Commands of whoever runs a node: make it, run it."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from p2pnode.cli.options import home_option, json_option, parse_owner
+from p2pnode.cli.passphrase import asking, passphrase_option, plain_option
+from p2pnode.cli.session import echo_json, run_async, set_up_logging
+from p2pnode.errors import InputError
+
+if TYPE_CHECKING:
+    from economics.genesis import Genesis
+
+
+@click.command()
+@home_option
+@click.option("--listen", multiple=True, help="Address to listen on, such as /ip4/0.0.0.0/tcp/4001; may be repeated.")
+@click.option("--quota", type=click.IntRange(min=0), help="Most bytes of slivers to keep; 64 GiB if not given.")
+@click.option("--genesis", type=click.Path(path_type=Path), help="Genesis file of the network to join.")
+@click.option(
+    "--owner",
+    metavar="KEY",
+    help="Public key of the node's owner, whose wallet may be elsewhere; this home's wallet if not given.",
+)
+@plain_option
+@passphrase_option
+@json_option
+def init(
+    home_path: Path,
+    listen: tuple[str, ...],
+    quota: int | None,
+    genesis: Path | None,
+    owner: str | None,
+    plain: bool,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Make the keys and settings of a new node."""
+    from economics.crypto import NodeId
+    from economics.genesis import build_key_text
+    from p2pnode.home import Config, Home
+    from p2pnode.wallet import create_wallet
+
+    home = Home(home_path)
+    network = load_network(genesis)
+    named = None if owner is None else parse_owner(owner)
+    changed = {**({"listen": listen} if listen else {}), **({"quota_bytes": quota} if quota is not None else {})}
+    config = Config(**changed)  # type: ignore[arg-type]
+    home.verify_new(config)
+    if named is None and not home.owner_key_path.exists():
+        create_wallet(home.owner_key_path, None if plain else asking(passphrase_file, confirm=True)())
+    operator = home.create(config, owner=named)
+    if network is not None:
+        home.put_genesis(network)
+    public = build_key_text(home.owner_public())
+    fields = {"home": str(home.path), "node": build_key_text(operator.public), "owner": public}
+    if as_json:
+        echo_json(fields)
+        return
+    click.echo(f"made a node in {home.path}\n  node  {fields['node']}\n  owner {fields['owner']}")
+    if network is None:
+        click.echo(f"next: put your network's genesis file at {home.genesis_path}, then `p2pnode run`")
+    elif network.committee.index_of(NodeId(operator.public)) is None:
+        click.echo("next: `p2pnode run`; it will hold no shards, since only members of the genesis file do")
+    else:
+        click.echo("next: `p2pnode run`")
+
+
+def load_network(path: Path | None) -> "Genesis | None":
+    from economics.errors import Rejected
+    from economics.genesis import parse_genesis
+
+    if path is None:
+        return None
+    try:
+        return parse_genesis(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as fault:
+        raise InputError(f"{path} is not a genesis file: it is not text") from fault
+    except (OSError, Rejected) as fault:
+        raise InputError(f"{path} is not a genesis file: {fault}") from fault
+
+
+@click.command()
+@home_option
+@click.option(
+    "--behaviour",
+    type=click.Choice(["honest", "liar", "stalled", "silent"]),
+    default="honest",
+    help="On a testnet: be an adversary.",
+)
+def run(home_path: Path, behaviour: str) -> None:
+    """Run a node until it is told to stop."""
+    from p2pnode.adversary import Behaviour
+    from p2pnode.home import Home
+    from p2pnode.node import run_node
+
+    set_up_logging(logging.INFO)
+    run_async(lambda: run_node(Home(home_path), behaviour=Behaviour(behaviour)))

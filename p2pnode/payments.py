@@ -1,0 +1,307 @@
+"""What storing costs and how it is paid for: amounts, quotes, reservations, entries. Asks and signs through a `Chain`."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from economics.blob import BlobId, build_blob_id_text
+from economics.commitments import CERTIFICATE_FIXED_BYTES, SIGNER_BYTES, ReservationId
+from economics.committee import Committee
+from economics.crypto import KEY_BYTES, Level, OwnerId, digest
+from economics.genesis import FROST_MAX, FROST_PER_WAL, Genesis, Parameters
+from economics.state import BlobEntry, BlobSummary, Reservation
+from economics.transactions import CertifyAgain, Delete, Extend, Operation, Reserve, Transaction, Transfer, least_fee
+from p2pnode.chainview import Chain, Head, Outcome
+from p2pnode.errors import InputError, TransactionFailed, Unpaid
+from p2pnode.keys import Key
+
+EPOCHS = 30
+"""What a blob is stored for unless said otherwise: about a month where an epoch is a day."""
+WAL_DECIMALS = 9
+assert 10**WAL_DECIMALS == FROST_PER_WAL
+
+
+# --- amounts -----------------------------------------------------------------------------------------------------------
+
+
+def parse_amount(text: str) -> int:
+    """Return the FROST of "1.5" (WAL, up to 9 decimals) or "1500000frost", exactly; raises `InputError`."""
+    plain = text.strip().lower()
+    if frost := re.fullmatch(r"([0-9]{1,19}) ?frost", plain):
+        amount = int(frost[1])
+    elif wal := re.fullmatch(rf"([0-9]{{1,10}})(?:\.([0-9]{{1,{WAL_DECIMALS}}}))?( ?wal)?", plain):
+        amount = int(wal[1]) * FROST_PER_WAL + int((wal[2] or "").ljust(WAL_DECIMALS, "0"))
+    else:
+        raise InputError(f"{text!r} is not an amount: write WAL with up to 9 decimals, such as 1.5, or 1500000frost")
+    if amount > FROST_MAX:
+        raise InputError(f"{text!r} is more than there can ever be")
+    return amount
+
+
+def format_amount(frost: int) -> str:
+    """Return an amount in WAL, exactly."""
+    whole, part = divmod(frost, FROST_PER_WAL)
+    decimals = f"{part:0{WAL_DECIMALS}}".rstrip("0")
+    return f"{whole}.{decimals} WAL" if decimals else f"{whole} WAL"
+
+
+# --- quotes ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The most that something costs its owner."""
+
+    storage_frost: int
+    """Goes to the nodes of each epoch."""
+    write_frost: int
+    """Goes to the nodes of this epoch."""
+    fees_frost: int
+    """Of the transactions."""
+
+    @property
+    def total_frost(self) -> int:
+        return self.storage_frost + self.write_frost + self.fees_frost
+
+    def __str__(self) -> str:
+        parts = ((self.storage_frost, "storage"), (self.write_frost, "writing"), (self.fees_frost, "fees"))
+        shown = ", ".join(f"{format_amount(frost)} {what}" for frost, what in parts if frost)
+        return f"{format_amount(self.total_frost)} ({shown})"
+
+
+def quote(genesis: Genesis, *, units: int, epochs: int) -> Quote:
+    """Return what storing `units` for `epochs` costs a client that holds no storage: it reserves, then certifies."""
+    fees = fee_of(genesis, Reserve(units, 0, epochs)) + certify_fee(genesis)
+    return _quote(genesis.parameters, units=units, epochs=epochs, fees_frost=fees)
+
+
+def quote_extension(genesis: Genesis, entry: BlobEntry, epochs: int) -> Quote:
+    fee = fee_of(genesis, Extend(entry.blob_id, entry.reservation, epochs))
+    return _quote(genesis.parameters, units=entry.units, epochs=epochs, fees_frost=fee)
+
+
+def _quote(parameters: Parameters, *, units: int, epochs: int, fees_frost: int) -> Quote:
+    storage = units * epochs * parameters.storage_frost_per_unit
+    return Quote(storage, units * parameters.write_frost_per_unit, fees_frost)
+
+
+def fee_of(genesis: Genesis, operation: Operation) -> int:
+    """Return the least fee of an operation: its bytes and signatures make it, whoever sends it and when."""
+    blank = Transaction(genesis.chain_id, OwnerId(bytes(KEY_BYTES)), 0, 0, 0, operation)
+    return least_fee(blank, genesis.parameters)
+
+
+def certify_fee(genesis: Genesis) -> int:
+    """Return the most that certifying can cost: what the certificate with the most signers does."""
+    signers = signers_max(genesis.committee)
+    size = CERTIFICATE_FIXED_BYTES + signers * SIGNER_BYTES
+    other = CertifyAgain(ReservationId(bytes(32)), BlobId(bytes(32)), True)
+    parameters = genesis.parameters
+    per_byte = (size - CERTIFY_AGAIN_BYTES) * parameters.fee_frost_per_byte
+    return fee_of(genesis, other) + per_byte + (1 + signers) * parameters.fee_frost_per_signature
+
+
+CERTIFY_AGAIN_BYTES = 65
+
+
+def signers_max(committee: Committee) -> int:
+    """Return the most signers of a certificate that needs each: as many of the smallest members as make a quorum.
+
+    With one more, any set would hold a quorum without its largest.
+    """
+    weight = 0
+    for count, shards in enumerate(sorted(member.shards for member in committee.members), start=1):
+        weight += shards
+        if weight >= committee.quorum:
+            return count
+    raise AssertionError("all members together are a quorum")
+
+
+def verify_cost(quoted: Quote, *, max_cost_frost: int | None) -> None:
+    """Raise `Unpaid` where the owner said to pay less."""
+    if max_cost_frost is not None and quoted.total_frost > max_cost_frost:
+        raise Unpaid(f"it costs {quoted}, and --max-cost says {format_amount(max_cost_frost)}: nothing was paid")
+
+
+async def verify_funds(chain: Chain, owner: OwnerId, cost_frost: int) -> None:
+    """Raise `Unpaid` where an account has less than something costs."""
+    balance = (await chain.account(owner)).balance_frost
+    if balance < cost_frost:
+        raise Unpaid(
+            f"it costs {format_amount(cost_frost)}, and the wallet has {format_amount(balance)}: have WAL sent to it "
+            "(`p2pnode wallet show` prints its key), or on a testnet `p2pnode faucet`"
+        )
+
+
+# --- storing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an owner who stores wants and is ready to pay."""
+
+    epochs: int = EPOCHS
+    """From the current one on, which counts as the first."""
+    deletable: bool = True
+    max_cost_frost: int | None = None
+    on_quote: Callable[[Quote], None] = lambda quoted: None
+    """Hears the price before anything is paid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Storage that a blob can be certified under."""
+
+    reservation: ReservationId
+    end_epoch: int
+    cost_frost: int
+    """What this call paid: 0 where the owner had it already. The certifying transaction's fee is not in it."""
+
+
+async def reserve_for(chain: Chain, key: Key, *, units: int, terms: Terms) -> Reserved:
+    """Return a reservation for `units` from now on: one of the owner's own that is large enough, else a new one.
+
+    Raises `Unpaid` before anything is paid, `TransactionFailed` where the network has no such storage.
+    """
+    owner = OwnerId(key.public)
+    head = await chain.head()
+    held = best_reservation(await chain.reservations(owner), epoch=head.epoch, units=units, epochs=terms.epochs)
+    if held is not None:
+        await _agree(chain, owner, Quote(0, 0, certify_fee(chain.genesis)), terms)
+        return Reserved(held.reservation, held.end_epoch, 0)
+    quoted = quote(chain.genesis, units=units, epochs=terms.epochs)
+    await _agree(chain, owner, quoted, terms)
+    outcome, end = await _reserve(chain, key, units=units, epochs=terms.epochs, epoch=head.epoch)
+    paid = quoted.storage_frost + quoted.write_frost + outcome.fee_frost
+    return Reserved(ReservationId(digest(Level.RESERVATION, outcome.hash)), end, paid)
+
+
+async def _agree(chain: Chain, owner: OwnerId, quoted: Quote, terms: Terms) -> None:
+    terms.on_quote(quoted)
+    verify_cost(quoted, max_cost_frost=terms.max_cost_frost)
+    await verify_funds(chain, owner, quoted.total_frost)
+
+
+async def _reserve(chain: Chain, key: Key, *, units: int, epochs: int, epoch: int) -> tuple[Outcome, int]:
+    """Buy storage from the current epoch on; an epoch that ends meanwhile costs a fee and another try."""
+    try:
+        return await chain.transact(key, Reserve(units, epoch, epoch + epochs)), epoch + epochs
+    except TransactionFailed as fault:
+        now = (await chain.head()).epoch
+        if fault.code != "wrong_epochs" or now == epoch:
+            raise
+        return await chain.transact(key, Reserve(units, now, now + epochs)), now + epochs
+
+
+def best_reservation(held: list[Reservation], *, epoch: int, units: int, epochs: int) -> Reservation | None:
+    """Return the one that covers [epoch, epoch + epochs) with `units` and wastes least: the first to end, the smallest."""
+    fit = [one for one in held if one.start_epoch <= epoch and one.end_epoch >= epoch + epochs and one.units >= units]
+    return min(fit, key=lambda one: (one.end_epoch, one.units, one.reservation), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How a blob that was live already is now kept for its owner too."""
+
+    end_epoch: int
+    cost_frost: int
+    transactions: int
+
+
+async def keep_live(chain: Chain, key: Key, blob: BlobSummary, *, terms: Terms) -> Kept:
+    """Have a live blob kept for `terms.epochs` without moving a byte: nothing, an extension, or an entry of one's own.
+
+    Takes no transaction where an entry of the owner's lasts as long already, one where it has an entry or storage.
+    """
+    owner = OwnerId(key.public)
+    end = (await chain.head()).epoch + terms.epochs
+    own = [one for one in await chain.entries(owner) if one.blob_id == blob.blob_id]
+    own = [one for one in own if one.deletable == terms.deletable]
+    last = max(own, key=lambda one: (one.end_epoch, one.reservation), default=None)
+    if last is not None and last.end_epoch >= end:
+        return Kept(last.end_epoch, 0, 0)
+    if last is not None:
+        quoted = quote_extension(chain.genesis, last, end - last.end_epoch)
+        await _agree(chain, owner, quoted, terms)
+        await chain.transact(key, Extend(blob.blob_id, last.reservation, end - last.end_epoch))
+        return Kept(end, quoted.total_frost, 1)
+    units = chain.genesis.code.encoded_units(blob.length)
+    reserved = await reserve_for(chain, key, units=units, terms=terms)
+    outcome = await chain.transact(key, CertifyAgain(reserved.reservation, blob.blob_id, terms.deletable))
+    return Kept(reserved.end_epoch, reserved.cost_frost + outcome.fee_frost, 2 if reserved.cost_frost else 1)
+
+
+# --- what one owns -----------------------------------------------------------------------------------------------------
+
+
+async def own_entries(chain: Chain, owner: OwnerId, blob_id: BlobId) -> list[BlobEntry]:
+    """Return an owner's entries of one blob, the last to end first; raises `InputError` where there is none."""
+    found = [one for one in await chain.entries(owner) if one.blob_id == blob_id]
+    if not found:
+        raise InputError(f"this wallet keeps no blob {build_blob_id_text(blob_id)}: `p2pnode list` shows what it keeps")
+    return sorted(found, key=lambda one: (-one.end_epoch, one.reservation))
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """An entry that lasts longer than before."""
+
+    end_epoch: int
+    cost_frost: int
+    outcome: Outcome
+
+
+async def extend(
+    chain: Chain,
+    key: Key,
+    blob_id: BlobId,
+    *,
+    epochs: int,
+    max_cost_frost: int | None,
+    on_quote: Callable[[Quote], None],
+) -> Extended:
+    """Keep a blob of one's own for `epochs` more than it would be. Raises `Unpaid`, `TransactionFailed`."""
+    owner = OwnerId(key.public)
+    entry = (await own_entries(chain, owner, blob_id))[0]
+    quoted = quote_extension(chain.genesis, entry, epochs)
+    await _agree(chain, owner, quoted, Terms(epochs=epochs, max_cost_frost=max_cost_frost, on_quote=on_quote))
+    outcome = await chain.transact(key, Extend(blob_id, entry.reservation, epochs))
+    return Extended(entry.end_epoch + epochs, quoted.total_frost, outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """Entries that are no more, and the storage that came back."""
+
+    entries: tuple[BlobEntry, ...]
+    permanent: tuple[BlobEntry, ...]
+    """Those that nobody can delete."""
+
+
+async def delete(chain: Chain, key: Key, blob_id: BlobId) -> Deleted:
+    """End every deletable entry that an owner has of a blob; raises `InputError` where there is none."""
+    entries = await own_entries(chain, OwnerId(key.public), blob_id)
+    gone = tuple(one for one in entries if one.deletable)
+    kept = tuple(one for one in entries if not one.deletable)
+    if not gone:
+        raise InputError(f"{build_blob_id_text(blob_id)} was stored with --permanent: it stays until it expires")
+    for entry in gone:
+        await chain.transact(key, Delete(blob_id, entry.reservation))
+    return Deleted(gone, kept)
+
+
+async def send(chain: Chain, key: Key, *, to: OwnerId, amount_frost: int) -> Outcome:
+    """Transfer FROST; raises `InputError` for none, `Unpaid` where the account has less than that and the fee."""
+    if amount_frost == 0:
+        raise InputError("an amount of nothing cannot be sent")
+    operation = Transfer(to, amount_frost)
+    await verify_funds(chain, OwnerId(key.public), amount_frost + fee_of(chain.genesis, operation))
+    return await chain.transact(key, operation)
+
+
+# --- time --------------------------------------------------------------------------------------------------------------
+
+
+def latest_ms(genesis: Genesis, head: Head, end_epoch: int) -> int:
+    """Return when an epoch begins at the latest, but for blocks that are late: no epoch before it is longer."""
+    return head.time_ms + max(0, end_epoch - head.epoch) * genesis.parameters.epoch_ms
