@@ -1,13 +1,18 @@
-"""Named adversaries: nodes that answer the storage protocol wrongly on purpose, for testnets only."""
+"""Named adversaries: nodes that answer or vote wrongly on purpose, for testnets only."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 
 import trio
+from economics.consensus import Message
 
+from economics.crypto import Digest, Signature
+from economics.votes import Kind, SignedVote
 from p2pnode.network.frames import build_header, send_message
 from p2pnode.network.stream import Stream
 from p2pnode.storage import Manner, Reply, send_honestly
+from p2pnode.validator import Speak, speak_honestly
 
 DRIP_S = 1.0
 """A staller sends one byte each so many seconds: never idle, never done."""
@@ -23,6 +28,8 @@ class Behaviour(StrEnum):
     """Takes uploads, then drips its answers to reads byte by byte."""
     SILENT = "silent"
     """Takes uploads, then never answers a read."""
+    EQUIVOCATOR = "equivocator"
+    """Stores and serves honestly, and votes for two blocks in every view."""
 
 
 async def send_wrong_symbols(stream: Stream, operation: str, reply: Reply) -> None:
@@ -57,4 +64,17 @@ MANNERS: Mapping[Behaviour, Manner] = {
     Behaviour.LIAR: send_wrong_symbols,
     Behaviour.STALLED: send_dripping,
     Behaviour.SILENT: send_nothing,
+    Behaviour.EQUIVOCATOR: send_honestly,
 }
+
+
+def speaker(behaviour: Behaviour, *, sign: Callable[[bytes], Signature], chain_id: Digest) -> Speak:
+    """Return what a node of this behaviour sends to all in place of a message."""
+
+    def speak_twice(message: Message) -> Sequence[Message]:
+        if not isinstance(message, SignedVote) or message.vote.kind is not Kind.NOTARIZE:
+            return (message,)
+        other = replace(message.vote, block_hash=Digest(message.vote.block_hash[::-1]))
+        return (message, SignedVote(other, sign(other.encode(chain_id))))
+
+    return speak_twice if behaviour is Behaviour.EQUIVOCATOR else speak_honestly

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import trio
-from economics.ledger import Ledger
-from economics.light import Receipt, Trusted, decode_trusted, is_stale, verify_final
 
 from economics.blob import BlobId
 from economics.block import HEADER_BYTES, BlockHeader, Finality, genesis_header
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
+from economics.ledger import Ledger
+from economics.light import Boundary, Receipt, Trusted, is_stale, verify_final
 from economics.state import (
     Account,
     BlobEntry,
@@ -37,6 +37,7 @@ from economics.transactions import (
 )
 from economics.tree import Proof, StateKey
 from p2pnode.chainsync import HEAD_BYTES_MAX, REPLY_BYTES_MAX, take_epochs
+from p2pnode.chainview import Head, HistoryRow, Outcome
 from p2pnode.errors import ConfigError, NetworkError, NodeError, TooSlow, TransactionFailed
 from p2pnode.files import replace_synced
 from p2pnode.keys import Key
@@ -50,37 +51,6 @@ EXPIRY_AHEAD = 600
 """Heights for which a client's transaction holds: a minute of full blocks, hours of an idle chain."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A final block, proven."""
-
-    epoch: int
-    height: int
-    hash: Digest
-    time_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a transaction, as a member tells."""
-
-    height: int
-    index: int
-    code: str
-    fee_frost: int
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryRow:
-    """A transaction in a final block, as a member tells."""
-
-    height: int
-    index: int
-    code: str
-    fee_frost: int
-    signed: SignedTransaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +72,7 @@ class ChainClient:
         self.clock_ms = clock_ms
         self._cache = cache
         self._trusted = self._load_trusted()
-        self.trail: list[tuple[BlockHeader, Finality]] = []
+        self.trail: list[Boundary] = []
         """Boundaries followed since the start, from where trust began."""
         self.start = self._trusted
         self._order = list(range(self.members.count))
@@ -115,14 +85,14 @@ class ChainClient:
         """Return the newest epoch that this home has followed, else the genesis."""
         if self._cache.exists():
             try:
-                return decode_trusted(self._cache.read_bytes(), chain_id=self.genesis.chain_id)
+                return Trusted.decode(self._cache.read_bytes(), chain_id=self.genesis.chain_id)
             except Rejected as fault:
                 raise ConfigError(f"{self._cache} is no checkpoint of this network: remove it") from fault
         return trusted_genesis(self.members)
 
     def trust(self, checkpoint: bytes) -> None:
         """Begin from a checkpoint that the user vouches for; raises `Rejected` if it is none of this network."""
-        self._trusted = self.start = decode_trusted(checkpoint, chain_id=self.genesis.chain_id)
+        self._trusted = self.start = Trusted.decode(checkpoint, chain_id=self.genesis.chain_id)
 
     async def _follow(self, member: int) -> None:
         if is_stale(self._trusted, now_ms=self.clock_ms(), parameters=self.genesis.parameters):
@@ -133,8 +103,8 @@ class ChainClient:
         trail = await take_epochs(self.members, member, self._trusted)
         if not trail:
             return
-        self.trail += [(header, finality) for header, finality, _ in trail]
-        self._trusted = trail[-1][2]
+        self.trail += [boundary for boundary, _ in trail]
+        self._trusted = trail[-1][1]
         self._cache.parent.mkdir(parents=True, exist_ok=True)
         await trio.to_thread.run_sync(replace_synced, self._cache, (self._trusted.encode(),))
 
@@ -217,8 +187,7 @@ class ChainClient:
         proven = await self.prove([blob_key(blob_id)])
         if proven.values[0] is None:
             raise Rejected(Reason.NOT_FOUND, "the chain has no such blob")
-        epochs = tuple((header, finality, b"") for header, finality in self.trail)
-        return Receipt(blob_id, epochs, proven.header, proven.finality, proven.proofs[0], proven.values[0])
+        return Receipt(blob_id, tuple(self.trail), proven.header, proven.finality, proven.proofs[0], proven.values[0])
 
     async def owned(self, owner: OwnerId) -> tuple[list[Reservation], list[BlobEntry]]:
         """Return an owner's reservations and entries, each proven; a member could leave some out."""
@@ -300,7 +269,7 @@ class ChainClient:
             for member in list(self._order):
                 row = await self._outcome(member, tx_hash, wait_s)
                 if row is not None:
-                    return Outcome(row.height, row.index, row.code, row.fee_frost)
+                    return Outcome(tx_hash, row.height, row.index, row.code, row.fee_frost)
                 if trio.current_time() >= until:
                     break
         raise TooSlow(f"the transaction was not in a final block within {deadline_s:.0f} s; it may still come")

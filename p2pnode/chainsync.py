@@ -8,12 +8,12 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
-from economics.light import Trusted, follow
 
 from economics.block import HEADER_BYTES, Block, BlockHeader, Finality, verify_successor
 from economics.crypto import DIGEST_BYTES, Digest
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
+from economics.light import Boundary, Trusted, follow
 from economics.transactions import SignedTransaction
 from p2pnode.executor import Candidate, Executor
 from p2pnode.members import REQUEST_FAULTS, Members, Refused
@@ -150,7 +150,8 @@ class ChainSync:
         trail = await take_epochs(self.members, member, start)
         if not trail:
             return
-        boundary, finality, trusted = trail[-1]
+        last, trusted = trail[-1]
+        boundary = last.header
         reply, payload = await self.members.request(
             member, {"epoch": boundary.epoch, "op": "snapshot"}, size_max=HEAD_BYTES_MAX
         )
@@ -163,9 +164,7 @@ class ChainSync:
             fields = Fields(chunk, "a snapshot's chunk")
             while fields.left:
                 values.append(fields.take_sized(4))
-        await executor.install(
-            boundary, finality, values, root=root, trail=[(header, proof) for header, proof, _ in trail]
-        )
+        await executor.install([item for item, _ in trail], values, root=root)
         log.info("took the state at the end of epoch %d, height %d, from a snapshot", boundary.epoch, boundary.height)
 
     def _check_snapshot_root(self, payload: bytes, trusted: Trusted) -> Digest:
@@ -179,12 +178,12 @@ class ChainSync:
         return header.state_root
 
 
-async def take_epochs(members: Members, member: int, trusted: Trusted) -> list[tuple[BlockHeader, Finality, Trusted]]:
+async def take_epochs(members: Members, member: int, trusted: Trusted) -> list[tuple[Boundary, Trusted]]:
     """Return the boundaries that a member knows from a trusted epoch on, each checked, with what it makes trusted."""
     genesis = members.genesis
-    trail: list[tuple[BlockHeader, Finality, Trusted]] = []
+    trail: list[tuple[Boundary, Trusted]] = []
     while True:
-        request = {"first": trusted.committee.epoch, "op": "epochs"}
+        request = {"first": trusted.epoch, "op": "epochs"}
         _, payload = await members.request(member, dict(request), size_max=REPLY_BYTES_MAX)
         if not payload:
             return trail
@@ -192,10 +191,9 @@ async def take_epochs(members: Members, member: int, trusted: Trusted) -> list[t
         while fields.left:
             header = BlockHeader.take(fields, chain_id=genesis.chain_id)
             finality = Finality.decode(fields.take_sized(4), chain_id=genesis.chain_id)
-            trusted = follow(
-                trusted, header=header, finality=finality, members=fields.take_sized(4), parameters=genesis.parameters
-            )
-            trail.append((header, finality, trusted))
+            boundary = Boundary(header, finality, fields.take_sized(4))
+            trusted = follow(trusted, boundary, parameters=genesis.parameters)
+            trail.append((boundary, trusted))
             await trio.lowlevel.checkpoint()
 
 

@@ -7,11 +7,13 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 import psutil
 import trio
+from economics.consensus import Quiet
 
 from dht.discovery import Discovery, DiscoveryError, open_discovery
 from economics import cbor
@@ -20,20 +22,31 @@ from economics.crypto import NodeId
 from economics.genesis import ADDRESSES_MAX, Genesis, build_key_text
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
-from p2pnode.adversary import MANNERS, Behaviour
+from p2pnode.adversary import MANNERS, Behaviour, speaker
+from p2pnode.backup import clear_restored, is_restored, mark_restored
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
+from p2pnode.chain import ChainStore
 from p2pnode.codec import Codec
 from p2pnode.errors import SpaceError
+from p2pnode.executor import Executor
 from p2pnode.files import lock_directory
 from p2pnode.home import Config, Home
 from p2pnode.kernel import Kernel, load_kernel
 from p2pnode.keys import Key
 from p2pnode.members import Members
 from p2pnode.network.host import Network, open_network
+from p2pnode.participant import (
+    Participant,
+    blocks_topic,
+    chain_protocol,
+    consensus_protocol,
+    transactions_topic,
+)
 from p2pnode.storage import StorageServer
 from p2pnode.store import SliverStore
 from p2pnode.version import VERSION
+from p2pnode.votelog import Replay, VoteLog
 from p2pnode.watch import Watch
 
 log = logging.getLogger("p2pnode.node")
@@ -47,11 +60,6 @@ STREAMS_PER_PEER = 16
 
 def clock_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def chain_height() -> int:
-    """Return the height that tickets and statements are judged at: 0 while no chain runs."""
-    return 0
 
 
 def storage_protocol(genesis: Genesis) -> str:
@@ -98,7 +106,15 @@ class Node:
     """What a running node consists of."""
 
     def __init__(
-        self, *, genesis: Genesis, key: Key, config: Config, home: Home, kernel: Kernel, behaviour: Behaviour
+        self,
+        *,
+        genesis: Genesis,
+        key: Key,
+        config: Config,
+        home: Home,
+        kernel: Kernel,
+        behaviour: Behaviour,
+        executor: Executor,
     ) -> None:
         self.genesis = genesis
         self.key = key
@@ -115,9 +131,16 @@ class Node:
             shards=() if index is None else genesis.committee.shards_of(index),
             quota_bytes=config.quota_bytes,
         )
-        self.admission = Admission(config.upload_limits)
-        self.certifier = Certifier(chain_id=genesis.chain_id, committee=genesis.committee)
+        self.executor = executor
+        self.admission = Admission(
+            config.upload_limits,
+            code=genesis.code,
+            shards=len(self.store.shards),
+            ledger=lambda: executor.ledger,
+        )
+        self.certifier = Certifier(chain_id=genesis.chain_id, committee=executor.ledger.committee)
         self.watch: Watch | None = None
+        self.participant: Participant | None = None
         self._restore()
         self.server = StorageServer(
             genesis=genesis,
@@ -127,19 +150,19 @@ class Node:
             admission=self.admission,
             certifier=self.certifier,
             sign=key.sign,
-            height=chain_height,
+            ledger=lambda: executor.ledger,
             status=self.status,
             on_commitment=self.handle_own_commitment,
             manner=MANNERS[behaviour],
         )
 
     def _restore(self) -> None:
-        """Take up what the store holds: budgets in use, and commitments that have no certificate yet."""
+        """Take up what the store holds: statements signed for, and commitments that have no certificate yet."""
+        epoch = self.executor.ledger.epoch
         for record in self.store.records().values():
-            size = self.store.owed_bytes(record.header.length)
-            self.admission.restore((entry.statement, size) for entry in record.entries)
+            self.admission.restore(entry.statement for entry in record.entries)
             for entry in record.entries if record.certificate is None else ():
-                if self.index is not None and entry.epoch == self.genesis.committee.epoch:
+                if self.index is not None and entry.epoch == epoch:
                     certificate = self.certifier.add(entry.as_commitment(self.index), own=True)
                     if certificate is not None:  # a member that is a quorum by itself hears of it from nobody else
                         self.store.put_certificate(certificate)
@@ -148,6 +171,7 @@ class Node:
         records = self.store.records()
         return {
             "blobs": len(records),
+            "chain": None if self.participant is None else self.participant.status(),
             "caught": [] if self.watch is None else [str(fault) for fault in self.watch.last_faults.values()],
             "certificates": sum(record.certificate is not None for record in records.values()),
             "corrupt_slivers": self.store.corrupt_slivers,
@@ -168,21 +192,33 @@ class Node:
 
     def verify_gossip(self, peer: NodeId, data: bytes) -> None:
         """Raise `Rejected` for a batch that must not be passed on."""
-        self.certifier.verify_batch(data, height=chain_height())
+        self.certifier.verify_batch(data, height=self.executor.height)
 
     async def handle_gossip(self, peer: NodeId, data: bytes) -> None:
         for entry in parse_batch(data, chain_id=self.genesis.chain_id):
-            await self._count(entry, own=False)
+            if entry[2].epoch == self.certifier.committee.epoch:
+                await self._count(entry, own=False)
 
     async def _count(self, entry: CommitmentEntry, *, own: bool) -> None:
         certificate = self.certifier.add(entry, own=own)
         if certificate is None:
             return
+        if self.participant is not None:
+            self.participant.operator.certify(certificate)
         try:
             if await trio.to_thread.run_sync(self.store.put_certificate, certificate):
                 log.info("certified %s", build_blob_id_text(certificate.statement.blob_id))
         except SpaceError as fault:
             log.error("the certificate of a blob held here is not kept: %s", fault)
+
+    async def watch_epochs(self) -> None:
+        """At each new epoch sign again what is not on chain yet, and tally for the new committee."""
+        while True:
+            epoch = self.executor.ledger.epoch
+            while self.executor.ledger.epoch == epoch:
+                await self.executor.advanced.wait()
+            self.certifier.begin_epoch(self.executor.ledger.committee)
+            await self.server.sign_again()
 
     async def gossip_commitments(self, gossip: Gossip) -> None:
         """Send own commitments in batches, only when there is news."""
@@ -214,39 +250,108 @@ class Node:
 async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> AsyncIterator[tuple[Node, Network]]:
     """Run the node of a home while the block lasts. Raises `ConfigError` and `NetworkError` at the start."""
     genesis, config, key = home.load_genesis(), home.load_config(), home.load_operator()
+    topics = (commitments_topic(genesis), transactions_topic(genesis), blocks_topic(genesis))
     with lock_directory(home.path):
         home.claim_store(genesis.chain_id)
         kernel = await trio.to_thread.run_sync(load_kernel)
-        node = Node(genesis=genesis, key=key, config=config, home=home, kernel=kernel, behaviour=behaviour)
-        async with open_network(seed=key.seed, listen=config.listen) as network:
-            network.serve(storage_protocol(genesis), node.server.handle, streams_per_peer=STREAMS_PER_PEER)
-            async with (
-                open_discovery(
-                    host=network.host,
-                    connect=dialler(network),
-                    chain_id=genesis.chain_id,
-                    sign=key.sign,
-                    node_id=node.node_id,
-                    addresses=lambda: config.announce or dialable(network.addresses()),
-                    server=True,
-                    bootstrap=bootstrap_of(genesis, config),
-                    cache_path=home.make_cache(),
-                    clock_ms=clock_ms,
-                ) as discovery,
-                open_gossip(host=network.host, topics=(commitments_topic(genesis),)) as gossip,
-                trio.open_nursery() as nursery,
-            ):
-                await gossip.subscribe(
-                    commitments_topic(genesis),
-                    size_max=BATCH_BYTES_MAX,
-                    validate=node.verify_gossip,
-                    handle=node.handle_gossip,
-                )
-                nursery.start_soon(node.gossip_commitments, gossip)
-                nursery.start_soon(node.announce, discovery)
-                nursery.start_soon(node.watch_members, network, discovery, config.spot_check_s)
-                yield node, network
-                nursery.cancel_scope.cancel()
+        with open_chain(home, genesis) as chain:
+            node = Node(
+                genesis=genesis,
+                key=key,
+                config=config,
+                home=home,
+                kernel=kernel,
+                behaviour=behaviour,
+                executor=chain.executor,
+            )
+            async with open_network(seed=key.seed, listen=config.listen) as network:
+                network.serve(storage_protocol(genesis), node.server.handle, streams_per_peer=STREAMS_PER_PEER)
+                async with (
+                    open_discovery(
+                        host=network.host,
+                        connect=dialler(network),
+                        chain_id=genesis.chain_id,
+                        sign=key.sign,
+                        node_id=node.node_id,
+                        addresses=lambda: config.announce or dialable(network.addresses()),
+                        server=True,
+                        bootstrap=bootstrap_of(genesis, config),
+                        cache_path=home.make_cache(),
+                        clock_ms=clock_ms,
+                    ) as discovery,
+                    open_gossip(host=network.host, topics=topics) as gossip,
+                    trio.open_nursery() as nursery,
+                ):
+                    await gossip.subscribe(
+                        commitments_topic(genesis),
+                        size_max=BATCH_BYTES_MAX,
+                        validate=node.verify_gossip,
+                        handle=node.handle_gossip,
+                    )
+                    node.participant = participant = join(chain, node, network, discovery, gossip, behaviour)
+                    nursery.start_soon(participant.run)
+                    nursery.start_soon(node.watch_epochs)
+                    nursery.start_soon(node.gossip_commitments, gossip)
+                    nursery.start_soon(node.announce, discovery)
+                    nursery.start_soon(node.watch_members, network, discovery, config.spot_check_s)
+                    yield node, network
+                    nursery.cancel_scope.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenChain:
+    """What of the chain is on this node's disk, opened."""
+
+    executor: Executor
+    votes: VoteLog
+    replay: Replay
+    quiet: Quiet | None
+    home: Home
+
+
+@contextmanager
+def open_chain(home: Home, genesis: Genesis) -> Iterator[OpenChain]:
+    """Open the chain's files; after a restore or with a damaged log the node is to stay silent for a while."""
+    home.chain_path.mkdir(parents=True, exist_ok=True)
+    store = ChainStore.open(home.chain_database_path, genesis.chain_id)
+    votes, replay = VoteLog.open(home.votelog_path, genesis.chain_id)
+    if replay.corrupt:
+        log.error("the vote log was damaged in the middle: this node votes again when the chain has passed it")
+        mark_restored(home)
+    if replay.cut_bytes:
+        log.warning(
+            "the last write to the vote log was cut off: %d bytes dropped, nothing of it was sent", replay.cut_bytes
+        )
+    quiet = Quiet() if is_restored(home) else None
+    try:
+        yield OpenChain(Executor(genesis, store), votes, replay, quiet, home)
+    finally:
+        votes.close()
+        store.close()
+
+
+def join(
+    chain: OpenChain, node: Node, network: Network, discovery: Discovery, gossip: Gossip, behaviour: Behaviour
+) -> Participant:
+    """Return this node's part in the chain, its protocols served from here on."""
+    genesis = node.genesis
+    participant = Participant(
+        executor=chain.executor,
+        key=node.key,
+        clock_ms=clock_ms,
+        votes=chain.votes,
+        records=chain.replay.records,
+        quiet=chain.quiet,
+        on_loud=lambda: clear_restored(chain.home),
+        chain_members=Members(network, genesis, chain_protocol(genesis), discovery),
+        consensus_members=Members(network, genesis, consensus_protocol(genesis), discovery),
+        gossip=gossip,
+        speak=speaker(behaviour, sign=node.key.sign, chain_id=genesis.chain_id),
+    )
+    network.serve(chain_protocol(genesis), participant.server.handle, streams_per_peer=STREAMS_PER_PEER)
+    if participant.links is not None:
+        network.serve(consensus_protocol(genesis), participant.links.handle, streams_per_peer=2)
+    return participant
 
 
 async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> None:

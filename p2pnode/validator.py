@@ -92,6 +92,14 @@ def encode_kept(proposal: Proposal, transactions: Sequence[SignedTransaction]) -
     return b"".join((len(head).to_bytes(4, "big"), head, *bodies))
 
 
+Speak = Callable[[Message], Sequence[Message]]
+"""What is sent to all where the engine says to send a message; adversaries say more."""
+
+
+def speak_honestly(message: Message) -> Sequence[Message]:
+    return (message,)
+
+
 class Validator:
     """One member's part in the consensus."""
 
@@ -107,10 +115,10 @@ class Validator:
         own: int,
         clock_ms: Callable[[], int],
         quiet: Quiet | None,
-        on_transactions: Callable[[bytes], None],
         on_guilty: Callable[[Guilty], None],
         on_behind: Callable[[int | None], None],
         on_loud: Callable[[], None],
+        speak: Speak,
     ) -> None:
         self.executor = executor
         self.genesis = executor.genesis
@@ -122,7 +130,7 @@ class Validator:
         self.refused: Counter[Reason] = Counter()
         self.views = 0
         self._sign = sign
-        self._on_transactions = on_transactions
+        self._speak = speak
         self._on_guilty = on_guilty
         self._on_behind = on_behind
         self._on_loud = on_loud
@@ -200,6 +208,10 @@ class Validator:
         """Say that the executor was moved on by a catch-up."""
         self._post(_Synced())
 
+    @property
+    def is_quiet(self) -> bool:
+        return self._quiet is not None
+
     # --- what others say -----------------------------------------------------------------------------------------
 
     def greet(self) -> bytes:
@@ -220,8 +232,7 @@ class Validator:
                 message = Ask(fields.take_int(8), fields.take_int(8))
                 fields.end()
             case FrameType.TRANSACTIONS:
-                self._on_transactions(body)
-                return
+                raise Rejected(Reason.UNKNOWN_OPERATION, "transactions are no consensus message")
         await self._send_inbox.send(Heard(message, sender))
 
     def _post(self, item: Input | _Synced) -> None:
@@ -312,7 +323,8 @@ class Validator:
                 case Persist() | Keep():
                     pass  # on disk already
                 case Broadcast(message):
-                    self.links.broadcast(encode_message(message))
+                    for spoken in self._speak(message):
+                        self.links.broadcast(encode_message(spoken))
                 case Send(member, message):
                     self.links.send(member, encode_message(message))
                 case Build():

@@ -1,0 +1,347 @@
+"""A node's part in the chain: puts executor, mempool, validator, catch-up and server together, and owns their tasks.
+
+A member votes; any other node follows the announcements of final blocks and passes transactions on by gossip.
+"""
+
+import logging
+import os
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+import trio
+from economics.consensus import Guilty, Quiet
+
+from economics import cbor
+from economics.block import HEADER_BYTES, BlockHeader, Finality
+from economics.crypto import Digest, NodeId, Signature
+from economics.errors import Reason, Rejected
+from economics.fields import Fields
+from economics.genesis import Genesis
+from economics.transactions import Certify, Evidence, SignedTransaction
+from economics.votes import SignedVote
+from gossip.pubsub import Gossip
+from p2pnode.blockmaker import BlockMaker
+from p2pnode.chainserver import ChainServer, sized
+from p2pnode.chainsync import ChainSync, pull_bodies
+from p2pnode.executor import Candidate, Executor
+from p2pnode.keys import Key
+from p2pnode.links import FrameType, Links, build_frame
+from p2pnode.members import Members
+from p2pnode.mempool import Mempool
+from p2pnode.operator import Operator
+from p2pnode.validator import Speak, Validator, speak_honestly
+from p2pnode.votelog import VoteLog
+
+log = logging.getLogger("p2pnode.participant")
+
+FORWARD_S = 0.02
+"""Transactions are passed on in batches: so much latency for a frame that many share."""
+BATCH_BYTES_MAX = 256 << 10
+INCOMING_MAX = 256
+"""Batches of members that wait to be checked; more are dropped, and pulled if a block names them."""
+GOSSIP_BYTES_MAX = 65_536
+ANNOUNCE_S = 1.0
+"""A gossip message costs every node 5 ms of CPU: at most one announcement a second."""
+CATCH_UP_S = 0.5
+"""Least time between two rounds of catching up."""
+
+
+def chain_protocol(genesis: Genesis) -> str:
+    return f"/p2pnode/{genesis.chain_tag}/chain/1"
+
+
+def consensus_protocol(genesis: Genesis) -> str:
+    return f"/p2pnode/{genesis.chain_tag}/consensus/1"
+
+
+def transactions_topic(genesis: Genesis) -> str:
+    return f"/p2pnode/{genesis.chain_tag}/transactions/1"
+
+
+def blocks_topic(genesis: Genesis) -> str:
+    return f"/p2pnode/{genesis.chain_tag}/blocks/1"
+
+
+def split_sized(data: bytes, what: str) -> list[bytes]:
+    fields = Fields(data, what)
+    parts: list[bytes] = []
+    while fields.left:
+        parts.append(fields.take_sized(4))
+    return parts
+
+
+class Participant:
+    """What one running node knows and does of the chain."""
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        key: Key,
+        clock_ms: Callable[[], int],
+        votes: VoteLog,
+        records: Sequence[tuple[int, bytes]],
+        quiet: Quiet | None,
+        on_loud: Callable[[], None],
+        chain_members: Members,
+        consensus_members: Members,
+        gossip: Gossip,
+        speak: Speak = speak_honestly,
+    ) -> None:
+        self.executor = executor
+        self.genesis = executor.genesis
+        self.own = executor.ledger.committee.index_of(NodeId(key.public))
+        self.mempool = Mempool()
+        self.gossip = gossip
+        self.refused: Counter[Reason] = Counter()
+        """Transactions refused, by reason."""
+        self.operator = Operator(executor=executor, key=key, index=self.own or 0, submit=self.submit)
+        self.links: Links | None = None
+        self.validator: Validator | None = None
+        self._sign: Callable[[bytes], Signature] = key.sign
+        self._members = chain_members
+        self._fresh: deque[bytes] = deque()
+        self._send_incoming, self._incoming = trio.open_memory_channel[bytes](INCOMING_MAX)
+        self._behind = trio.Event()
+        self._ahead: int | None = None
+        self.maker = BlockMaker(
+            executor=executor,
+            mempool=self.mempool,
+            sign=key.sign,
+            own=self.own or 0,
+            clock_ms=clock_ms,
+            pull=self._pull,
+        )
+        if self.own is not None:
+            self._make_validator(self.own, clock_ms, votes, records, quiet, on_loud, consensus_members, speak)
+        rng = random.Random(os.urandom(16))
+        self.sync = ChainSync(executor=executor, members=chain_members, own=self.own, apply=self.apply, rng=rng)
+        self.server = ChainServer(executor=executor, submit=self.submit, waiting=self.maker.transaction)
+
+    def _make_validator(
+        self,
+        own: int,
+        clock_ms: Callable[[], int],
+        votes: VoteLog,
+        records: Sequence[tuple[int, bytes]],
+        quiet: Quiet | None,
+        on_loud: Callable[[], None],
+        members: Members,
+        speak: Speak,
+    ) -> None:
+        self.links = Links(
+            members=members,
+            committee=self.executor.ledger.committee,
+            own=own,
+            receive=self._receive,
+            greet=lambda: self.validator.greet() if self.validator is not None else b"",
+        )
+        self.validator = Validator(
+            executor=self.executor,
+            maker=self.maker,
+            votes=votes,
+            records=records,
+            links=self.links,
+            sign=self._sign,
+            own=own,
+            clock_ms=clock_ms,
+            quiet=quiet,
+            on_guilty=self._accuse,
+            on_behind=self.fall_behind,
+            on_loud=on_loud,
+            speak=speak,
+        )
+
+    async def run(self) -> None:
+        """Take part until cancelled."""
+        await self.gossip.subscribe(
+            transactions_topic(self.genesis),
+            size_max=GOSSIP_BYTES_MAX,
+            validate=self._verify_gossip,
+            handle=self._handle_gossip,
+        )
+        await self.gossip.subscribe(
+            blocks_topic(self.genesis),
+            size_max=GOSSIP_BYTES_MAX,
+            validate=self._verify_announcement,
+            handle=self._handle_announcement,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_up)
+            nursery.start_soon(self._pass_on)
+            nursery.start_soon(self._take_incoming)
+            nursery.start_soon(self.operator.run)
+            if self.validator is not None and self.links is not None:
+                nursery.start_soon(self._announce)
+                nursery.start_soon(self.links.run)
+                nursery.start_soon(self.validator.run)
+
+    def status(self) -> dict[str, cbor.Value]:
+        validator = self.validator
+        return {
+            "epoch": self.executor.ledger.epoch,
+            "height": self.executor.height,
+            "links": 0 if self.links is None else len(self.links.up),
+            "mempool": len(self.mempool),
+            "quiet": validator is not None and validator.is_quiet,
+            "refused_messages": {} if validator is None else {str(key): n for key, n in validator.refused.items()},
+            "refused_transactions": {str(key): n for key, n in self.refused.items()},
+            "root": self.executor.ledger.root.hex(),
+            "view": 0 if validator is None else validator.engine.view,
+        }
+
+    # --- transactions --------------------------------------------------------------------------------------------
+
+    async def submit(self, signed: SignedTransaction) -> None:
+        """Take a transaction from anyone and pass it on; raises `Rejected`."""
+        try:
+            if self.mempool.get(signed.hash) is None:
+                signed.verify(parameters=self.genesis.parameters)
+                self._add(signed)
+                self._fresh.append(signed.raw)
+        except Rejected as fault:
+            self.refused[fault.reason] += 1
+            raise
+
+    def _add(self, signed: SignedTransaction) -> None:
+        """Let a transaction wait for a block; its signature and fee have been checked."""
+        ledger = self.executor.ledger
+        if isinstance(signed.transaction.operation, Certify):
+            ledger.verify_certificate(signed.transaction.operation.certificate)
+        if self.mempool.add(signed, ledger=ledger) and self.validator is not None:
+            self.validator.wake()
+
+    async def _pass_on(self) -> None:
+        """Send fresh transactions to the other members, or gossip them from a node that is none."""
+        while True:
+            await trio.sleep(FORWARD_S)
+            while self._fresh:
+                batch, size = [], 0
+                limit = GOSSIP_BYTES_MAX if self.links is None else BATCH_BYTES_MAX
+                while self._fresh and size + len(self._fresh[0]) + 4 <= limit:
+                    batch.append(sized(self._fresh.popleft()))
+                    size += len(batch[-1])
+                if self.links is not None:
+                    self.links.broadcast(build_frame(FrameType.TRANSACTIONS, b"".join(batch)))
+                else:
+                    await self.gossip.publish(transactions_topic(self.genesis), b"".join(batch))
+
+    async def _receive(self, sender: int, kind: FrameType, body: bytes) -> None:
+        """Take one frame of a member."""
+        if kind is not FrameType.TRANSACTIONS:
+            assert self.validator is not None
+            await self.validator.receive(sender, kind, body)
+            return
+        try:
+            self._send_incoming.send_nowait(body)
+        except trio.WouldBlock:
+            self.refused[Reason.OVER_BUDGET] += 1
+
+    async def _take_incoming(self) -> None:
+        """Check what members pass on, batch by batch, off the trio thread."""
+        async for body in self._incoming:
+            try:
+                parts = split_sized(body, "a batch of transactions")
+                fresh = await trio.to_thread.run_sync(self._check_batch, parts)
+            except Rejected as fault:
+                self.refused[fault.reason] += 1
+                continue
+            for signed in fresh:
+                try:
+                    self._add(signed)
+                except Rejected as fault:
+                    self.refused[fault.reason] += 1
+
+    def _check_batch(self, parts: Sequence[bytes]) -> list[SignedTransaction]:
+        """Return those that are new and properly signed; for a worker thread."""
+        good: list[SignedTransaction] = []
+        for raw in parts:
+            try:
+                signed = SignedTransaction.decode(raw, chain_id=self.genesis.chain_id)
+                if self.mempool.get(signed.hash) is None:
+                    signed.verify(parameters=self.genesis.parameters)
+                    good.append(signed)
+            except Rejected as fault:
+                self.refused[fault.reason] += 1
+        return good
+
+    def _verify_gossip(self, author: NodeId, data: bytes) -> None:
+        """Raise `Rejected` for gossiped transactions that must not be passed on."""
+        parts = split_sized(data, "gossiped transactions")
+        for raw in parts:
+            signed = SignedTransaction.decode(raw, chain_id=self.genesis.chain_id)
+            if self.mempool.get(signed.hash) is None:
+                signed.verify(parameters=self.genesis.parameters)
+
+    async def _handle_gossip(self, author: NodeId, data: bytes) -> None:
+        if self.own is not None:
+            await self._send_incoming.send(data)
+
+    async def _pull(self, hashes: Sequence[Digest], sender: int | None) -> list[bytes]:
+        assert self.own is not None
+        return await pull_bodies(self._members, self.own, hashes, sender)
+
+    # --- blocks --------------------------------------------------------------------------------------------------
+
+    async def apply(self, candidates: Sequence[Candidate], finality: Finality) -> None:
+        """Execute final blocks that came by a catch-up."""
+        if self.validator is not None:
+            await self.validator.apply(candidates, finality)
+        else:
+            await self.executor.apply(candidates, finality)
+            self.mempool.drop_executed(
+                (tx_hash for item in candidates for tx_hash in item.block.transactions), ledger=self.executor.ledger
+            )
+
+    def fall_behind(self, member: int | None) -> None:
+        """Say that others may have gone on without this node; a member who showed it is asked first."""
+        self._ahead = member
+        self._behind.set()
+
+    async def _keep_up(self) -> None:
+        """Catch up whenever something says that others have gone on, and once at the start."""
+        self._behind.set()
+        while True:
+            await self._behind.wait()
+            self._behind = trio.Event()
+            if await self.sync.catch_up(self._ahead) and self.validator is not None:
+                self.validator.synced()
+            await trio.sleep(CATCH_UP_S)
+
+    async def _announce(self) -> None:
+        """Tell those who are no members of new final blocks: the leader of the newest does, at most once a second."""
+        told = self.executor.height
+        while True:
+            await self.executor.wait_beyond(told)
+            told = self.executor.height
+            finality = self.executor.finality
+            if self.executor.head.leader == self.own and finality is not None:
+                data = self.executor.head.encode() + finality.encode()
+                await self.gossip.publish(blocks_topic(self.genesis), data)
+            await trio.sleep(ANNOUNCE_S)
+
+    def _verify_announcement(self, author: NodeId, data: bytes) -> None:
+        """Raise `Rejected` for an announcement that is not of a final block; of other epochs it cannot be told."""
+        header = BlockHeader.decode(data[:HEADER_BYTES], chain_id=self.genesis.chain_id)
+        finality = Finality.decode(data[HEADER_BYTES:], chain_id=self.genesis.chain_id)
+        committee = self.executor.ledger.committee
+        if header.epoch == committee.epoch and header.height > self.executor.height:
+            finality.verify(header, committee=committee)
+
+    async def _handle_announcement(self, author: NodeId, data: bytes) -> None:
+        header = BlockHeader.decode(data[:HEADER_BYTES], chain_id=self.genesis.chain_id)
+        if self.own is None and header.height > self.executor.height:
+            self.fall_behind(self.executor.ledger.committee.index_of(author))
+
+    # --- evidence ------------------------------------------------------------------------------------------------
+
+    def _accuse(self, guilty: Guilty) -> None:
+        first, second = guilty.first, guilty.second
+        if isinstance(first, SignedVote):
+            index, epoch, view = first.vote.signer, first.vote.epoch, first.vote.view
+        else:
+            index, epoch, view = first[0].leader, first[0].epoch, first[0].view
+        node = self.executor.ledger.committee.members[index].node
+        log.warning("caught: member %d signed two things that contradict each other in view %d", index, view)
+        self.operator.accuse(Evidence(first, second), node=node, epoch=epoch, view=view)
