@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import trio
 
+from economics import cbor
 from economics.blob import BlobId
 from economics.block import HEADER_BYTES, BlockHeader, Finality, genesis_header
 from economics.crypto import Digest, OwnerId
@@ -208,8 +209,8 @@ class ChainClient:
     async def _owned_keys(self, member: int, owner: OwnerId) -> list[StateKey]:
         keys: list[StateKey] = []
         while True:
-            request = {"first": len(keys), "op": "owned", "owner": bytes(owner)}
-            reply, payload = await self.members.request(member, dict(request), size_max=REPLY_BYTES_MAX)
+            request: dict[str, cbor.Value] = {"first": len(keys), "op": "owned", "owner": bytes(owner)}
+            reply, payload = await self.members.request(member, request, size_max=REPLY_BYTES_MAX)
             fields = Fields(payload, "keys")
             while fields.left:
                 keys.append(StateKey(fields.take(32)))
@@ -275,9 +276,9 @@ class ChainClient:
         raise TooSlow(f"the transaction was not in a final block within {deadline_s:.0f} s; it may still come")
 
     async def _outcome(self, member: int, tx_hash: Digest, wait_s: float) -> HistoryRow | None:
-        request = {"hash": bytes(tx_hash), "op": "outcome", "wait_ms": int(wait_s * 1000)}
+        request: dict[str, cbor.Value] = {"hash": bytes(tx_hash), "op": "outcome", "wait_ms": int(wait_s * 1000)}
         try:
-            reply, raw = await self.members.request(member, dict(request), size_max=TRANSACTION_BYTES_MAX)
+            reply, raw = await self.members.request(member, request, size_max=TRANSACTION_BYTES_MAX)
         except Refused:
             return None
         except REQUEST_FAULTS as fault:
@@ -309,8 +310,14 @@ class ChainClient:
         """Return an account's newest transactions, as a member tells."""
 
         async def ask(member: int) -> list[HistoryRow]:
-            request = {"height": 1 << 62, "index": 0, "limit": limit, "op": "history", "owner": bytes(owner)}
-            reply, payload = await self.members.request(member, dict(request), size_max=REPLY_BYTES_MAX)
+            request: dict[str, cbor.Value] = {
+                "height": 1 << 62,
+                "index": 0,
+                "limit": limit,
+                "op": "history",
+                "owner": bytes(owner),
+            }
+            reply, payload = await self.members.request(member, request, size_max=REPLY_BYTES_MAX)
             rows = reply.header.get("rows")
             fields = Fields(payload, "a history")
             if not isinstance(rows, list):
@@ -333,8 +340,8 @@ class ChainClient:
         async def ask(member: int) -> list[BlockHeader]:
             await self._follow(member)
             head = await self.head()
-            request = {"count": limit, "height": head.height, "op": "headers"}
-            _, payload = await self.members.request(member, dict(request), size_max=REPLY_BYTES_MAX)
+            request: dict[str, cbor.Value] = {"count": limit, "height": head.height, "op": "headers"}
+            _, payload = await self.members.request(member, request, size_max=REPLY_BYTES_MAX)
             fields = Fields(payload, "headers")
             headers: list[BlockHeader] = []
             expected = head.hash

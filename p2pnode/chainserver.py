@@ -12,7 +12,7 @@ from economics import cbor
 from economics.block import BlockHeader, Finality
 from economics.crypto import DIGEST_BYTES, KEY_BYTES, Digest, OwnerId
 from economics.errors import Reason, Rejected
-from economics.state import state_key
+from economics.state import BlobEntry, Reservation, state_key
 from economics.transactions import TRANSACTION_BYTES_MAX, SignedTransaction
 from economics.tree import StateKey, Tree
 from p2pnode.executor import TREES_KEPT, Executor
@@ -93,6 +93,8 @@ class ChainServer:
                 return await trio.to_thread.run_sync(self._history, message)
             case "snapshot":
                 return await trio.to_thread.run_sync(self._snapshot, message)
+            case "chunk":
+                return await trio.to_thread.run_sync(self._chunk, message)
             case _:
                 raise Rejected(Reason.UNKNOWN_OPERATION, "no such operation")
 
@@ -245,13 +247,25 @@ class ChainServer:
         """Return the state keys of what an owner has: hints, which `state` then proves."""
         owner = OwnerId(message.raw("owner", KEY_BYTES))
         ledger = self.executor.ledger
-        items = [*ledger.reservations_of(owner), *ledger.entries_of(owner)]
+        items: list[Reservation | BlobEntry] = [*ledger.reservations_of(owner), *ledger.entries_of(owner)]
         first = message.integer("first", high=1 << 40)
         page = items[first : first + 1_024]
         return {"more": len(items) > first + len(page)}, tuple(state_key(item.slot) for item in page)
 
     def _snapshot(self, message: Incoming) -> Reply:
-        """Return one chunk of the newest snapshot, or of the one of `epoch`."""
+        """Return how many chunks the snapshot of the state after an epoch has, and the next header, final."""
+        epoch = message.integer("epoch", high=1 << 62)
+        chunks = self.store.chunks(epoch)
+        height = self.store.boundary(epoch)
+        found = None if height is None else self.store.certified_from(height + 1)
+        if not chunks or height is None or found is None:
+            raise Rejected(Reason.NOT_FOUND, "no snapshot of that epoch's end here")
+        headers = [self.executor.header(item) for item in range(height + 1, found[0] + 1)]
+        first, *links = (header for header in headers if header is not None)
+        finality = Finality(found[1].certificate, tuple(links))
+        return {"chunks": chunks}, (first.encode(), finality.encode())
+
+    def _chunk(self, message: Incoming) -> Reply:
         epoch, index = message.integer("epoch", high=1 << 62), message.integer("chunk", high=1 << 32)
         chunk = self.store.chunk(epoch, index)
         if chunk is None:

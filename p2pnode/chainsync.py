@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from economics import cbor
 from economics.block import HEADER_BYTES, Block, BlockHeader, Finality, verify_successor
 from economics.crypto import DIGEST_BYTES, Digest
 from economics.errors import Reason, Rejected
@@ -152,6 +153,8 @@ class ChainSync:
             return
         last, trusted = trail[-1]
         boundary = last.header
+        if boundary.height <= executor.height:
+            return
         reply, payload = await self.members.request(
             member, {"epoch": boundary.epoch, "op": "snapshot"}, size_max=HEAD_BYTES_MAX
         )
@@ -159,8 +162,8 @@ class ChainSync:
         root = self._check_snapshot_root(payload, trusted)
         values: list[bytes] = []
         for index in range(chunks):
-            request = {"chunk": index, "epoch": boundary.epoch, "op": "chunk"}
-            _, chunk = await self.members.request(member, dict(request), size_max=CHUNK_BYTES_MAX)
+            request: dict[str, cbor.Value] = {"chunk": index, "epoch": boundary.epoch, "op": "chunk"}
+            _, chunk = await self.members.request(member, request, size_max=CHUNK_BYTES_MAX)
             fields = Fields(chunk, "a snapshot's chunk")
             while fields.left:
                 values.append(fields.take_sized(4))
@@ -183,8 +186,8 @@ async def take_epochs(members: Members, member: int, trusted: Trusted) -> list[t
     genesis = members.genesis
     trail: list[tuple[Boundary, Trusted]] = []
     while True:
-        request = {"first": trusted.epoch, "op": "epochs"}
-        _, payload = await members.request(member, dict(request), size_max=REPLY_BYTES_MAX)
+        request: dict[str, cbor.Value] = {"first": trusted.epoch, "op": "epochs"}
+        _, payload = await members.request(member, request, size_max=REPLY_BYTES_MAX)
         if not payload:
             return trail
         fields = Fields(payload, "epochs")

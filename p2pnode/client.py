@@ -1,4 +1,4 @@
-"""One client's session: a short-lived peer that stores, reads and asks. The work is in upload and download."""
+"""One client's session: a short-lived peer that reads and asks. Storing is in publish, reading in download."""
 
 import contextlib
 import os
@@ -17,9 +17,9 @@ from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
 from economics.geometry import Code
+from p2pnode.chainclient import ChainClient
 from p2pnode.codec import Codec
 from p2pnode.download import Reader
-from p2pnode.encoder import open_encoder
 from p2pnode.errors import InputError, SpaceError
 from p2pnode.files import FULL, sync_directory
 from p2pnode.home import Home
@@ -28,7 +28,8 @@ from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, shorten
 from p2pnode.network.host import open_network
 from p2pnode.node import bootstrap_of, clock_ms, dialler, storage_protocol
-from p2pnode.upload import Progress, Stored, Uploader, file_length, read_segments
+from p2pnode.participant import chain_protocol
+from p2pnode.upload import file_length, read_segments
 
 STATUS_BYTES_MAX = 65_536
 
@@ -46,24 +47,13 @@ class Read:
 class Client:
     """A session of one client with one network."""
 
-    def __init__(self, *, home: Home, genesis: Genesis, session: Key, members: Members, codec: Codec) -> None:
-        self.home = home
+    def __init__(self, *, genesis: Genesis, session: Key, members: Members, chain: ChainClient, codec: Codec) -> None:
+        self.chain = chain
         self.genesis = genesis
         self.session = session
         self.members = members
         self.codec = codec
         self.reader = Reader(members=members, codec=codec, rng=random.Random(os.urandom(16)))
-
-    async def store(
-        self, path: Path, *, owner: Key, report: Callable[[Progress], None] = lambda progress: None
-    ) -> Stored:
-        """Store a file as `owner`'s and return its certificate; see `Uploader.run`."""
-        length = await trio.to_thread.run_sync(file_length, path)
-        async with open_encoder(self.codec, length=length) as encoder:
-            uploader = Uploader(
-                members=self.members, encoder=encoder, owner=owner, uploader=self.session.public, report=report
-            )
-            return await uploader.run(path, length)
 
     async def read(
         self,
@@ -161,7 +151,13 @@ async def open_client(home: Home, *, on_fault: Callable[[Fault], None] = lambda 
         ) as discovery,
     ):
         members = Members(network, genesis, storage_protocol(genesis), discovery, on_fault=on_fault)
-        yield Client(home=home, genesis=genesis, session=session, members=members, codec=Codec(genesis.code, kernel))
+        chain = ChainClient(
+            members=Members(network, genesis, chain_protocol(genesis), discovery),
+            cache=home.trusted_path,
+            clock_ms=clock_ms,
+        )
+        codec = Codec(genesis.code, kernel)
+        yield Client(genesis=genesis, session=session, members=members, chain=chain, codec=codec)
 
 
 def parse_id(text: str) -> BlobId:

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import trio
-from economics.ledger import Ledger, Receipt
-from economics.transactions import SignedTransaction
-from economics.tree import Tree
 
 from economics.block import Block, BlockHeader, Finality, genesis_header, is_boundary
-from economics.crypto import Digest
+from economics.crypto import Digest, OwnerId
+from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
+from economics.ledger import Ledger, Receipt
+from economics.light import Boundary
+from economics.transactions import HandOver, SignedTransaction, Transfer
+from economics.tree import StateKey, Tree
 from p2pnode.chain import ChainStore, FinalBlock, StoredReceipt
 
 log = logging.getLogger("p2pnode.executor")
@@ -117,7 +119,7 @@ class Executor:
     ) -> tuple[Ledger, tuple[Receipt, ...], dict[int, Tree]]:
         """For a worker thread."""
         ledger = self.ledger.fork()
-        changes: dict[bytes, bytes | None] = {}
+        changes: dict[StateKey, bytes | None] = {}
         rows: list[FinalBlock] = []
         receipts: list[Receipt] = []
         trees: dict[int, Tree] = {}
@@ -147,14 +149,21 @@ class Executor:
         self.advanced.set()
         self.advanced = trio.Event()
 
-    async def install(self, boundary: BlockHeader, finality: Finality, values: Sequence[bytes]) -> None:
-        """Take the state after a boundary as it is in a snapshot, whose root the caller has checked."""
+    async def install(self, trail: Sequence[Boundary], values: Sequence[bytes], *, root: Digest) -> None:
+        """Take the state after the last of these boundaries as it is in a snapshot.
+
+        The caller has checked the boundaries, which follow on the current epoch, and `root`. Raises `Rejected` and
+        changes nothing if these values are not what hashes to it.
+        """
+        boundary = trail[-1].header
         async with self._turn:
             assert boundary.height > self.height
 
             def load() -> Ledger:
                 ledger = Ledger.load(self.genesis, items=values, height=boundary.height)
-                self.store.install_snapshot(boundary, finality, values, root=ledger.root)
+                if ledger.root != root or ledger.epoch != boundary.epoch + 1:
+                    raise Rejected(Reason.HASH_MISMATCH, "the snapshot is not the state that was signed for")
+                self.store.install_snapshot(trail, values, root=root)
                 return ledger
 
             with trio.CancelScope(shield=True):
@@ -167,13 +176,22 @@ class Executor:
         return is_boundary(header, root=self.root_header, epoch_ms=self.genesis.parameters.epoch_ms)
 
 
+def touched(signed: SignedTransaction) -> tuple[OwnerId, ...]:
+    """Return whose history a transaction belongs to."""
+    match signed.transaction.operation:
+        case Transfer(to, _) | HandOver(_, to):
+            return (signed.transaction.sender, to)
+        case _:
+            return (signed.transaction.sender,)
+
+
 def build_row(item: Candidate, receipts: Sequence[Receipt], *, root: Digest, ends_epoch: bool) -> FinalBlock:
     """Return a block as the store keeps it."""
     return FinalBlock(
         block=item.block,
         bodies=tuple(signed.raw for signed in item.transactions),
         receipts=tuple(StoredReceipt(receipt.hash, str(receipt.code), receipt.fee_frost) for receipt in receipts),
-        touched=tuple(signed.transaction.touched() for signed in item.transactions),
+        touched=tuple(touched(signed) for signed in item.transactions),
         root=root,
         is_boundary=ends_epoch,
     )

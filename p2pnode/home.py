@@ -37,8 +37,6 @@ class Config:
     quota_bytes: int = QUOTA_BYTES
     spot_check_s: int = 30
     """Seconds between two spot checks of other members; 0 for none."""
-    free_owner_bytes_max: int = UploadLimits().free_owner_bytes_max
-    free_bytes_max: int = UploadLimits().free_bytes_max
     unclosed_peer_bytes_max: int = UploadLimits().unclosed_peer_bytes_max
     unclosed_bytes_max: int = UploadLimits().unclosed_bytes_max
 
@@ -143,6 +141,11 @@ class Home:
     @property
     def peers_path(self) -> Path:
         return self.path / "cache" / "peers.json"
+
+    @property
+    def trusted_path(self) -> Path:
+        """The newest epoch that a client of this home has followed."""
+        return self.path / "cache" / "trusted.cbor"
 
     def make_cache(self) -> Path:
         """Return where peers seen lately are kept; its directory exists from here on."""

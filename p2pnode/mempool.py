@@ -2,11 +2,10 @@
 
 from collections.abc import Collection, Iterable, Iterator
 
-from economics.ledger import Ledger
-from economics.transactions import SignedTransaction
-
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
+from economics.ledger import Ledger
+from economics.transactions import SignedTransaction
 
 TRANSACTIONS_MAX = 20_000
 BYTES_MAX = 16 << 20
@@ -61,10 +60,10 @@ class Mempool:
         height = ledger.height + 1
         for sender, waiting in self._by_sender.items():
             nonce = max(ledger.account(sender).nonce, after.get(sender, 0))
-            while (signed := waiting.get(nonce)) is not None and signed.hash not in taken:
-                if signed.transaction.expiry_height <= height:
+            while (following := waiting.get(nonce)) is not None and following.hash not in taken:
+                if following.transaction.expiry_height <= height:
                     break
-                yield signed
+                yield following
                 nonce += 1
 
     def drop_executed(self, hashes: Iterable[Digest], *, ledger: Ledger) -> None:

@@ -23,7 +23,7 @@ from economics.genesis import ADDRESSES_MAX, Genesis, build_key_text
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour, speaker
-from p2pnode.backup import clear_restored, is_restored, mark_restored
+from p2pnode.backup import clear_restored, is_restored
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
 from p2pnode.chain import ChainStore
@@ -308,6 +308,11 @@ class OpenChain:
     quiet: Quiet | None
     home: Home
 
+    def end_quiet(self) -> None:
+        """Say durably that the chain has passed whatever this node may have signed and does not know of."""
+        self.votes.heal()
+        clear_restored(self.home)
+
 
 @contextmanager
 def open_chain(home: Home, genesis: Genesis) -> Iterator[OpenChain]:
@@ -316,13 +321,12 @@ def open_chain(home: Home, genesis: Genesis) -> Iterator[OpenChain]:
     store = ChainStore.open(home.chain_database_path, genesis.chain_id)
     votes, replay = VoteLog.open(home.votelog_path, genesis.chain_id)
     if replay.corrupt:
-        log.error("the vote log was damaged in the middle: this node votes again when the chain has passed it")
-        mark_restored(home)
+        log.error("the vote log was damaged: this node votes again when the chain has passed what it may have signed")
     if replay.cut_bytes:
         log.warning(
             "the last write to the vote log was cut off: %d bytes dropped, nothing of it was sent", replay.cut_bytes
         )
-    quiet = Quiet() if is_restored(home) else None
+    quiet = Quiet() if replay.corrupt or is_restored(home) else None
     try:
         yield OpenChain(Executor(genesis, store), votes, replay, quiet, home)
     finally:
@@ -342,7 +346,7 @@ def join(
         votes=chain.votes,
         records=chain.replay.records,
         quiet=chain.quiet,
-        on_loud=lambda: clear_restored(chain.home),
+        on_loud=chain.end_quiet,
         chain_members=Members(network, genesis, chain_protocol(genesis), discovery),
         consensus_members=Members(network, genesis, consensus_protocol(genesis), discovery),
         gossip=gossip,

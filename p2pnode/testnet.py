@@ -18,7 +18,7 @@ import psutil
 
 from economics.committee import Member
 from economics.crypto import NodeId, OwnerId
-from economics.genesis import FROST_PER_WAL, Genesis, GenesisAccount, build_key_text, parse_genesis
+from economics.genesis import FROST_PER_WAL, Genesis, GenesisAccount, Parameters, build_key_text, parse_genesis
 from economics.geometry import SEGMENT_BYTES, SHARDS_MAX, SHARDS_MIN
 from p2pnode.errors import ConfigError, InputError, PeerUnreachable
 from p2pnode.files import replace_synced
@@ -125,6 +125,7 @@ def up(
     behaviours: Sequence[str] = (),
     segment_bytes: int = SEGMENT_BYTES,
     limits: Mapping[str, int] = MappingProxyType({}),
+    parameters: Parameters = Parameters(),
 ) -> Network:
     """Make homes and a genesis, start a process for each node and wait until all are ready.
 
@@ -146,9 +147,8 @@ def up(
         for index, (address, share) in enumerate(zip(free_addresses(nodes), deal_shards(shards, nodes), strict=True))
     ]
     client = Home(directory / "client")
-    genesis = Genesis(
-        "testnet", time.time_ns() // 1_000_000, segment_bytes, tuple(members), make_accounts(client, members)
-    )
+    accounts = make_accounts(client, members)
+    genesis = Genesis("testnet", time.time_ns() // 1_000_000, segment_bytes, tuple(members), accounts, parameters)
     parse_genesis(genesis.to_json())
     for home in (client, *(home_of(directory, index) for index in range(nodes))):
         home.put_genesis(genesis)

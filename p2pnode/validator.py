@@ -438,8 +438,8 @@ class Validator:
         epoch = self.executor.ledger.epoch
         view = 0 if head == self.executor.root_header else head.view
         self._live = [record for record in self._live if self._matters(record, epoch, view)]
-        rows = [(int(record.kind), record.body) for record in self._live]
-        await trio.to_thread.run_sync(self.votes.rewrite, rows)
+        kept = {(int(record.kind), record.body) for record in self._live}
+        await trio.to_thread.run_sync(self.votes.prune, lambda kind, body: (kind, body) in kept)
 
     def _matters(self, record: Record, epoch: int, view: int) -> bool:
         match record.kind:

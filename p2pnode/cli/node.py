@@ -87,7 +87,7 @@ def load_network(path: Path | None) -> "Genesis | None":
 @home_option
 @click.option(
     "--behaviour",
-    type=click.Choice(["honest", "liar", "stalled", "silent"]),
+    type=click.Choice(["honest", "liar", "stalled", "silent", "equivocator"]),
     default="honest",
     help="On a testnet: be an adversary.",
 )

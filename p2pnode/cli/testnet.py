@@ -24,9 +24,8 @@ def testnet() -> None:
 @click.option("--stalled", default=0, type=click.IntRange(min=0), help="Number of nodes that drip their answers.")
 @click.option("--silent", default=0, type=click.IntRange(min=0), help="Number of nodes that never answer a read.")
 @click.option("--quota", type=click.IntRange(min=0), help="Most bytes of slivers each node keeps; 64 GiB if not given.")
-@click.option(
-    "--free", type=click.IntRange(min=0), help="Most unpaid bytes a node keeps, of one owner and in all; 4 GiB."
-)
+@click.option("--equivocator", default=0, type=click.IntRange(min=0), help="Number of nodes that vote for two blocks.")
+@click.option("--epoch", type=click.IntRange(min=1), help="Seconds of an epoch; a day if not given.")
 def up(
     directory: Path,
     nodes: int,
@@ -34,19 +33,22 @@ def up(
     liar: int,
     stalled: int,
     silent: int,
+    equivocator: int,
     quota: int | None,
-    free: int | None,
+    epoch: int | None,
 ) -> None:
     """Start a testnet in the background and print its endpoints, keys and pids as JSON."""
+    from economics.genesis import Parameters
     from p2pnode import testnet as room
 
-    behaviours = ["silent"] * silent + ["stalled"] * stalled + ["liar"] * liar
+    behaviours = ["equivocator"] * equivocator + ["silent"] * silent + ["stalled"] * stalled + ["liar"] * liar
     limits: dict[str, int] = {}
     if quota is not None:
         limits["quota_bytes"] = quota
-    if free is not None:
-        limits["free_owner_bytes_max"] = limits["free_bytes_max"] = free
-    started = room.up(directory.absolute(), nodes=nodes, shards=shards, behaviours=behaviours, limits=limits)
+    parameters = Parameters() if epoch is None else Parameters(epoch_ms=1000 * epoch)
+    started = room.up(
+        directory.absolute(), nodes=nodes, shards=shards, behaviours=behaviours, limits=limits, parameters=parameters
+    )
     click.echo(json.dumps(started.to_json(), indent=2))
 
 
