@@ -181,6 +181,8 @@ class Receipt:
         verify_final(trusted, header=self.header, finality=self.finality)
         self.proof.verify(self.header.state_root, blob_key(self.blob_id), self.value)
         blob = BlobSummary.decode(self.value)
+        if blob.blob_id != self.blob_id:
+            raise Rejected(Reason.MALFORMED, "a value begins with its kind and id")
         return Proven(
             blob_id=self.blob_id,
             length=blob.length,

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from economics.committee import Committee, Member
 from economics.crypto import NodeId, OwnerId
+from economics.errors import Reason
+from tests.refusals import reason
 
 SHARES = st.lists(st.integers(1, 20), min_size=1, max_size=12).filter(lambda shares: sum(shares) >= 4)
 
@@ -39,6 +41,23 @@ def test_weight_counts_a_member_once() -> None:
     assert committee.weight([2, 0]) == 5
     assert committee.weight([2, 2, 2]) == 4
     assert committee.weight([]) == 0
+
+
+@given(SHARES)
+def test_is_read_back_from_what_its_hash_is_of(shares: list[int]) -> None:
+    committee = make(shares)
+    assert Committee.decode(committee.encode()) == committee
+
+
+def test_of_another_size_or_impossible_shares_is_refused() -> None:
+    data = make([1, 2, 4]).encode()
+    for other in (b"", data[:-1], data + b"\0", data[:9] + b"\2" + data[10:], data[:9] + b"\4" + data[10:]):
+        assert reason(Committee.decode, other) is Reason.MALFORMED
+    for shares in ([], [1, 2], [4, 0], [200, 57], [65_535]):
+        assert reason(Committee.decode, make(shares).encode()) is Reason.MALFORMED
+    Committee.decode(make([200, 56]).encode())
+    twice = data[:10] + data[10 : 10 + 66] * 2 + data[10 + 132 :]
+    assert reason(Committee.decode, twice) is Reason.MALFORMED
 
 
 def test_a_node_without_a_seat_has_no_index() -> None:
