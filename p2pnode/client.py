@@ -12,11 +12,15 @@ from typing import Any, BinaryIO
 import trio
 
 from dht.discovery import open_discovery
+from economics import cbor
 from economics.blob import BlobId, Header, Root, parse_blob_id
+from economics.commitments import Certificate
+from economics.committee import Committee
 from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
 from economics.geometry import Code
+from p2pnode.chainview import Chain
 from p2pnode.codec import Codec
 from p2pnode.download import Reader
 from p2pnode.encoder import open_encoder
@@ -28,9 +32,11 @@ from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, shorten
 from p2pnode.network.host import open_network
 from p2pnode.node import bootstrap_of, clock_ms, dialler, storage_protocol
+from p2pnode.payments import Terms
 from p2pnode.upload import Progress, Stored, Uploader, file_length, read_segments
 
 STATUS_BYTES_MAX = 65_536
+CERTIFICATE_BYTES_MAX = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,9 @@ class Read:
 class Client:
     """A session of one client with one network."""
 
+    chain: Chain
+    """The network's chain, as this client follows it."""
+
     def __init__(self, *, home: Home, genesis: Genesis, session: Key, members: Members, codec: Codec) -> None:
         self.home = home
         self.genesis = genesis
@@ -55,9 +64,9 @@ class Client:
         self.reader = Reader(members=members, codec=codec, rng=random.Random(os.urandom(16)))
 
     async def store(
-        self, path: Path, *, owner: Key, report: Callable[[Progress], None] = lambda progress: None
+        self, path: Path, *, owner: Key, terms: Terms, report: Callable[[Progress], None] = lambda progress: None
     ) -> Stored:
-        """Store a file as `owner`'s and return its certificate; see `Uploader.run`."""
+        """Store a file as `owner`'s, on its terms, and return its certificate; see `Uploader.run`."""
         length = await trio.to_thread.run_sync(file_length, path)
         async with open_encoder(self.codec, length=length) as encoder:
             uploader = Uploader(
@@ -90,6 +99,20 @@ class Client:
 
         await self.reader.read(header, write, start=start, stop=stop, strict=strict)
         return Read(blob_id, done, tuple(self.members.faults.values()))
+
+    async def certificate(self, blob_id: BlobId) -> Certificate | None:
+        """Return a certificate of a blob that holds, from the first member that has one."""
+        request: dict[str, cbor.Value] = {"blob": bytes(blob_id), "op": "certificate"}
+        for member in range(self.members.count):
+            try:
+                _, data = await self.members.request(member, request, size_max=CERTIFICATE_BYTES_MAX)
+                certificate = Certificate.decode(data, chain_id=self.genesis.chain_id)
+                certificate.verify(committee=Committee(certificate.epoch, self.genesis.members))
+            except REQUEST_FAULTS:
+                continue
+            if certificate.statement.blob_id == blob_id:
+                return certificate
+        return None
 
     async def status(self) -> list[dict[str, Any]]:
         """Ask every member how it is; a member that does not answer says why."""

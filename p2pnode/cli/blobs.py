@@ -1,4 +1,4 @@
-"""Commands on blobs: store, read, ask the network how it is, compute an ID offline."""
+"""Commands on bytes: store, read, ask the network how it is, compute an ID offline."""
 
 import sys
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2pnode.cli.options import home_option, json_option
+from p2pnode.cli.options import ID, IdCommand, home_option, json_option, max_cost_option
 from p2pnode.cli.passphrase import passphrase_option
-from p2pnode.cli.session import echo_json, load_owner, run_client
+from p2pnode.cli.session import echo_json, load_owner, run_client, say_quote
 from p2pnode.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -19,22 +19,42 @@ RANGE_HELP = "First and last byte, counted from 0, as in HTTP: 0-99 is the first
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--epochs",
+    default=30,
+    show_default=True,
+    type=click.IntRange(1, 53),
+    help="Keep it for so many epochs, the current one counted: 30 is a month where an epoch is a day.",
+)
+@max_cost_option
+@click.option("--permanent", is_flag=True, help="Let nobody delete it before it expires, not even its owner.")
 @passphrase_option
 @home_option
 @json_option
-def store(file: Path, passphrase_file: Path | None, home_path: Path, as_json: bool) -> None:
+def store(
+    file: Path,
+    epochs: int,
+    max_cost: int | None,
+    permanent: bool,
+    passphrase_file: Path | None,
+    home_path: Path,
+    as_json: bool,
+) -> None:
     """Store FILE and print its blob ID.
 
-    It is printed once nodes with a quorum of shards have signed that their slivers are on their disks.
+    The price is said first, and nothing is paid or sent if it is over --max-cost. The ID is printed once nodes with a
+    quorum of shards have signed that their slivers are on their disks.
     """
     from economics.blob import build_blob_id_text
+    from p2pnode.payments import Terms
     from p2pnode.progress import store_progress
 
+    terms = Terms(epochs=epochs, deletable=not permanent, max_cost_frost=max_cost, on_quote=say_quote)
     owner = load_owner(home_path, passphrase_file)
 
     async def work(client: "Client") -> None:
         with store_progress(file.name) as report:
-            stored = await client.store(file, owner=owner, report=report)
+            stored = await client.store(file, owner=owner, terms=terms, report=report)
         blob_id = build_blob_id_text(stored.blob_id)
         fields = {
             "blob_id": blob_id,
@@ -58,8 +78,8 @@ def store(file: Path, passphrase_file: Path | None, home_path: Path, as_json: bo
     run_client(home_path, work)
 
 
-@click.command()
-@click.argument("blob_id")
+@click.command(cls=IdCommand)
+@click.argument("blob_id", type=ID)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output if not given.")
 @click.option("--range", "bounds", metavar="A-B", help=RANGE_HELP)
 @click.option(
