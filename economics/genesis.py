@@ -21,7 +21,7 @@ FROST_MAX = (1 << 63) - 1
 ACCOUNTS_MAX = 4_096
 NAME_CHARS_MAX = 64
 ADDRESSES_MAX = 8
-ADDRESS_CHARS_MAX = 128
+ADDRESS_BYTES_MAX = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +223,10 @@ def _parse_member(fields: Any) -> Member:
     if (
         not isinstance(addresses, list)
         or len(addresses) > ADDRESSES_MAX
-        or not all(_is_text(text, ADDRESS_CHARS_MAX) for text in addresses)
+        or not all(_is_text(text, ADDRESS_BYTES_MAX) for text in addresses)
+        or any(len(text.encode("utf-8")) > ADDRESS_BYTES_MAX for text in addresses)
     ):
-        raise Rejected(Reason.MALFORMED, "a member has at most 8 addresses of at most 128 characters")
+        raise Rejected(Reason.MALFORMED, "a member has at most 8 addresses of at most 128 bytes")
     return Member(
         node=NodeId(parse_key(fields["node"])),
         owner=OwnerId(parse_key(fields["owner"])),

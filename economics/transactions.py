@@ -28,14 +28,13 @@ from economics.crypto import (
 )
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
-from economics.genesis import ADDRESSES_MAX, Parameters
+from economics.genesis import ADDRESS_BYTES_MAX, ADDRESSES_MAX, Parameters
 from economics.votes import SIGNED_VOTE_BYTES, SignedVote
 
 TRANSACTION_BYTES_MAX = 24_576
 """Holds a certificate of 256 members of one shard each twice over."""
 TEXT_BYTES_MAX = 255
 """Of a blob's content type or name: their lengths are one byte."""
-ADDRESS_BYTES_MAX = 128
 VOTES_FORM = 1
 HEADERS_FORM = 2
 

@@ -150,6 +150,7 @@ def test_any_difference_is_another_chain() -> None:
         ("a node twice", with_member(node=build_key_text(OPERATORS[0].public))),
         ("nine addresses", with_member(addresses=["/ip4/127.0.0.1/tcp/1"] * 9)),
         ("a long address", with_member(addresses=["x" * 129])),
+        ("an address of few characters and many bytes", with_member(addresses=["\u00e9" * 65])),
         ("an address that no text encoding has", with_member(addresses=["\udfff"])),
         ("an address that is a number", with_member(addresses=[1])),
         ("addresses as one text", with_member(addresses="/ip4/127.0.0.1/tcp/1")),

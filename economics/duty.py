@@ -1,0 +1,123 @@
+"""What members owe and earn: registering a node, slashing who contradicted itself, paying an epoch's rewards."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from economics.block import BlockHeader
+from economics.committee import Committee
+from economics.crypto import Digest, NodeId, verify_signature
+from economics.errors import Rejected
+from economics.operations import Code, Context, Failed, add_rewards, credit
+from economics.state import NodeEntry, Offence, node_slot, offence_slot
+from economics.transactions import Evidence, RegisterNode, SignedHeader
+from economics.votes import Kind, SignedVote, Vote
+from economics.working import WorkingState
+
+SLASH_PERCENT = 5
+"""Of a node's stake, for each view in which it contradicted itself."""
+REPORTER_PERCENT = 5
+"""Of what is slashed; the rest is burned, so reporting oneself never pays."""
+
+
+def node_entry(state: WorkingState, node: NodeId) -> NodeEntry | None:
+    value = state.get(node_slot(node))
+    assert value is None or isinstance(value, NodeEntry)
+    return value
+
+
+def register_node(context: Context, operation: RegisterNode) -> None:
+    """The node's own signature has been checked with the sender's; a node that is new has no stake."""
+    old = node_entry(context.state, operation.node)
+    if old is not None and old.owner != context.sender:
+        raise Failed(Code.NOT_OWNER)
+    context.state.write(
+        NodeEntry(
+            node=operation.node,
+            owner=context.sender,
+            stake_frost=0 if old is None else old.stake_frost,
+            capacity_units=operation.capacity_units,
+            storage_vote_frost=operation.storage_vote_frost,
+            write_vote_frost=operation.write_vote_frost,
+            addresses=operation.addresses,
+        )
+    )
+
+
+def punish(
+    context: Context, operation: Evidence, *, chain_id: Digest, committee_of: Callable[[int], Committee]
+) -> None:
+    """Slash the member that signed both; the sender has a share of it."""
+    epoch, view, signer = _accused(operation)
+    if epoch > context.epoch:
+        raise Failed(Code.WRONG_EPOCH)
+    if epoch < context.epoch - context.parameters.unbonding_epochs:
+        raise Failed(Code.TOO_OLD)
+    committee = committee_of(epoch)
+    if signer >= len(committee.members):
+        raise Failed(Code.NOT_EVIDENCE)
+    node = committee.members[signer].node
+    if context.state.get(offence_slot(node, epoch=epoch, view=view)) is not None:
+        raise Failed(Code.ALREADY_PUNISHED)
+    try:
+        for exhibit in (operation.first, operation.second):
+            _verify_exhibit(exhibit, chain_id=chain_id, committee=committee)
+    except Rejected as verdict:
+        raise Failed(Code.NOT_EVIDENCE) from verdict
+    context.state.write(Offence(node, epoch, view, context.height))
+    _slash(context, node)
+
+
+def _slash(context: Context, node: NodeId) -> None:
+    """Take from a node's stake; who reported it has a part, and what remains is no more."""
+    entry = node_entry(context.state, node)
+    assert entry is not None, "a member of a committee is registered"
+    slashed = entry.stake_frost * SLASH_PERCENT // 100
+    reward = slashed * REPORTER_PERCENT // 100
+    system = context.state.system()
+    context.state.write(replace(entry, stake_frost=entry.stake_frost - slashed))
+    context.state.write(replace(system, burned_frost=system.burned_frost + slashed - reward))
+    credit(context.state, context.sender, reward)
+
+
+def _accused(operation: Evidence) -> tuple[int, int, int]:
+    """Return (epoch, view, signer index) of two things that contradict each other, or raise `Failed`."""
+    match operation:
+        case Evidence(SignedVote(vote=first), SignedVote(vote=second)):
+            places = {(vote.epoch, vote.view, vote.signer) for vote in (first, second)}
+            guilty = _contradict(first, second)
+        case Evidence((BlockHeader() as one, _), (BlockHeader() as other, _)):
+            places = {(header.epoch, header.view, header.leader) for header in (one, other)}
+            guilty = one != other
+        case _:
+            raise Failed(Code.NOT_EVIDENCE)
+    if len(places) != 1 or not guilty:
+        raise Failed(Code.NOT_EVIDENCE)
+    return places.pop()
+
+
+def _contradict(first: Vote, second: Vote) -> bool:
+    """Return whether no honest member casts both votes in one view: two of a kind, or finalize and nullify."""
+    kinds = {first.kind, second.kind}
+    if kinds == {Kind.FINALIZE, Kind.NULLIFY}:
+        return True
+    return len(kinds) == 1 and first.block_hash != second.block_hash
+
+
+def _verify_exhibit(exhibit: SignedVote | SignedHeader, *, chain_id: Digest, committee: Committee) -> None:
+    if isinstance(exhibit, SignedVote):
+        exhibit.verify(chain_id=chain_id, committee=committee)
+    else:
+        header, signature = exhibit
+        verify_signature(committee.members[header.leader].node, header.encode(), signature)
+
+
+def pay_rewards(state: WorkingState, committee: Committee, *, epoch: int) -> None:
+    """Empty the bucket of an epoch that ends: to its members' owners by shards, what does not divide to the next."""
+    bucket = state.bucket(epoch)
+    state.put(bucket.slot, None)
+    left = bucket.rewards_frost
+    for member in committee.members:
+        reward = bucket.rewards_frost * member.shards // committee.n
+        credit(state, member.owner, reward)
+        left -= reward
+    add_rewards(state, epoch + 1, left)

@@ -1,0 +1,332 @@
+"""The ledger: applies final blocks to the state (FORMATS.md 10 and 11). It never waits, asks or guesses.
+
+Double entry: at every height, what was minted less what was burned is all that anyone has (`verify_supply`).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from economics import duty, operations
+from economics.blob import BlobId
+from economics.block import BlockHeader
+from economics.commitments import Certificate, ReservationId
+from economics.committee import Committee
+from economics.crypto import Digest, NodeId, OwnerId
+from economics.errors import Reason, Rejected
+from economics.genesis import FROST_MAX, Genesis
+from economics.operations import Code as Code
+from economics.operations import Context, Failed
+from economics.state import (
+    SYSTEM_SLOT,
+    Account,
+    BlobEntry,
+    BlobSummary,
+    Bucket,
+    NodeEntry,
+    Reservation,
+    Slot,
+    System,
+    Value,
+    account_slot,
+    decode_value,
+)
+from economics.transactions import (
+    Attributes,
+    Certify,
+    CertifyAgain,
+    Delete,
+    Evidence,
+    Extend,
+    HandOver,
+    Merge,
+    Operation,
+    RegisterNode,
+    Reserve,
+    SignedTransaction,
+    SplitEpochs,
+    SplitUnits,
+    Transfer,
+)
+from economics.tree import StateKey, Tree
+from economics.working import WorkingState
+
+CERTIFICATES_KEPT_MAX = 2_048
+"""Certificates known to hold, so that a block does not check what the mempool has: 12 MB at most with 171 signers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of one transaction of a block."""
+
+    hash: Digest
+    sender: OwnerId
+    code: Code
+    fee_frost: int
+    """What it cost: 0 where it had no effect at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a block did."""
+
+    receipts: tuple[Receipt, ...]
+    """In the order of the block's transactions."""
+    changes: Mapping[StateKey, bytes | None]
+    """The values that are others than before, None for those that are gone."""
+    epoch_ended: bool
+
+
+class Ledger:
+    """The state after one height."""
+
+    def __init__(self, genesis: Genesis, state: WorkingState, *, height: int) -> None:
+        self.genesis = genesis
+        self.height = height
+        self._state = state
+        self._verified: dict[Certificate, None] = {}
+        """Oldest first."""
+        self._committees = {epoch: self._committee_of(epoch) for epoch in (self.epoch, self.epoch + 1)}
+
+    @classmethod
+    def at_genesis(cls, genesis: Genesis) -> "Ledger":
+        """Return the state that a network begins with (FORMATS.md 11)."""
+        values = (value.encode() for value in _genesis_values(genesis))
+        return cls(genesis, WorkingState.load(values), height=0)
+
+    @classmethod
+    def load(cls, genesis: Genesis, *, items: Iterable[bytes], height: int) -> "Ledger":
+        """Return the ledger whose tree holds these values; the caller compares its root with a proven one.
+
+        Raises `Rejected` for bytes that are no state. Costs 40 us a value.
+        """
+        state = WorkingState.load(items)
+        if state.get(SYSTEM_SLOT) is None:
+            raise Rejected(Reason.MALFORMED, "a state without its system value")
+        return cls(genesis, state, height=height)
+
+    def fork(self) -> "Ledger":
+        """Return a ledger that goes on apart from this one; they share the tree, the indexes are copied."""
+        forked = Ledger(self.genesis, self._state.fork(), height=self.height)
+        forked._verified = dict(self._verified)
+        return forked
+
+    @property
+    def tree(self) -> Tree:
+        return self._state.tree
+
+    @property
+    def root(self) -> Digest:
+        return self._state.tree.root
+
+    @property
+    def system(self) -> System:
+        return self._state.system()
+
+    @property
+    def epoch(self) -> int:
+        return self._state.system().epoch
+
+    @property
+    def committee(self) -> Committee:
+        """The committee of the current epoch."""
+        return self._committees[self.epoch]
+
+    @property
+    def next_committee(self) -> Committee:
+        return self._committees[self.epoch + 1]
+
+    def _committee_of(self, epoch: int) -> Committee:
+        """Return an epoch's committee; the members are those of genesis."""
+        return Committee(epoch, self.genesis.members)
+
+    def account(self, owner: OwnerId) -> Account:
+        return self._state.account(owner)
+
+    def reservation(self, reservation: ReservationId) -> Reservation | None:
+        return self._state.reservation(reservation)
+
+    def blob(self, blob_id: BlobId) -> BlobSummary | None:
+        return self._state.blob(blob_id)
+
+    def entry(self, blob_id: BlobId, reservation: ReservationId) -> BlobEntry | None:
+        return self._state.entry(blob_id, reservation)
+
+    def bucket(self, epoch: int) -> Bucket:
+        return self._state.bucket(epoch)
+
+    def node(self, node: NodeId) -> NodeEntry | None:
+        return duty.node_entry(self._state, node)
+
+    def live_blobs(self) -> Iterator[BlobSummary]:
+        """Yield the blobs that the network owes, ascending by ID."""
+        for value in self._values(self._state.indexes.blobs):
+            assert isinstance(value, BlobSummary)
+            yield value
+
+    def reservations_of(self, owner: OwnerId) -> list[Reservation]:
+        """Return an owner's reservations, ascending by ID."""
+        slots = self._state.indexes.owned.get(owner, set())
+        return [value for value in self._values(slots) if isinstance(value, Reservation)]
+
+    def entries_of(self, owner: OwnerId) -> list[BlobEntry]:
+        """Return an owner's entries, ascending by blob ID and reservation."""
+        slots = self._state.indexes.owned.get(owner, set())
+        return [value for value in self._values(slots) if isinstance(value, BlobEntry)]
+
+    def _values(self, slots: Iterable[Slot]) -> Iterator[Value]:
+        for slot in sorted(slots):
+            value = self._state.get(slot)
+            assert value is not None
+            yield value
+
+    def quote_frost(self, *, units: int, epochs: int) -> int:
+        """Return what storing and writing `units` for `epochs` costs, without the transaction's fee."""
+        return operations.quote(self.genesis.parameters, units=units, epochs=epochs)
+
+    def verify_admissible(self, signed: SignedTransaction, *, nonce_ahead_max: int) -> None:
+        """Raise `Rejected` unless the next block, or one soon after it, may hold the transaction.
+
+        WRONG_NONCE: used already, or over `nonce_ahead_max` ahead of the account's. UNFUNDED: the balance is below the
+        fee. EXPIRED: not even the next block may hold it.
+        """
+        transaction = signed.transaction
+        account = self.account(transaction.sender)
+        if transaction.expiry_height <= self.height + 1:
+            raise Rejected(Reason.EXPIRED, f"it expires at height {transaction.expiry_height}")
+        if not account.nonce <= transaction.nonce <= account.nonce + nonce_ahead_max:
+            raise Rejected(Reason.WRONG_NONCE, f"nonce {transaction.nonce}, the account's next is {account.nonce}")
+        if account.balance_frost < transaction.fee_frost:
+            raise Rejected(Reason.UNFUNDED, f"{account.balance_frost} FROST do not cover the fee")
+
+    def verify_certificate(self, certificate: Certificate) -> None:
+        """Raise `Rejected` unless the current committee made it; one that holds is not checked twice."""
+        if certificate.epoch != self.epoch:
+            raise Rejected(Reason.WRONG_EPOCH, f"epoch {certificate.epoch}, the current one is {self.epoch}")
+        if certificate in self._verified:
+            return
+        certificate.verify(committee=self.committee)
+        if len(self._verified) >= CERTIFICATES_KEPT_MAX:
+            del self._verified[next(iter(self._verified))]
+        self._verified[certificate] = None
+
+    def apply(self, header: BlockHeader, transactions: Sequence[SignedTransaction]) -> Applied:
+        """Go on to the next height. The block is final: its transactions are as `SignedTransaction.verify` wants them,
+        and have not expired."""
+        assert header.height == self.height + 1
+        assert header.epoch == self.epoch
+        assert header.transactions_count == len(transactions)
+        receipts = tuple(self._execute(signed, header.height) for signed in transactions)
+        for slot in sorted(self._state.indexes.expiring.get(header.height, ())):
+            self._state.put(slot, None)
+        epoch_ended = header.time_ms >= self.system.epoch_start_ms + self.genesis.parameters.epoch_ms
+        if epoch_ended:
+            self._end_epoch(header.time_ms)
+        self.height = header.height
+        return Applied(receipts, self._state.flush(), epoch_ended)
+
+    def _execute(self, signed: SignedTransaction, height: int) -> Receipt:
+        transaction, state = signed.transaction, self._state
+        assert height < transaction.expiry_height
+        sender, fee_frost = transaction.sender, transaction.fee_frost
+        account = state.account(sender)
+        if transaction.nonce != account.nonce:
+            return Receipt(signed.hash, sender, Code.WRONG_NONCE, 0)
+        if account.balance_frost < fee_frost:
+            return Receipt(signed.hash, sender, Code.UNFUNDED_FEE, 0)
+        epoch = self.epoch
+        state.put(account_slot(sender), Account(sender, account.balance_frost - fee_frost, account.nonce + 1))
+        operations.add_rewards(state, epoch, fee_frost)
+        state.mark()
+        context = Context(
+            state=state,
+            parameters=self.genesis.parameters,
+            geometry=self.genesis.code,
+            height=height,
+            epoch=epoch,
+            sender=sender,
+            transaction=signed.hash,
+            verify_certificate=self.verify_certificate,
+        )
+        try:
+            self._perform(context, transaction.operation)
+        except Failed as failure:
+            state.undo()
+            return Receipt(signed.hash, sender, failure.code, fee_frost)
+        return Receipt(signed.hash, sender, Code.OK, fee_frost)
+
+    def _perform(self, context: Context, operation: Operation) -> None:
+        match operation:
+            case Transfer():
+                operations.transfer(context, operation)
+            case Reserve():
+                operations.reserve(context, operation)
+            case SplitUnits():
+                operations.split_units(context, operation)
+            case SplitEpochs():
+                operations.split_epochs(context, operation)
+            case Merge():
+                operations.merge(context, operation)
+            case HandOver():
+                operations.hand_over(context, operation)
+            case Certify(certificate):
+                operations.certify(context, certificate)
+            case CertifyAgain():
+                operations.certify_again(context, operation)
+            case Extend():
+                operations.extend(context, operation)
+            case Delete():
+                operations.delete(context, operation)
+            case Attributes():
+                operations.attributes(context, operation)
+            case RegisterNode():
+                duty.register_node(context, operation)
+            case Evidence():
+                chain_id = self.genesis.chain_id
+                duty.punish(context, operation, chain_id=chain_id, committee_of=self._committee_of)
+
+    def _end_epoch(self, time_ms: int) -> None:
+        """Pay the rewards, then let go of what ends with the epoch: linear in how much that is."""
+        state, system = self._state, self.system
+        duty.pay_rewards(state, self.committee, epoch=system.epoch)
+        epoch = system.epoch + 1
+        state.write(replace(system, epoch=epoch, epoch_start_ms=time_ms))
+        for slot in sorted(state.indexes.ending.get(epoch, ())):
+            value = state.get(slot)
+            if isinstance(value, BlobEntry):
+                operations.end_entry(state, value)
+            else:
+                state.put(slot, None)
+        self._committees = {epoch: self._committees[epoch], epoch + 1: self._committee_of(epoch + 1)}
+
+    def verify_supply(self) -> None:
+        """Assert that all FROST is somewhere, and no more of it: minted - burned = balances + rewards + stakes."""
+        held = 0
+        for _, data in self.tree.items():
+            match decode_value(data):
+                case Account(balance_frost=amount) | Bucket(rewards_frost=amount) | NodeEntry(stake_frost=amount):
+                    held += amount
+                case _:
+                    pass
+        system = self.system
+        assert held == system.minted_frost - system.burned_frost, (held, system)
+        assert 0 <= held <= FROST_MAX
+
+
+def _genesis_values(genesis: Genesis) -> Iterator[Value]:
+    parameters = genesis.parameters
+    nodes = [
+        NodeEntry(
+            node=member.node,
+            owner=member.owner,
+            stake_frost=member.shards * parameters.stake_frost_per_shard,
+            capacity_units=parameters.capacity_units,
+            storage_vote_frost=parameters.storage_frost_per_unit,
+            write_vote_frost=parameters.write_frost_per_unit,
+            addresses=member.addresses,
+        )
+        for member in genesis.members
+    ]
+    minted = sum(account.balance_frost for account in genesis.accounts) + sum(node.stake_frost for node in nodes)
+    yield System(epoch=0, epoch_start_ms=genesis.time_ms, minted_frost=minted, burned_frost=0)
+    yield from (Account(account.key, account.balance_frost, 0) for account in genesis.accounts)
+    yield from nodes
