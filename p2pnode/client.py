@@ -12,7 +12,10 @@ from typing import Any, BinaryIO
 import trio
 
 from dht.discovery import open_discovery
+from economics import cbor
 from economics.blob import BlobId, Header, Root, parse_blob_id
+from economics.commitments import Certificate
+from economics.committee import Committee
 from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
@@ -32,6 +35,7 @@ from p2pnode.participant import chain_protocol
 from p2pnode.upload import file_length, read_segments
 
 STATUS_BYTES_MAX = 65_536
+CERTIFICATE_BYTES_MAX = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,20 @@ class Client:
 
         await self.reader.read(header, write, start=start, stop=stop, strict=strict)
         return Read(blob_id, done, tuple(self.members.faults.values()))
+
+    async def certificate(self, blob_id: BlobId) -> Certificate | None:
+        """Return a certificate of a blob that holds, from the first member that has one."""
+        request: dict[str, cbor.Value] = {"blob": bytes(blob_id), "op": "certificate"}
+        for member in range(self.members.count):
+            try:
+                _, data = await self.members.request(member, request, size_max=CERTIFICATE_BYTES_MAX)
+                certificate = Certificate.decode(data, chain_id=self.genesis.chain_id)
+                certificate.verify(committee=Committee(certificate.epoch, self.genesis.members))
+            except REQUEST_FAULTS:
+                continue
+            if certificate.statement.blob_id == blob_id:
+                return certificate
+        return None
 
     async def status(self) -> list[dict[str, Any]]:
         """Ask every member how it is; a member that does not answer says why."""

@@ -180,11 +180,15 @@ class Home:
         """Return whose node this is: whoever `init` was told, or the wallet's owner. Raises `ConfigError`."""
         path = self.owner_public_path
         if not path.exists():
-            return OwnerId(read_wallet(self.owner_key_path).public)
+            return self.wallet_public()
         try:
             return OwnerId(parse_key(path.read_text(encoding="ascii").strip()))
         except (OSError, UnicodeDecodeError, Rejected) as fault:
             raise ConfigError(f"{path} is not a public key: write the owner's 43 characters there") from fault
+
+    def wallet_public(self) -> OwnerId:
+        """Return the account of this home's wallet, which needs no passphrase. Raises `ConfigError`."""
+        return OwnerId(read_wallet(self.owner_key_path).public)
 
     def put_genesis(self, genesis: Genesis) -> None:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)

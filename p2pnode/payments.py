@@ -1,18 +1,28 @@
-"""What storing costs and how it is paid for: amounts, quotes, reservations, entries. Asks and signs through a `Chain`."""
+"""What storing costs and how it is paid for: amounts, quotes, reservations, entries. All it knows is from a `Chain`."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from economics.blob import BlobId, build_blob_id_text
-from economics.commitments import CERTIFICATE_FIXED_BYTES, SIGNER_BYTES, ReservationId
+from economics.commitments import SALT_BYTES, ZERO_RESERVATION, Certificate, OwnerStatement, ReservationId
 from economics.committee import Committee
-from economics.crypto import KEY_BYTES, Level, OwnerId, digest
+from economics.crypto import DIGEST_BYTES, KEY_BYTES, SIGNATURE_BYTES, Level, OwnerId, Signature, digest
 from economics.genesis import FROST_MAX, FROST_PER_WAL, Genesis, Parameters
 from economics.state import BlobEntry, BlobSummary, Reservation
-from economics.transactions import CertifyAgain, Delete, Extend, Operation, Reserve, Transaction, Transfer, least_fee
+from economics.transactions import (
+    Certify,
+    CertifyAgain,
+    Delete,
+    Extend,
+    Operation,
+    Reserve,
+    Transaction,
+    Transfer,
+    least_fee,
+)
 from p2pnode.chainview import Chain, Head, Outcome
-from p2pnode.errors import InputError, TransactionFailed, Unpaid
+from p2pnode.errors import InputError, TransactionFailed, Unavailable, Unpaid
 from p2pnode.keys import Key
 
 EPOCHS = 30
@@ -21,7 +31,7 @@ WAL_DECIMALS = 9
 assert 10**WAL_DECIMALS == FROST_PER_WAL
 
 
-# --- amounts -----------------------------------------------------------------------------------------------------------
+# --- amounts ---------------------------------------------------------------------------------------------------------
 
 
 def parse_amount(text: str) -> int:
@@ -45,7 +55,7 @@ def format_amount(frost: int) -> str:
     return f"{whole}.{decimals} WAL" if decimals else f"{whole} WAL"
 
 
-# --- quotes ------------------------------------------------------------------------------------------------------------
+# --- quotes ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +103,12 @@ def fee_of(genesis: Genesis, operation: Operation) -> int:
 
 def certify_fee(genesis: Genesis) -> int:
     """Return the most that certifying can cost: what the certificate with the most signers does."""
-    signers = signers_max(genesis.committee)
-    size = CERTIFICATE_FIXED_BYTES + signers * SIGNER_BYTES
-    other = CertifyAgain(ReservationId(bytes(32)), BlobId(bytes(32)), True)
-    parameters = genesis.parameters
-    per_byte = (size - CERTIFY_AGAIN_BYTES) * parameters.fee_frost_per_byte
-    return fee_of(genesis, other) + per_byte + (1 + signers) * parameters.fee_frost_per_signature
-
-
-CERTIFY_AGAIN_BYTES = 65
+    zero, signature = bytes(DIGEST_BYTES), Signature(bytes(SIGNATURE_BYTES))
+    statement = OwnerStatement(
+        genesis.chain_id, OwnerId(zero), ZERO_RESERVATION, BlobId(zero), 0, True, bytes(SALT_BYTES), 0
+    )
+    signatures = tuple((signer, signature) for signer in range(signers_max(genesis.committee)))
+    return fee_of(genesis, Certify(Certificate(statement, signature, 0, signatures)))
 
 
 def signers_max(committee: Committee) -> int:
@@ -133,7 +140,7 @@ async def verify_funds(chain: Chain, owner: OwnerId, cost_frost: int) -> None:
         )
 
 
-# --- storing -----------------------------------------------------------------------------------------------------------
+# --- storing ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +201,7 @@ async def _reserve(chain: Chain, key: Key, *, units: int, epochs: int, epoch: in
 
 
 def best_reservation(held: list[Reservation], *, epoch: int, units: int, epochs: int) -> Reservation | None:
-    """Return the one that covers [epoch, epoch + epochs) with `units` and wastes least: the first to end, the smallest."""
+    """Return one that covers [epoch, epoch + epochs) with `units` and wastes least: the first to end, the smallest."""
     fit = [one for one in held if one.start_epoch <= epoch and one.end_epoch >= epoch + epochs and one.units >= units]
     return min(fit, key=lambda one: (one.end_epoch, one.units, one.reservation), default=None)
 
@@ -231,7 +238,7 @@ async def keep_live(chain: Chain, key: Key, blob: BlobSummary, *, terms: Terms) 
     return Kept(reserved.end_epoch, reserved.cost_frost + outcome.fee_frost, 2 if reserved.cost_frost else 1)
 
 
-# --- what one owns -----------------------------------------------------------------------------------------------------
+# --- what one owns ---------------------------------------------------------------------------------------------------
 
 
 async def own_entries(chain: Chain, owner: OwnerId, blob_id: BlobId) -> list[BlobEntry]:
@@ -299,7 +306,33 @@ async def send(chain: Chain, key: Key, *, to: OwnerId, amount_frost: int) -> Out
     return await chain.transact(key, operation)
 
 
-# --- time --------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What the chain says of a live blob."""
+
+    summary: BlobSummary
+    head: Head
+    own: tuple[BlobEntry, ...]
+    """The entries of the owner who asks."""
+
+    @property
+    def epochs_left(self) -> int:
+        """Counts the current epoch."""
+        return self.summary.end_epoch - self.head.epoch
+
+
+async def info(chain: Chain, blob_id: BlobId, *, owner: OwnerId | None) -> Info:
+    """Return what the chain says of a blob; raises `Unavailable` if the network does not owe it."""
+    summary = await chain.blob(blob_id)
+    if summary is None:
+        raise Unavailable(
+            f"the chain keeps no blob {build_blob_id_text(blob_id)}: check the ID; it may have expired or been deleted"
+        )
+    own = () if owner is None else tuple(one for one in await chain.entries(owner) if one.blob_id == blob_id)
+    return Info(summary, await chain.head(), own)
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
 
 
 def latest_ms(genesis: Genesis, head: Head, end_epoch: int) -> int:

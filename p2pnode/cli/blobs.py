@@ -1,65 +1,119 @@
-"""Commands on blobs: store, read, ask the network how it is, compute an ID offline."""
+"""Commands on bytes: store, read, ask the network how it is, compute an ID offline."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2pnode.cli.options import home_option, json_option
+from p2pnode.cli.options import ID, IdCommand, home_option, json_option, max_cost_option
 from p2pnode.cli.passphrase import passphrase_option
-from p2pnode.cli.session import echo_json, load_owner, run_client
+from p2pnode.cli.session import echo_json, load_owner, run_client, say_quote
 from p2pnode.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from p2pnode.client import Client
+    from p2pnode.publish import Published
 
 RANGE_HELP = "First and last byte, counted from 0, as in HTTP: 0-99 is the first hundred; 100- is the rest."
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--epochs",
+    default=30,
+    show_default=True,
+    type=click.IntRange(1, 53),
+    help="Keep it for so many epochs, the current one counted: 30 is a month where an epoch is a day.",
+)
+@max_cost_option
+@click.option("--permanent", is_flag=True, help="Let nobody delete it before it expires, not even its owner.")
 @passphrase_option
 @home_option
 @json_option
-def store(file: Path, passphrase_file: Path | None, home_path: Path, as_json: bool) -> None:
+def store(
+    file: Path,
+    epochs: int,
+    max_cost: int | None,
+    permanent: bool,
+    passphrase_file: Path | None,
+    home_path: Path,
+    as_json: bool,
+) -> None:
     """Store FILE and print its blob ID.
 
-    It is printed once nodes with a quorum of shards have signed that their slivers are on their disks.
+    The price is said first, and nothing is paid or sent if it is over --max-cost. The ID is printed once the block
+    that certifies it is final: from then on the network owes the blob. Interrupted, run it again; a blob that is
+    certified already moves no bytes.
     """
     from economics.blob import build_blob_id_text
+    from p2pnode.payments import Terms
     from p2pnode.progress import store_progress
+    from p2pnode.publish import Publisher
 
+    terms = Terms(epochs=epochs, deletable=not permanent, max_cost_frost=max_cost, on_quote=say_quote)
     owner = load_owner(home_path, passphrase_file)
 
     async def work(client: "Client") -> None:
         with store_progress(file.name) as report:
-            stored = await client.store(file, owner=owner, report=report)
-        blob_id = build_blob_id_text(stored.blob_id)
-        fields = {
-            "blob_id": blob_id,
-            "certificate": stored.certificate.encode().hex(),
-            "committed_shards": stored.committed,
-            "faults": [str(fault) for fault in stored.faults],
-            "length": stored.length,
-            "quorum_shards": client.genesis.committee.quorum,
-            "segments_present": stored.present_segments,
-            "sent_bytes": stored.sent_bytes,
-            "shards": client.genesis.committee.n,
-        }
+            done = await Publisher(client, owner, terms, report).publish(file)
+        blob_id = build_blob_id_text(done.blob_id)
         if as_json:
-            echo_json(fields)
+            echo_json(describe(client, done))
             return
-        quorum = f"{stored.committed} of {client.genesis.committee.n} shards signed, {fields['quorum_shards']} needed"
-        there = f"; {stored.present_segments} segment copies were there already" if stored.present_segments else ""
-        click.echo(f"certified: {stored.length} bytes, {quorum}{there}", err=True)
+        click.echo(sum_up(client, done), err=True)
         click.echo(blob_id)
 
     run_client(home_path, work)
 
 
-@click.command()
-@click.argument("blob_id")
+def describe(client: "Client", done: "Published") -> dict[str, Any]:
+    """Return what storing a file ended with, as JSON shows it."""
+    from economics.blob import build_blob_id_text
+
+    committee = client.genesis.committee
+    fields: dict[str, Any] = {
+        "blob_id": build_blob_id_text(done.blob_id),
+        "end_epoch": done.end_epoch,
+        "length": done.length,
+        "paid_frost": done.paid_frost,
+        "quorum_shards": committee.quorum,
+        "shards": committee.n,
+        "transactions": done.transactions,
+        "units": done.units,
+    }
+    if done.upload is None:
+        return {**fields, "committed_shards": 0, "faults": [], "segments_present": 0, "sent_bytes": 0}
+    stored, outcome = done.upload
+    return {
+        **fields,
+        "certificate": stored.certificate.encode().hex(),
+        "certified_height": outcome.height,
+        "committed_shards": stored.committed,
+        "faults": [str(fault) for fault in stored.faults],
+        "segments_present": stored.present_segments,
+        "sent_bytes": stored.sent_bytes,
+        "transaction": outcome.hash.hex(),
+    }
+
+
+def sum_up(client: "Client", done: "Published") -> str:
+    """Return the same as one line."""
+    from p2pnode.payments import format_amount
+
+    paid = f"paid {format_amount(done.paid_frost)}, kept until epoch {done.end_epoch} begins"
+    if done.upload is None:
+        return f"the network owes these {done.length} bytes already: nothing was sent; {paid}"
+    stored, outcome = done.upload
+    committee = client.genesis.committee
+    signed = f"{stored.committed} of {committee.n} shards signed, {committee.quorum} needed"
+    there = f"; {stored.present_segments} segment copies were there already" if stored.present_segments else ""
+    return f"certified in block {outcome.height}: {stored.length} bytes, {signed}{there}; {paid}"
+
+
+@click.command(cls=IdCommand)
+@click.argument("blob_id", type=ID)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output if not given.")
 @click.option("--range", "bounds", metavar="A-B", help=RANGE_HELP)
 @click.option(

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from p2pnode.cli import blobs, node, testnet, wallet
+from p2pnode.cli import blobs, chain, node, owned, testnet, wallet
 from p2pnode.cli.options import json_option
 from p2pnode.cli.session import echo_json
 from p2pnode.errors import ExitCode, NodeError
@@ -83,6 +83,8 @@ def version(as_json: bool) -> None:
 for command in (
     *(node.init, node.run),
     *(blobs.store, blobs.read, blobs.status, blobs.blob_id_),
-    *(wallet.wallet, testnet.testnet),
+    *(owned.list_, owned.info, owned.extend, owned.delete),
+    *(wallet.wallet, wallet.faucet, chain.blocks, chain.tx),
+    testnet.testnet,
 ):
     cli.add_command(command)

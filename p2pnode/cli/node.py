@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2pnode.cli.options import home_option, json_option, parse_owner
+from p2pnode.cli.options import ID, IdCommand, home_option, json_option, parse_owner
 from p2pnode.cli.passphrase import asking, passphrase_option, plain_option
 from p2pnode.cli.session import echo_json, run_async, set_up_logging
 from p2pnode.errors import InputError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from economics.genesis import Genesis
 
 
-@click.command()
+@click.command(cls=IdCommand)
 @home_option
 @click.option("--listen", multiple=True, help="Address to listen on, such as /ip4/0.0.0.0/tcp/4001; may be repeated.")
 @click.option("--quota", type=click.IntRange(min=0), help="Most bytes of slivers to keep; 64 GiB if not given.")
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--owner",
     metavar="KEY",
+    type=ID,
     help="Public key of the node's owner, whose wallet may be elsewhere; this home's wallet if not given.",
 )
 @plain_option

@@ -1,7 +1,8 @@
-"""Options that several commands share."""
+"""Options, arguments and their forms that several commands share."""
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,6 +10,41 @@ from p2pnode.errors import InputError
 
 if TYPE_CHECKING:
     from economics.crypto import OwnerId
+
+DASHED_ID = re.compile("-[A-Za-z0-9_-]{42}")
+
+
+class IdCommand(click.Command):
+    """A command that takes IDs or keys: one in 64 begins with a dash, and is no option for that."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [f"={word}" if DASHED_ID.fullmatch(word) else word for word in args])
+
+
+class IdType(click.ParamType[str]):
+    """An ID or key as `IdCommand` passes it on."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value).removeprefix("=")
+
+
+ID = IdType()
+
+
+class AmountType(click.ParamType[int]):
+    """An amount of WAL as FROST."""
+
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from p2pnode.payments import parse_amount
+
+        return value if isinstance(value, int) else parse_amount(str(value))
+
+
+AMOUNT = AmountType()
 
 
 def default_home() -> Path:
@@ -31,6 +67,10 @@ home_option = click.option(
     help="Directory with this node's or client's keys, genesis file and data; the user's data directory if not given.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+max_cost_option = click.option(
+    "--max-cost", metavar="WAL", type=AMOUNT, help="Pay no more than this, such as 0.5 or 500frost; else do nothing."
+)
+limit_option = click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 256), help="Most rows.")
 directory_option = click.option(
     "--dir",
     "directory",

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from p2pnode.client import Client
     from p2pnode.keys import Key
     from p2pnode.members import Fault
+    from p2pnode.payments import Quote
 
 
 def load_owner(home_path: Path, passphrase_file: Path | None) -> "Key":
@@ -81,6 +83,15 @@ def set_up_logging(level: int) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.ERROR)
     for name in ("p2pnode", "dht", "gossip"):
         logging.getLogger(name).setLevel(level)
+
+
+def say_quote(quoted: "Quote") -> None:
+    """Say a price before it is paid."""
+    click.echo(f"it costs at most {quoted}", err=True)
+
+
+def format_time(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def echo_json(fields: dict[str, Any]) -> None:

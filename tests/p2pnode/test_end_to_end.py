@@ -26,6 +26,7 @@ from p2pnode.network.stream import Stream
 from p2pnode.store import MAGIC
 from p2pnode.testnet import Network
 from p2pnode.upload import Uploader
+from p2pnode.wallet import create_wallet
 from tests.p2pnode.command import finish, p2pnode, p2pnode_measured, start
 
 WAIT_S = 45.0
@@ -129,6 +130,7 @@ def test_memory_does_not_grow_with_the_file(adversarial: Network, tmp_path: Path
 def test_another_network_is_not_spoken_to(adversarial: Network, tmp_path: Path) -> None:
     genesis = adversarial.client_home.load_genesis()
     other = Home(tmp_path / "other")
+    create_wallet(other.owner_key_path, None)
     other.put_genesis(type(genesis)("another", genesis.time_ms, genesis.segment_bytes, genesis.members))
     done = p2pnode("store", make_file(tmp_path / "file", 1000), home=other.path)
     assert done.code == ExitCode.UNREACHABLE
