@@ -191,10 +191,12 @@ def verify_successor(
         raise Rejected(Reason.WRONG_STATE, "the executed height went back, or is not below the block's own")
     if first and header.executed_height != root.height:
         raise Rejected(Reason.WRONG_STATE, "the first block of an epoch has executed all of the last one")
-    if (header.committee_hash, header.next_committee_hash) != (committee.hash, next_committee_hash):
-        raise Rejected(Reason.WRONG_STATE, "another committee")
-    if not first and is_boundary(parent, root=root, epoch_ms=epoch_ms) and header.transactions_count:
+    is_tail = not first and is_boundary(parent, root=root, epoch_ms=epoch_ms)
+    if is_tail and header.transactions_count:
         raise Rejected(Reason.WRONG_PARENT, "what builds on a boundary is empty")
+    seated = (committee.hash, ZERO_HASH if is_tail else next_committee_hash)
+    if (header.committee_hash, header.next_committee_hash) != seated:
+        raise Rejected(Reason.WRONG_STATE, "another committee")
 
 
 @dataclass(frozen=True, slots=True)

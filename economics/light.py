@@ -3,8 +3,7 @@
 From a trusted root the committees are followed with one boundary per epoch, each final by the committee before. A
 signature costs 55 us to check, so a receipt costs about 0.5 ms per epoch at n = 10.
 
-What builds on a boundary in its own epoch is later than the epoch's length too, so it can be taken for the boundary
-where it is final. It names the same committees, so nothing false follows from it but a root that is later by a block.
+What builds on a boundary in its own epoch is later than the epoch's length too, but names no next committee.
 """
 
 from collections.abc import Sequence

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
-from economics.transactions import SignedTransaction
 
 from economics.block import AHEAD_MS_MAX, Block, BlockHeader, transactions_root
 from economics.crypto import Digest, Signature
 from economics.errors import Reason, Rejected
+from economics.transactions import SignedTransaction
+from economics.votes import ZERO_HASH
 from p2pnode.executor import Candidate, Executor
 from p2pnode.mempool import Mempool
 
@@ -122,7 +123,7 @@ class BlockMaker:
             executed_height=executed,
             state_root=root,
             committee_hash=executor.ledger.committee.hash,
-            next_committee_hash=executor.ledger.next_committee.hash,
+            next_committee_hash=ZERO_HASH if is_empty else executor.ledger.next_committee.hash,
         )
         block = Block(header, self._sign(header.encode()), hashes)
         self.hold(Candidate(block, chosen))

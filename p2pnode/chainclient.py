@@ -18,7 +18,7 @@ from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
 from economics.ledger import Ledger
-from economics.light import Boundary, Receipt, Trusted, is_stale, verify_final
+from economics.light import Receipt, Trusted, is_stale, verify_final
 from economics.state import (
     Account,
     BlobEntry,
@@ -73,12 +73,14 @@ class ChainClient:
         self.clock_ms = clock_ms
         self._cache = cache
         self._trusted = self._load_trusted()
-        self.trail: list[Boundary] = []
-        """Boundaries followed since the start, from where trust began."""
-        self.start = self._trusted
         self._order = list(range(self.members.count))
         rotation = int.from_bytes(os.urandom(2), "big") % len(self._order)
         self._order = self._order[rotation:] + self._order[:rotation]
+
+    @property
+    def trusted(self) -> Trusted:
+        """The newest epoch that this client has followed."""
+        return self._trusted
 
     # --- trust ---------------------------------------------------------------------------------------------------
 
@@ -93,7 +95,7 @@ class ChainClient:
 
     def trust(self, checkpoint: bytes) -> None:
         """Begin from a checkpoint that the user vouches for; raises `Rejected` if it is none of this network."""
-        self._trusted = self.start = Trusted.decode(checkpoint, chain_id=self.genesis.chain_id)
+        self._trusted = Trusted.decode(checkpoint, chain_id=self.genesis.chain_id)
 
     async def _follow(self, member: int) -> None:
         if is_stale(self._trusted, now_ms=self.clock_ms(), parameters=self.genesis.parameters):
@@ -104,7 +106,6 @@ class ChainClient:
         trail = await take_epochs(self.members, member, self._trusted)
         if not trail:
             return
-        self.trail += [boundary for boundary, _ in trail]
         self._trusted = trail[-1][1]
         self._cache.parent.mkdir(parents=True, exist_ok=True)
         await trio.to_thread.run_sync(replace_synced, self._cache, (self._trusted.encode(),))
@@ -181,14 +182,17 @@ class ChainClient:
         return None if value is None else BlobSummary.decode(value)
 
     async def receipt(self, blob_id: BlobId) -> Receipt:
-        """Return a receipt that proves offline, from where this client's trust began, that a blob is certified.
+        """Return a receipt that proves offline, to whoever has the genesis file, that the network owes a blob.
 
-        Raises `Rejected(NOT_FOUND)` if it is not.
+        Raises `Rejected(NOT_FOUND)` if it does not.
         """
         proven = await self.prove([blob_key(blob_id)])
         if proven.values[0] is None:
             raise Rejected(Reason.NOT_FOUND, "the chain has no such blob")
-        return Receipt(blob_id, tuple(self.trail), proven.header, proven.finality, proven.proofs[0], proven.values[0])
+        genesis = trusted_genesis(self.members)
+        trail = await self._from_anyone(lambda member: take_epochs(self.members, member, genesis))
+        epochs = tuple(boundary for boundary, _ in trail if boundary.header.epoch < proven.header.epoch)
+        return Receipt(blob_id, epochs, proven.header, proven.finality, proven.proofs[0], proven.values[0])
 
     async def owned(self, owner: OwnerId) -> tuple[list[Reservation], list[BlobEntry]]:
         """Return an owner's reservations and entries, each proven; a member could leave some out."""

@@ -125,7 +125,7 @@ def up(
     behaviours: Sequence[str] = (),
     segment_bytes: int = SEGMENT_BYTES,
     limits: Mapping[str, int] = MappingProxyType({}),
-    parameters: Parameters = Parameters(),
+    parameters: Parameters | None = None,
 ) -> Network:
     """Make homes and a genesis, start a process for each node and wait until all are ready.
 
@@ -148,7 +148,9 @@ def up(
     ]
     client = Home(directory / "client")
     accounts = make_accounts(client, members)
-    genesis = Genesis("testnet", time.time_ns() // 1_000_000, segment_bytes, tuple(members), accounts, parameters)
+    genesis = Genesis(
+        "testnet", time.time_ns() // 1_000_000, segment_bytes, tuple(members), accounts, parameters or Parameters()
+    )
     parse_genesis(genesis.to_json())
     for home in (client, *(home_of(directory, index) for index in range(nodes))):
         home.put_genesis(genesis)

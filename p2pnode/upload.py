@@ -42,7 +42,7 @@ BEHIND_GRACE_S = 3.0
 TAIL_S = 3.0
 """After the quorum has signed, slower members get this long to sign too."""
 EXPIRY_HEIGHTS = 20_000
-"""How long nodes are bound by an upload that never reaches the chain: half an hour of full blocks, days of idle ones."""
+"""How long nodes are bound by an upload that never reaches the chain: half an hour of full blocks, days of idle."""
 assert EXPIRY_HEIGHTS < EXPIRY_AHEAD_MAX
 
 

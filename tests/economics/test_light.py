@@ -19,7 +19,7 @@ from economics.genesis import Genesis, Parameters
 from economics.light import RECEIPT_BYTES_MAX, Boundary, Proven, Receipt, Trusted, follow, is_stale, verify_final
 from economics.state import BlobSummary, blob_key
 from economics.tree import Proof, StateKey, Tree
-from economics.votes import Kind, Vote, VoteCertificate
+from economics.votes import ZERO_HASH, Kind, Vote, VoteCertificate
 from p2pnode.keys import Key
 from tests.refusals import reason
 from tests.small import OPERATORS, OWNER, make_genesis
@@ -192,11 +192,11 @@ class TestFollow:
             else:
                 assert reason(step, START, boundary) is Reason.WRONG_TIME
 
-    def test_takes_what_builds_on_a_boundary_for_it_and_is_led_to_the_same_committee(self) -> None:
+    def test_does_not_take_what_builds_on_a_boundary_for_it(self) -> None:
         header = CHAIN.boundaries[0].header
-        following = CHAIN.trusted[1].committee
-        child = build_on(header, START, after_ms=1, next_committee=following)
-        assert step(START, Boundary(child, finalize(START.committee, child))) == Trusted(child, following)
+        child = build_on(header, START, after_ms=1, next_committee=CHAIN.trusted[1].committee)
+        tail = replace(child, next_committee_hash=ZERO_HASH)
+        assert reason(step, START, Boundary(tail, finalize(START.committee, tail))) is Reason.HASH_MISMATCH
 
     def test_refuses_another_next_committee_than_the_header_names(self) -> None:
         stays, changes, _ = CHAIN.boundaries
