@@ -17,6 +17,7 @@ from economics.block import HEADER_BYTES, BlockHeader, Finality, genesis_header
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
+from economics.genesis import Genesis
 from economics.ledger import Ledger
 from economics.light import Receipt, Trusted, is_stale, verify_final
 from economics.state import (
@@ -72,6 +73,8 @@ class ChainClient:
         self.genesis = members.genesis
         self.clock_ms = clock_ms
         self._cache = cache
+        self.origin = trusted_genesis(self.genesis)
+        """Where trust begins: the genesis, or a checkpoint that the user named."""
         self._trusted = self._load_trusted()
         self._order = list(range(self.members.count))
         rotation = int.from_bytes(os.urandom(2), "big") % len(self._order)
@@ -91,11 +94,11 @@ class ChainClient:
                 return Trusted.decode(self._cache.read_bytes(), chain_id=self.genesis.chain_id)
             except Rejected as fault:
                 raise ConfigError(f"{self._cache} is no checkpoint of this network: remove it") from fault
-        return trusted_genesis(self.members)
+        return self.origin
 
     def trust(self, checkpoint: bytes) -> None:
         """Begin from a checkpoint that the user vouches for; raises `Rejected` if it is none of this network."""
-        self._trusted = Trusted.decode(checkpoint, chain_id=self.genesis.chain_id)
+        self._trusted = self.origin = Trusted.decode(checkpoint, chain_id=self.genesis.chain_id)
 
     async def _follow(self, member: int) -> None:
         if is_stale(self._trusted, now_ms=self.clock_ms(), parameters=self.genesis.parameters):
@@ -134,7 +137,7 @@ class ChainClient:
             await self._follow(member)
             reply, payload = await self.members.request(member, {"op": "head"}, size_max=HEAD_BYTES_MAX)
             if not reply.integer("height", high=1 << 62):
-                header = trusted_genesis(self.members).root
+                header = self.origin.root
             else:
                 header = self._final_header(Fields(payload, "a head"), sized=False)[0]
             return Head(header.epoch, header.height, header.hash, header.time_ms)
@@ -182,15 +185,14 @@ class ChainClient:
         return None if value is None else BlobSummary.decode(value)
 
     async def receipt(self, blob_id: BlobId) -> Receipt:
-        """Return a receipt that proves offline, to whoever has the genesis file, that the network owes a blob.
+        """Return a receipt that proves offline, from where trust begins, that the network owes a blob.
 
         Raises `Rejected(NOT_FOUND)` if it does not.
         """
         proven = await self.prove([blob_key(blob_id)])
         if proven.values[0] is None:
             raise Rejected(Reason.NOT_FOUND, "the chain has no such blob")
-        genesis = trusted_genesis(self.members)
-        trail = await self._from_anyone(lambda member: take_epochs(self.members, member, genesis))
+        trail = await self._from_anyone(lambda member: take_epochs(self.members, member, self.origin))
         epochs = tuple(boundary for boundary, _ in trail if boundary.header.epoch < proven.header.epoch)
         return Receipt(blob_id, epochs, proven.header, proven.finality, proven.proofs[0], proven.values[0])
 
@@ -360,9 +362,8 @@ class ChainClient:
         return await self._from_anyone(ask)
 
 
-def trusted_genesis(members: Members) -> Trusted:
+def trusted_genesis(genesis: Genesis) -> Trusted:
     """Return what the genesis file alone makes trusted."""
-    genesis = members.genesis
     ledger = Ledger.at_genesis(genesis)
     header = genesis_header(
         chain_id=genesis.chain_id,

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from p2pnode.cli import blobs, chain, node, owned, testnet, wallet
+from p2pnode.cli import blobs, chain, node, owned, testnet, verify, wallet
 from p2pnode.cli.options import json_option
 from p2pnode.cli.session import echo_json
 from p2pnode.errors import ExitCode, NodeError
@@ -85,6 +85,7 @@ for command in (
     *(blobs.store, blobs.read, blobs.status, blobs.blob_id_),
     *(owned.list_, owned.info, owned.extend, owned.delete),
     *(wallet.wallet, wallet.faucet, chain.blocks, chain.tx),
+    *(verify.verify, verify.checkpoint),
     testnet.testnet,
 ):
     cli.add_command(command)
