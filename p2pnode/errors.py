@@ -26,6 +26,8 @@ class ExitCode(IntEnum):
     """A disk, a quota or a budget is full."""
     CONFIG = 8
     """This node's own files are missing, foreign or in use."""
+    DISK = 9
+    """A disk failed, or gave back other bytes than were written to it."""
     INTERRUPTED = 130
     """Ctrl-C; what was stored so far stays, and the same call goes on from there."""
 
@@ -54,6 +56,12 @@ class SpaceError(NodeError):
 
     exit_code = ExitCode.SPACE
     retry = True
+
+
+class DiskFailed(NodeError):
+    """A disk did not make bytes durable, or what is on it is damaged: the node stops rather than build on it."""
+
+    exit_code = ExitCode.DISK
 
 
 class Unavailable(NodeError):

@@ -3,6 +3,7 @@
 genesis.json   the network            config.toml   settings of a node
 keys/          operator.key, owner.key (0600)
 store/         slivers and blob records             cache/   peers seen lately
+chain/         chain.db, votes.log, snapshots/; restored: this home comes from a backup
 """
 
 import json
@@ -132,6 +133,24 @@ class Home:
     @property
     def peers_path(self) -> Path:
         return self.path / "cache" / "peers.json"
+
+    @property
+    def chain_path(self) -> Path:
+        """The database of the chain: blocks, receipts, state."""
+        return self.path / "chain" / "chain.db"
+
+    @property
+    def votelog_path(self) -> Path:
+        return self.path / "chain" / "votes.log"
+
+    @property
+    def snapshots_path(self) -> Path:
+        return self.path / "chain" / "snapshots"
+
+    @property
+    def restored_path(self) -> Path:
+        """The mark of a home that comes from a backup, whose node may have signed more than its log holds."""
+        return self.path / "chain" / "restored"
 
     def make_cache(self) -> Path:
         """Return where peers seen lately are kept; its directory exists from here on."""
