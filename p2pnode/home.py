@@ -136,21 +136,25 @@ class Home:
 
     @property
     def chain_path(self) -> Path:
-        """The database of the chain: blocks, receipts, state."""
-        return self.path / "chain" / "chain.db"
+        return self.path / "chain"
+
+    @property
+    def chain_database_path(self) -> Path:
+        """Blocks, receipts and state."""
+        return self.chain_path / "chain.db"
 
     @property
     def votelog_path(self) -> Path:
-        return self.path / "chain" / "votes.log"
+        return self.chain_path / "votes.log"
 
     @property
     def snapshots_path(self) -> Path:
-        return self.path / "chain" / "snapshots"
+        return self.chain_path / "snapshots"
 
     @property
     def restored_path(self) -> Path:
-        """The mark of a home that comes from a backup, whose node may have signed more than its log holds."""
-        return self.path / "chain" / "restored"
+        """The mark of a home whose node may have signed more than its log holds: it comes from a backup."""
+        return self.chain_path / "restored"
 
     def make_cache(self) -> Path:
         """Return where peers seen lately are kept; its directory exists from here on."""
