@@ -255,7 +255,7 @@ class ChainServer:
     def _snapshot(self, message: Incoming) -> Reply:
         """Return how many chunks the snapshot of the state after an epoch has, and the next header, final."""
         epoch = message.integer("epoch", high=1 << 62)
-        chunks = self.store.chunks(epoch)
+        chunks = self.executor.snapshots.chunks(epoch)
         height = self.store.boundary(epoch)
         found = None if height is None else self.store.certified_from(height + 1)
         if not chunks or height is None or found is None:
@@ -267,7 +267,7 @@ class ChainServer:
 
     def _chunk(self, message: Incoming) -> Reply:
         epoch, index = message.integer("epoch", high=1 << 62), message.integer("chunk", high=1 << 32)
-        chunk = self.store.chunk(epoch, index)
+        chunk = self.executor.snapshots.chunk(epoch, index)
         if chunk is None:
             raise Rejected(Reason.NOT_FOUND, "no such chunk here")
         return {}, (chunk,)

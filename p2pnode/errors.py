@@ -30,6 +30,8 @@ class ExitCode(IntEnum):
     """The wallet has less than it costs, or its owner said to pay less."""
     REFUSED = 10
     """A transaction is final and failed, or no node takes it: the state of the chain does not allow it."""
+    DISK = 11
+    """A disk failed, or gave back other bytes than were written to it."""
     INTERRUPTED = 130
     """Ctrl-C; what was stored so far stays, and the same call goes on from there."""
 
@@ -58,6 +60,12 @@ class SpaceError(NodeError):
 
     exit_code = ExitCode.SPACE
     retry = True
+
+
+class DiskFailed(NodeError):
+    """A disk did not make bytes durable, or what is on it is damaged: the node stops rather than build on it."""
+
+    exit_code = ExitCode.DISK
 
 
 class Unavailable(NodeError):

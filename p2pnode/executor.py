@@ -20,6 +20,7 @@ from economics.light import Boundary
 from economics.transactions import HandOver, SignedTransaction, Transfer
 from economics.tree import StateKey, Tree
 from p2pnode.chain import ChainStore, FinalBlock, StoredReceipt
+from p2pnode.snapshots import Snapshots
 
 log = logging.getLogger("p2pnode.executor")
 
@@ -42,9 +43,10 @@ class Diverged(AssertionError):
 class Executor:
     """The chain as far as it is final and executed here."""
 
-    def __init__(self, genesis: Genesis, store: ChainStore) -> None:
+    def __init__(self, genesis: Genesis, store: ChainStore, snapshots: Snapshots) -> None:
         self.genesis = genesis
         self.store = store
+        self.snapshots = snapshots
         start = Ledger.at_genesis(genesis)
         self.genesis_header = genesis_header(
             chain_id=genesis.chain_id,
@@ -136,6 +138,8 @@ class Executor:
             roots[header.height] = ledger.root
             rows.append(build_row(item, applied.receipts, root=ledger.root, ends_epoch=applied.epoch_ended))
         self.store.append(rows, finality=finality, changes=changes)
+        if ledger.epoch != self.ledger.epoch:
+            self.snapshots.write(self.ledger.epoch, (value for _, value in ledger.tree.items()))
         return ledger, tuple(receipts), trees
 
     def _take(self, ledger: Ledger, trees: dict[int, Tree], head: BlockHeader) -> None:
@@ -163,7 +167,8 @@ class Executor:
                 ledger = Ledger.load(self.genesis, items=values, height=boundary.height)
                 if ledger.root != root or ledger.epoch != boundary.epoch + 1:
                     raise Rejected(Reason.HASH_MISMATCH, "the snapshot is not the state that was signed for")
-                self.store.install_snapshot(trail, values, root=root)
+                steps = [(item.header, item.finality) for item in trail]
+                self.store.install_snapshot(steps, ledger.tree.items(), root=root)
                 return ledger
 
             with trio.CancelScope(shield=True):

@@ -21,6 +21,15 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory for the user alone, and those above it, durably; one that is there stays as it is."""
+    if not directory.is_dir():
+        make_directory(directory.parent)
+        with full_disk_named(directory.parent):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            sync_directory(directory.parent)
+
+
 @contextlib.contextmanager
 def full_disk_named(directory: Path) -> Iterator[None]:
     """Raise `SpaceError` naming the disk where the block finds it full."""

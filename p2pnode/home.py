@@ -3,6 +3,7 @@
 genesis.json   the network            config.toml   settings of a node
 keys/          operator.key, owner.key (0600): a wallet; owner.pub: who owns the node, if not this wallet; faucet.key
 store/         slivers and blob records             cache/   peers seen lately
+chain/         chain.db, votes.log, snapshots/; restored: this home comes from a backup
 """
 
 import json
@@ -146,6 +147,28 @@ class Home:
     def trusted_path(self) -> Path:
         """The newest epoch that a client of this home has followed."""
         return self.path / "cache" / "trusted.cbor"
+
+    @property
+    def chain_path(self) -> Path:
+        return self.path / "chain"
+
+    @property
+    def chain_database_path(self) -> Path:
+        """Blocks, receipts and state."""
+        return self.chain_path / "chain.db"
+
+    @property
+    def votelog_path(self) -> Path:
+        return self.chain_path / "votes.log"
+
+    @property
+    def snapshots_path(self) -> Path:
+        return self.chain_path / "snapshots"
+
+    @property
+    def restored_path(self) -> Path:
+        """The mark of a home whose node may have signed more than its log holds: it comes from a backup."""
+        return self.chain_path / "restored"
 
     def make_cache(self) -> Path:
         """Return where peers seen lately are kept; its directory exists from here on."""

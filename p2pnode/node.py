@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import psutil
 import trio
-from economics.consensus import Quiet
 
 from dht.discovery import Discovery, DiscoveryError, open_discovery
 from economics import cbor
 from economics.blob import build_blob_id_text
+from economics.consensus import Quiet
 from economics.crypto import NodeId
 from economics.genesis import ADDRESSES_MAX, Genesis, build_key_text
+from economics.ledger import Ledger
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour, speaker
@@ -43,6 +44,7 @@ from p2pnode.participant import (
     consensus_protocol,
     transactions_topic,
 )
+from p2pnode.snapshots import Snapshots
 from p2pnode.storage import StorageServer
 from p2pnode.store import SliverStore
 from p2pnode.version import VERSION
@@ -317,8 +319,8 @@ class OpenChain:
 @contextmanager
 def open_chain(home: Home, genesis: Genesis) -> Iterator[OpenChain]:
     """Open the chain's files; after a restore or with a damaged log the node is to stay silent for a while."""
-    home.chain_path.mkdir(parents=True, exist_ok=True)
-    store = ChainStore.open(home.chain_database_path, genesis.chain_id)
+    start = Ledger.at_genesis(genesis).tree.items()
+    store = ChainStore.open(home.chain_database_path, genesis.chain_id, genesis_state=start)
     votes, replay = VoteLog.open(home.votelog_path, genesis.chain_id)
     if replay.corrupt:
         log.error("the vote log was damaged: this node votes again when the chain has passed what it may have signed")
@@ -328,7 +330,9 @@ def open_chain(home: Home, genesis: Genesis) -> Iterator[OpenChain]:
         )
     quiet = Quiet() if replay.corrupt or is_restored(home) else None
     try:
-        yield OpenChain(Executor(genesis, store), votes, replay, quiet, home)
+        yield OpenChain(
+            Executor(genesis, store, Snapshots(home.snapshots_path, genesis.chain_id)), votes, replay, quiet, home
+        )
     finally:
         votes.close()
         store.close()

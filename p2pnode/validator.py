@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
+
+from economics.block import Finality, Proposal
 from economics.consensus import (
     Ask,
     Broadcast,
@@ -33,8 +35,6 @@ from economics.consensus import (
     Silenced,
     TimePassed,
 )
-
-from economics.block import Finality, Proposal
 from economics.crypto import Signature
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
@@ -134,7 +134,7 @@ class Validator:
         self._on_guilty = on_guilty
         self._on_behind = on_behind
         self._on_loud = on_loud
-        self._quiet = quiet
+        self._was_quiet = quiet is not None
         self._riders: list[Record] = []
         """Records that may wait for the next write: nothing sent depends on them."""
         self._live: list[Record] = [Record(FrameType(kind), body) for kind, body in records]
@@ -145,11 +145,11 @@ class Validator:
         self._nursery: trio.Nursery | None = None
         self._due_ms: int | None = None
         self._building: trio.CancelScope | None = None
-        self.engine = self._make_engine()
+        self.engine = self._make_engine(quiet)
 
     # --- engines -------------------------------------------------------------------------------------------------
 
-    def _make_engine(self) -> Engine:
+    def _make_engine(self, quiet: Quiet | None) -> Engine:
         """Return an engine for the current epoch that knows what the log and the store know."""
         executor = self.executor
         restored: list[SignedVote | VoteCertificate | Proposal] = []
@@ -171,7 +171,7 @@ class Validator:
             now_ms=self.clock_ms(),
             restored=restored,
             finalized=None if block is None or finality is None else (block, finality.certificate),
-            quiet=self._quiet,
+            quiet=quiet,
         )
 
     def _restore(self, record: Record) -> list[SignedVote | VoteCertificate | Proposal]:
@@ -210,7 +210,8 @@ class Validator:
 
     @property
     def is_quiet(self) -> bool:
-        return self._quiet is not None
+        """Whether this node may have signed more than its log holds, and so votes no more for now."""
+        return self.engine.quiet is not None
 
     # --- what others say -----------------------------------------------------------------------------------------
 
@@ -340,10 +341,10 @@ class Validator:
                     self._on_guilty(effect)
                 case Silenced(reason):
                     log.error("this node votes no more for now: %s", reason)
-        if self._quiet is not None and not self.engine.is_quiet:
-            self._quiet = None
+        if self._was_quiet and not self.is_quiet:
             log.warning("the chain has passed what this node may have signed: it votes again")
-            self._on_loud()
+            await trio.to_thread.run_sync(self._on_loud)
+        self._was_quiet = self.is_quiet
 
     async def _log(self, effects: Sequence[Effect]) -> None:
         fresh: list[Record] = []
@@ -455,7 +456,9 @@ class Validator:
 
     def _renew(self) -> list[Effect]:
         """Put a new engine in place of one whose epoch has ended, or that the executor has overtaken."""
-        self.engine = self._make_engine()
+        old = self.engine
+        ended = old.committee.epoch != self.executor.ledger.epoch
+        self.engine = self._make_engine(old.quiet_next_epoch if ended else old.quiet)
         self._due_ms = None
         return self.engine.start(self.clock_ms())
 
