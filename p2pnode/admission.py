@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from economics.blob import BlobId
 from economics.commitments import ZERO_RESERVATION, OwnerStatement, ReservationId, Ticket
-from economics.crypto import Digest, NodeId, OwnerId
+from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.geometry import STORAGE_UNIT_BYTES, Code
 from economics.ledger import Ledger
@@ -36,7 +37,8 @@ class Admission:
         self.shards = shards
         self._ledger = ledger
         self._open: defaultdict[NodeId, int] = defaultdict(int)
-        self._signed: defaultdict[ReservationId, dict[Digest, OwnerStatement]] = defaultdict(dict)
+        self._signed: defaultdict[ReservationId, dict[BlobId, OwnerStatement]] = defaultdict(dict)
+        """The newest statement about each blob: whatever is signed again, a reservation pays for a blob once."""
         self._accepted: dict[ReservationId, int] = {}
         """Bytes taken against a reservation in `_accepted_epoch`, dropped ones included."""
         self._accepted_epoch = 0
@@ -44,7 +46,7 @@ class Admission:
     def restore(self, statements: Iterable[OwnerStatement]) -> None:
         """Count the statements that are on disk at the start."""
         for statement in statements:
-            self._signed[statement.reservation][statement.hash] = statement
+            self._signed[statement.reservation][statement.blob_id] = statement
 
     # --- what the ledger says ------------------------------------------------------------------------------------
 
@@ -76,7 +78,7 @@ class Admission:
         ledger = self._ledger()
         if ledger.is_used(statement.hash):
             raise Rejected(Reason.EXPIRED, "the statement has been used up by its certificate")
-        others = (item for item in self._live(statement.reservation) if item.hash != statement.hash)
+        others = (item for item in self._live(statement.reservation) if item.blob_id != statement.blob_id)
         signed = sum(self.code.encoded_units(item.length) for item in others)
         wanted = self.code.encoded_units(statement.length)
         if signed + wanted > found.units:
@@ -86,9 +88,9 @@ class Admission:
         """Return what was signed against a reservation and can still reach the chain; forgets the rest."""
         ledger = self._ledger()
         signed = self._signed.get(reservation, {})
-        for key, statement in list(signed.items()):
-            if statement.expiry_height <= ledger.height or ledger.is_used(key):
-                del signed[key]
+        for blob_id, statement in list(signed.items()):
+            if statement.expiry_height <= ledger.height or ledger.is_used(statement.hash):
+                del signed[blob_id]
         if not signed:
             self._signed.pop(reservation, None)
         return list(signed.values())
@@ -104,13 +106,16 @@ class Admission:
         For the trio thread: nothing may come between the check and the count.
         """
         self.verify_statement(statement)
-        is_new = statement.hash not in self._signed[statement.reservation]
-        self._signed[statement.reservation][statement.hash] = statement
+        signed = self._signed[statement.reservation]
+        before = signed.get(statement.blob_id)
+        signed[statement.blob_id] = statement
         try:
             yield
         except BaseException:
-            if is_new:
-                self._signed[statement.reservation].pop(statement.hash, None)
+            if before is None:
+                del signed[statement.blob_id]
+            else:
+                signed[statement.blob_id] = before
             raise
 
     # --- what is under way ---------------------------------------------------------------------------------------

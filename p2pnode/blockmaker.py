@@ -94,7 +94,8 @@ class BlockMaker:
         flight = self.in_flight(tip)
         if next(self.mempool.executable(ledger=self.executor.ledger, in_flight=flight), None) is not None:
             return earliest
-        settled = tip.height == self.executor.height and tip.state_root == self.executor.ledger.root
+        shown = tip != self.executor.root_header and tip.state_root == self.executor.ledger.root
+        settled = shown and tip.height == self.executor.height
         pause = self.parameters.heartbeat_ms if settled else min(SETTLE_MS, self.parameters.heartbeat_ms)
         return tip.time_ms + max(pause, self.parameters.block_interval_ms)
 

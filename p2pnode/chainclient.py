@@ -246,11 +246,21 @@ class ChainClient:
     async def sign(self, key: Key, operation: Operation) -> SignedTransaction:
         """Return a transaction with the account's next nonce and the least fee."""
         sender = OwnerId(key.public)
-        nonce = (await self.account(sender)).nonce
+        nonce = await self._next_nonce(sender)
         height = (await self.head()).height
         plain = Transaction(self.genesis.chain_id, sender, nonce, 0, height + EXPIRY_AHEAD, operation)
         fee = least_fee(plain, self.genesis.parameters)
         return build(Transaction(self.genesis.chain_id, sender, nonce, fee, height + EXPIRY_AHEAD, operation), key.sign)
+
+    async def _next_nonce(self, owner: OwnerId) -> int:
+        """Return the nonce after all that a member has executed and that waits there: newer than what can be proven."""
+
+        async def ask(member: int) -> int:
+            request: dict[str, cbor.Value] = {"op": "nonce", "owner": bytes(owner)}
+            reply, _ = await self.members.request(member, request, size_max=0)
+            return reply.integer("nonce", high=1 << 62)
+
+        return await self._from_anyone(ask)
 
     async def submit(self, signed: SignedTransaction) -> None:
         """Give a transaction to some members; raises the refusal if none takes it."""

@@ -47,11 +47,13 @@ class ChainServer:
         executor: Executor,
         submit: Callable[[SignedTransaction], Awaitable[None]],
         waiting: Callable[[Digest], SignedTransaction | None],
+        next_nonce: Callable[[OwnerId], int],
     ) -> None:
         self.executor = executor
         self.store = executor.store
         self._submit = submit
         self._waiting = waiting
+        self._next_nonce = next_nonce
 
     async def handle(self, stream: Stream) -> None:
         """Answer one stream until the peer ends it."""
@@ -75,6 +77,8 @@ class ChainServer:
                 return self._head()
             case "submit":
                 return await self._take(payload)
+            case "nonce":
+                return {"nonce": self._next_nonce(OwnerId(message.raw("owner", KEY_BYTES)))}, ()
             case "outcome":
                 return await self._outcome(message)
             case "bodies":

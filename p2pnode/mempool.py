@@ -47,6 +47,14 @@ class Mempool:
         self.size += len(signed.raw)
         return True
 
+    def next_nonce(self, sender: OwnerId, *, ledger: Ledger) -> int:
+        """Return the first nonce of an account that neither an executed nor a waiting transaction has used."""
+        nonce = ledger.account(sender).nonce
+        waiting = self._by_sender.get(sender, {})
+        while nonce in waiting:
+            nonce += 1
+        return nonce
+
     def executable(self, *, ledger: Ledger, in_flight: Collection[SignedTransaction]) -> Iterator[SignedTransaction]:
         """Yield what may be in the next block: each sender's transactions without a gap in their nonces.
 

@@ -117,7 +117,12 @@ class Participant:
             self._make_validator(self.own, clock_ms, votes, records, quiet, on_loud, consensus_members, speak)
         rng = random.Random(os.urandom(16))
         self.sync = ChainSync(executor=executor, members=chain_members, own=self.own, apply=self.apply, rng=rng)
-        self.server = ChainServer(executor=executor, submit=self.submit, waiting=self.maker.transaction)
+        self.server = ChainServer(
+            executor=executor,
+            submit=self.submit,
+            waiting=self.maker.transaction,
+            next_nonce=lambda owner: self.mempool.next_nonce(owner, ledger=executor.ledger),
+        )
 
     def _make_validator(
         self,
