@@ -112,9 +112,9 @@ def certify_fee(genesis: Genesis) -> int:
 
 
 def signers_max(committee: Committee) -> int:
-    """Return the most signers of a certificate that needs each: as many of the smallest members as make a quorum.
+    """Return a number of signers that no certificate exceeds: as many of the smallest members as make a quorum.
 
-    With one more, any set would hold a quorum without its largest.
+    Of any more the others would be a quorum without their largest, and a certificate holds no signature in vain.
     """
     weight = 0
     for count, shards in enumerate(sorted(member.shards for member in committee.members), start=1):

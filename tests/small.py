@@ -108,7 +108,9 @@ def commit(statement: OwnerStatement, signer: int, *, epoch: int = 0) -> tuple[C
     return commitment, OPERATORS[signer].sign(commitment.encode())
 
 
-def certify(genesis: Genesis, statement: OwnerStatement, signers: Sequence[int], *, epoch: int = 0) -> Certificate:
+def certify(
+    genesis: Genesis, statement: OwnerStatement, signers: Sequence[int], *, epoch: int = 0, owner: Key = OWNER
+) -> Certificate:
     """Return a certificate of just these signers, valid or not."""
     signatures = tuple((signer, commit(statement, signer, epoch=epoch)[1]) for signer in signers)
-    return Certificate(statement, sign_statement(statement), epoch, signatures)
+    return Certificate(statement, sign_statement(statement, owner), epoch, signatures)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2pnode.cli.options import ID, IdCommand, home_option, json_option, limit_option
-from p2pnode.cli.session import echo_json, format_time, run_client
+from p2pnode.cli.session import echo_json, format_time, printable, run_client
 from p2pnode.errors import InputError, Unavailable
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def row_line(row: "HistoryRow") -> str:
     )
     outcome = "" if row.code == "ok" else f"  failed: {row.code}"
     fee = format_amount(row.fee_frost)
-    return f"{row.height:>8}  {fields['hash']}  {fields['operation']}  {words}{outcome}  fee {fee}"
+    return printable(f"{row.height:>8}  {fields['hash']}  {fields['operation']}  {words}{outcome}  fee {fee}")
 
 
 def describe(operation: "Operation") -> tuple[str, dict[str, Any]]:

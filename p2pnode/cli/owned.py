@@ -7,7 +7,7 @@ import click
 
 from p2pnode.cli.options import ID, IdCommand, home_option, json_option, max_cost_option
 from p2pnode.cli.passphrase import passphrase_option
-from p2pnode.cli.session import echo_json, format_time, load_owner, run_client, say_quote
+from p2pnode.cli.session import echo_json, format_time, load_owner, printable, run_client, say_quote
 
 if TYPE_CHECKING:
     from economics.genesis import Genesis
@@ -56,19 +56,15 @@ def list_(home_path: Path, as_json: bool) -> None:
             echo_json({"blobs": rows, "epoch": head.epoch})
             return
         for row in rows:
+            length = "?" if row["length"] is None else row["length"]
             click.echo(
-                f"{row['blob_id']}  {row['length']:>13} bytes  {row['units']:>6} units  "
-                f"until epoch {row['end_epoch']}, {format_time(row['expires_ms'])}  {shown_name(row['name'])}".rstrip()
+                f"{row['blob_id']}  {length:>13} bytes  {row['units']:>6} units  "
+                f"until epoch {row['end_epoch']}, {format_time(row['expires_ms'])}  {printable(row['name'])}".rstrip()
             )
         if not rows:
             click.echo("the network keeps nothing for this wallet", err=True)
 
     run_client(home_path, work)
-
-
-def shown_name(name: str) -> str:
-    """Return a name that is fit for a terminal: the chain holds whatever its owner wrote."""
-    return "".join(char if char.isprintable() else "?" for char in name)
 
 
 @click.command(cls=IdCommand)

@@ -90,6 +90,11 @@ def say_quote(quoted: "Quote") -> None:
     click.echo(f"it costs at most {quoted}", err=True)
 
 
+def printable(text: str) -> str:
+    """Return a text that is fit for a terminal: the chain holds what its owner wrote, a member says what it likes."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def format_time(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
