@@ -237,7 +237,10 @@ class ChainClient:
         Raises `TransactionFailed` with its code where it had no effect or failed, `TooSlow` where nothing is known.
         """
         signed = await self.sign(key, operation)
-        await self.submit(signed)
+        try:
+            await self.submit(signed)
+        except Refused as fault:
+            raise TransactionFailed(str(fault.reason), fee_frost=0) from fault
         outcome = await self.wait(signed.hash, deadline_s=deadline_s)
         if outcome.code != "ok":
             raise TransactionFailed(outcome.code, fee_frost=outcome.fee_frost)
