@@ -105,6 +105,8 @@ class Participant:
         self._send_incoming, self._incoming = trio.open_memory_channel[bytes](INCOMING_MAX)
         self._behind = trio.Event()
         self._ahead: int | None = None
+        self._accused: set[tuple[int, int]] = set()
+        """(member, epoch) of reported equivocations."""
         self.maker = BlockMaker(
             executor=executor,
             mempool=self.mempool,
@@ -347,6 +349,9 @@ class Participant:
             index, epoch, view = first.vote.signer, first.vote.epoch, first.vote.view
         else:
             index, epoch, view = first[0].leader, first[0].epoch, first[0].view
+        if (index, epoch) in self._accused:
+            return  # once an epoch: it is slashed each time, and each time costs every node a block
+        self._accused = {key for key in self._accused if key[1] == epoch} | {(index, epoch)}
         node = self.executor.ledger.committee.members[index].node
         log.warning("caught: member %d signed two things that contradict each other in view %d", index, view)
         self.operator.accuse(Evidence(first, second), node=node, epoch=epoch, view=view)
