@@ -14,7 +14,7 @@ import trio
 from economics import cbor
 from economics.blob import BlobId
 from economics.block import HEADER_BYTES, BlockHeader, Finality, genesis_header
-from economics.crypto import Digest, OwnerId
+from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
 from economics.genesis import Genesis
@@ -24,10 +24,13 @@ from economics.state import (
     Account,
     BlobEntry,
     BlobSummary,
+    NodeEntry,
     Reservation,
     account_key,
     blob_key,
     decode_value,
+    node_slot,
+    state_key,
 )
 from economics.transactions import (
     TRANSACTION_BYTES_MAX,
@@ -183,6 +186,11 @@ class ChainClient:
         """Return what the chain says of a blob, proven; None if the network does not owe it."""
         value = (await self.prove([blob_key(blob_id)])).values[0]
         return None if value is None else BlobSummary.decode(value)
+
+    async def nodes(self, nodes: Sequence[NodeId]) -> list[NodeEntry | None]:
+        """Return what the chain says of nodes, proven; None for one that nobody registered."""
+        values = (await self.prove([state_key(node_slot(node)) for node in nodes])).values
+        return [None if value is None else NodeEntry.decode(value) for value in values]
 
     async def receipt(self, blob_id: BlobId) -> Receipt:
         """Return a receipt that proves offline, from where trust begins, that the network owes a blob.

@@ -23,7 +23,7 @@ from economics.geometry import Code
 from p2pnode.chainclient import ChainClient
 from p2pnode.codec import Codec
 from p2pnode.download import Reader
-from p2pnode.errors import InputError, SpaceError
+from p2pnode.errors import InputError, NodeError, SpaceError
 from p2pnode.files import FULL, sync_directory
 from p2pnode.home import Home
 from p2pnode.kernel import load_kernel
@@ -114,15 +114,25 @@ class Client:
             for member in range(self.members.count):
                 nursery.start_soon(ask, member)
         committee = self.genesis.committee
+        stakes = await self._stakes()
         return [
             {
                 **answers[index],
                 "member": index,
                 "node": build_key_text(committee.members[index].node),
                 "shards": committee.members[index].shards,
+                "stake_frost": stakes[index],
             }
             for index in range(self.members.count)
         ]
+
+    async def _stakes(self) -> list[int | None]:
+        """Return each member's stake by the chain, proven; None for all where no member can prove it now."""
+        try:
+            nodes = await self.chain.nodes([member.node for member in self.genesis.members])
+        except NodeError:
+            return [None] * self.members.count
+        return [None if node is None else node.stake_frost for node in nodes]
 
 
 def parse_status(status: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 import trio
-from economics.consensus import Guilty, Quiet
 
 from economics import cbor
 from economics.block import HEADER_BYTES, BlockHeader, Finality
+from economics.consensus import Guilty, Quiet
 from economics.crypto import Digest, NodeId, Signature
 from economics.errors import Reason, Rejected
 from economics.fields import Fields

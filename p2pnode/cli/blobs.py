@@ -163,7 +163,8 @@ def parse_range(text: str | None) -> tuple[int, int | None] | None:
 @home_option
 @json_option
 def status(home_path: Path, as_json: bool) -> None:
-    """Ask every member of the network how it is."""
+    """Ask every member of the network how it is; the stake is what the chain proves."""
+    from p2pnode.payments import format_amount
 
     async def work(client: "Client") -> None:
         rows = await client.status()
@@ -173,7 +174,13 @@ def status(home_path: Path, as_json: bool) -> None:
         for row in rows:
             state = "up" if row["reachable"] else f"no answer ({row['why']})"
             held = f"{row['blobs']} blobs, {row['used_bytes']} bytes" if row["reachable"] else ""
-            click.echo(f"{row['member']:3} {row['node'][:8]}  {row['shards']:3} shards  {state}  {held}")
+            stake = "" if row["stake_frost"] is None else f"stake {format_amount(row['stake_frost'])}"
+            click.echo(
+                f"{row['member']:3} {row['node'][:8]}  {row['shards']:3} shards  {state}  {held}  {stake}".rstrip()
+            )
+            chain = row.get("chain")
+            if row["reachable"] and isinstance(chain, dict):
+                click.echo(f"      block {chain.get('height')}, epoch {chain.get('epoch')}, view {chain.get('view')}")
             for fault in row.get("caught", ()):
                 click.echo(f"      says that {fault}")
 
