@@ -214,9 +214,10 @@ class Node:
             log.error("the certificate of a blob held here is not kept: %s", fault)
 
     async def watch_epochs(self) -> None:
-        """At each new epoch sign again what is not on chain yet, and tally for the new committee."""
+        """At the start and in each new epoch sign again what is not on chain yet, and tally for the new committee."""
+        await self.server.sign_again()
         while True:
-            epoch = self.executor.ledger.epoch
+            epoch = self.certifier.committee.epoch
             while self.executor.ledger.epoch == epoch:
                 await self.executor.advanced.wait()
             self.certifier.begin_epoch(self.executor.ledger.committee)
