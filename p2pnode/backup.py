@@ -6,6 +6,7 @@ has passed what it may have signed (S7), and only then is the mark removed.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -139,6 +140,7 @@ def _read_small_files(home: Home) -> dict[str, bytes]:
 def _copy_database(source: Path, target: Path) -> None:
     """Copy a database that may be in use, as of one moment."""
     target.unlink(missing_ok=True)
+    target.touch(mode=0o600, exist_ok=False)
     try:
         with (
             contextlib.closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True)) as old,
@@ -147,6 +149,8 @@ def _copy_database(source: Path, target: Path) -> None:
             new.execute("PRAGMA synchronous = OFF")
             old.backup(new)
     except sqlite3.DatabaseError as fault:
+        if fault.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, "the copy of the database") from fault
         raise DiskFailed(f"cannot copy {source}: {fault}") from fault
 
 

@@ -113,7 +113,7 @@ class ChainStore:
     def open(cls, path: Path, chain_id: Digest, *, genesis_state: Iterable[tuple[bytes, bytes]] = ()) -> "ChainStore":
         """Return the store at a path; a new one begins with the state (key, value) that genesis gives.
 
-        Reads the whole file. Raises `ConfigError` for another chain's or another version's, `DamagedChain`, `DiskFailed`.
+        Reads the whole file. Raises `ConfigError` for another chain's or version's, `DamagedChain`, `DiskFailed`.
         """
         make_directory(path.parent)
         try:
