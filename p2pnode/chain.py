@@ -114,10 +114,13 @@ class ChainStore:
     def open(cls, path: Path, chain_id: Digest, *, genesis_state: Iterable[tuple[bytes, bytes]] = ()) -> "ChainStore":
         """Return the store at a path; a new one begins with the state (key, value) that genesis gives.
 
-        Raises `ConfigError` for another chain's or another version's, `DamagedChain` after reading the whole file.
+        Reads the whole file. Raises `ConfigError` for another chain's or version's, `DamagedChain`, `DiskFailed`.
         """
         make_directory(path.parent)
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as fault:
+            raise DiskFailed(f"cannot use {path}: {fault}") from fault
         store = cls(path, chain_id, connection)
         try:
             with store._faults():
