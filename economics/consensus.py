@@ -829,7 +829,8 @@ class Engine:
         begun_ms = max(min(known), self._listen_ms)
         if self._has_proposal():
             return begun_ms + self._timeout_ms * 3 // 2
-        return begun_ms if self._skips.skips(self._leader) else begun_ms + self._timeout_ms
+        skipped = self._leader != self.own and self._skips.skips(self._leader)
+        return begun_ms if skipped else begun_ms + self._timeout_ms
 
     def _ask_to_build(self) -> None:
         """Rule 1, once a view, as soon as the parent and all that is skipped behind it are certified and held."""
