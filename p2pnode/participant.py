@@ -21,7 +21,7 @@ from economics.genesis import Genesis
 from economics.transactions import Certify, Evidence, SignedTransaction
 from economics.votes import SignedVote
 from gossip.pubsub import Gossip
-from p2pnode.blockmaker import BlockMaker
+from p2pnode.blockmaker import BLOCK_BYTES_MAX, BlockMaker
 from p2pnode.chainserver import ChainServer, sized
 from p2pnode.chainsync import ChainSync, pull_bodies
 from p2pnode.executor import Candidate, Executor
@@ -295,7 +295,7 @@ class Participant:
 
     async def _pull(self, hashes: Sequence[Digest], sender: int | None) -> list[bytes]:
         assert self.own is not None
-        return await pull_bodies(self._members, self.own, hashes, sender)
+        return await pull_bodies(self._members, self.own, hashes, sender, bytes_max=BLOCK_BYTES_MAX)
 
     # --- blocks --------------------------------------------------------------------------------------------------
 
