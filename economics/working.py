@@ -126,6 +126,8 @@ class WorkingState:
         except KeyError:
             data = self.tree.get(state_key(slot))
             value = None if data is None else decode_value(data)
+            if len(self._cache) > CACHE_MAX and not self._before:  # only read since the last block, by who asks much
+                self._cache.clear()
             self._cache[slot] = value
             return value
 
