@@ -225,6 +225,8 @@ class Ledger:
 
     def remember_certificate(self, certificate: Certificate) -> None:
         """Take a certificate, which was checked, for one that holds."""
+        if certificate in self._verified:
+            return
         if len(self._verified) >= CERTIFICATES_KEPT_MAX:
             del self._verified[next(iter(self._verified))]
         self._verified[certificate] = None
