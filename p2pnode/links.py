@@ -70,11 +70,13 @@ def split_frames(buffer: bytearray) -> Iterator[tuple[FrameType, bytes]]:
 
 
 class _Outbox:
-    """Frames for one member, bounded; the oldest are forgotten first."""
+    """Frames for one member, bounded; the oldest are forgotten first. Bulk goes frame by frame, behind all the rest."""
 
     def __init__(self) -> None:
         self.frames: deque[bytes] = deque()
         self.size = 0
+        self.bulk: deque[bytes] = deque()
+        self.bulk_size = 0
         self.dropped = 0
         self.news = trio.Event()
 
@@ -86,13 +88,25 @@ class _Outbox:
             self.dropped += 1
         self.news.set()
 
+    def put_bulk(self, frame: bytes) -> None:
+        self.bulk.append(frame)
+        self.bulk_size += len(frame)
+        while self.bulk_size > QUEUE_BYTES_MAX or len(self.bulk) > QUEUE_FRAMES_MAX:
+            self.bulk_size -= len(self.bulk.popleft())
+            self.dropped += 1
+        self.news.set()
+
     async def take(self) -> list[bytes]:
-        """Return all that waits, once there is something."""
+        """Return all that waits, and of what is bulk the oldest frame, once there is something."""
         await self.news.wait()
-        self.news = trio.Event()
         taken = list(self.frames)
         self.frames.clear()
         self.size = 0
+        if self.bulk:
+            taken.append(self.bulk.popleft())
+            self.bulk_size -= len(taken[-1])
+        if not self.bulk:
+            self.news = trio.Event()
         return taken
 
 
@@ -123,6 +137,11 @@ class Links:
     def broadcast(self, frame: bytes) -> None:
         for outbox in self._outboxes.values():
             outbox.put(frame)
+
+    def broadcast_bulk(self, frame: bytes) -> None:
+        """Send to all what may wait: on a slow line it must not hold up votes, nor push them out of the queue."""
+        for outbox in self._outboxes.values():
+            outbox.put_bulk(frame)
 
     async def shun(self, member: int) -> None:
         """End a member's stream and take no other for a while."""

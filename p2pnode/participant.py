@@ -276,7 +276,7 @@ class Participant:
                     batch.append(sized(self._fresh.popleft()))
                     size += len(batch[-1])
                 if self.links is not None:
-                    self.links.broadcast(build_frame(FrameType.TRANSACTIONS, b"".join(batch)))
+                    self.links.broadcast_bulk(build_frame(FrameType.TRANSACTIONS, b"".join(batch)))
                 else:
                     await self.gossip.publish(transactions_topic(self.genesis), b"".join(batch))
                     await trio.sleep(GOSSIP_S)

@@ -1,4 +1,4 @@
-"""Four members with real engines, ledgers and files, joined by streams in memory: f = 1 of them may do what it likes."""
+"""Four members with real engines, ledgers and files, joined by streams in memory; one of them may do as it likes."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
