@@ -8,6 +8,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from enum import IntEnum
 
 import trio
@@ -154,7 +155,8 @@ class Links:
 
             async def watch() -> None:
                 stream.patience = PATIENT
-                await stream.receive_some(1)  # nobody sends here: whatever comes is the end
+                with suppress(NetworkError):
+                    await stream.receive_some(1)  # nobody sends here: whatever comes is the end
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch)
