@@ -11,8 +11,8 @@ from economics.ledger import Applied, Code, Ledger
 from economics.transactions import Operation, SignedTransaction, Transaction, build, least_fee
 from economics.votes import ZERO_HASH
 from p2pnode.keys import Key
+from tests.small import EXPIRY_HEIGHT as EXPIRY_HEIGHT
 from tests.small import OTHER_OWNER, OWNER, certify, reserve
-from tests.small import TRANSACTION_EXPIRY_HEIGHT as EXPIRY_HEIGHT
 from tests.small import made_by as made_by
 
 

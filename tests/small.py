@@ -27,8 +27,9 @@ SEGMENT_BYTES = 1000
 BALANCE_FROST = 10**12
 """What each owner and operator of a small network begins with."""
 RESERVATION = Reserve(units=1_000, start_epoch=0, end_epoch=4)
-"""What each owner buys first, where a test has a chain: more than any test stores."""
-TRANSACTION_EXPIRY_HEIGHT = 1_000_000
+"""What each owner buys first, where a test has a chain."""
+EXPIRY_HEIGHT = 1_000_000
+"""Of transactions: no test goes on for so long."""
 
 
 def make_genesis(shards: Sequence[int] = (1, 1, 1, 1), *, segment_bytes: int = SEGMENT_BYTES) -> Genesis:
@@ -88,7 +89,7 @@ def make_payload(segment: EncodedSegment, shards: Sequence[int]) -> bytes:
 @cache
 def reserve(genesis: Genesis, key: Key = OWNER) -> SignedTransaction:
     """Return an owner's first transaction: it buys `RESERVATION`."""
-    plain = Transaction(genesis.chain_id, OwnerId(key.public), 0, 0, TRANSACTION_EXPIRY_HEIGHT, RESERVATION)
+    plain = Transaction(genesis.chain_id, OwnerId(key.public), 0, 0, EXPIRY_HEIGHT, RESERVATION)
     return build(replace(plain, fee_frost=least_fee(plain, genesis.parameters)), key.sign)
 
 

@@ -347,7 +347,9 @@ class TestSegment:
         node = Server(tmp_path, limits=UploadLimits(unclosed_bytes_max=10))
         async with node.stream() as stream:
             await ask(stream, open_request())
-            expect_refusal((await send_segments(stream, replace(BLOB, segments=BLOB.segments[:1])))[0], Reason.OVER_BUDGET)
+            expect_refusal(
+                (await send_segments(stream, replace(BLOB, segments=BLOB.segments[:1])))[0], Reason.OVER_BUDGET
+            )
         assert not node.admission._accepted
 
     async def test_over_the_node_s_limit_for_open_uploads_displaces_only_what_nobody_holds(
