@@ -87,8 +87,10 @@ class BlockMaker:
         return found
 
     def due_ms(self, tip: BlockHeader) -> int:
-        """Return from when on a block after `tip` is wanted: now for transactions, soon to settle, else a heartbeat, or the
-        epoch's end if that comes first."""
+        """Return from when on a block after `tip` is wanted.
+
+        At once for transactions, soon to settle, else at the next heartbeat or the epoch's end.
+        """
         earliest = tip.time_ms + self.parameters.block_interval_ms
         if self.executor.ends_epoch(tip) and tip != self.executor.root_header:
             return earliest  # only what builds on a boundary can finalize it
