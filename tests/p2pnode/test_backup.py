@@ -45,6 +45,7 @@ def append(store: ChainStore, count: int) -> None:
 def make_home(path: Path) -> Home:
     """Return the home of a node with a chain of 7 blocks and one vote."""
     home = Home(path)
+    create_wallet(home.owner_key_path, None)
     home.create(Config(quota_bytes=7))
     home.put_genesis(make_genesis())
     (path / "keys" / "faucet.key").write_bytes(b"another key")
