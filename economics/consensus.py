@@ -850,7 +850,7 @@ class Engine:
 
     def _ask_for_lacks(self) -> None:
         """Ask for what is missing: its proposer first, then one member after the other (rule 6)."""
-        keys = {(lack.view, lack.block_hash): lack for lack in self._lacks}
+        keys = {(lack.view, lack.block_hash): lack for lack in reversed(self._lacks)}
         self._asked = {key: count for key, count in self._asked.items() if key in keys}
         if not keys:
             self._ask_ms = None
