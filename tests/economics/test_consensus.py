@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 from blake3 import blake3
 
-from economics.block import Block, BlockHeader, Proposal, genesis_header, leader_of, transactions_root
+from economics.block import Block, BlockHeader, Proposal, genesis_header, is_boundary, leader_of, transactions_root
 from economics.committee import Committee, Member
 from economics.consensus import (
     Ask,
@@ -190,6 +190,7 @@ class Net:
     def make_block(self, view: int, parent: BlockHeader, **changes: object) -> Block:
         first = parent == self.root
         leader = leader_of(view, root_hash=self.root.hash, committee=self.committee)
+        is_tail = not first and is_boundary(parent, root=self.root, epoch_ms=self.parameters.epoch_ms)
         header = BlockHeader(
             chain_id=CHAIN,
             epoch=self.committee.epoch,
@@ -204,7 +205,7 @@ class Net:
             executed_height=self.root.height if first else parent.executed_height,
             state_root=ZERO_HASH,
             committee_hash=self.root.committee_hash,
-            next_committee_hash=self.root.next_committee_hash,
+            next_committee_hash=ZERO_HASH if is_tail else self.root.next_committee_hash,
         )
         header = replace(header, **changes)  # type: ignore[arg-type]
         return Block(header, sign(self.committee.members[header.leader].node, header.encode()), ())
