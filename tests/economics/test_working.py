@@ -1,5 +1,6 @@
 """A state under way: what is undone never was, what is flushed is in the tree, and the indexes follow both."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -39,7 +40,7 @@ def test_what_is_loaded_is_there_and_indexed(state: WorkingState) -> None:
 
 
 def test_what_is_undone_never_was(state: WorkingState) -> None:
-    before, root = [dict(index) if isinstance(index, dict) else index for index in indexed(state)], state.tree.root
+    before, root = deepcopy(indexed(state)), state.tree.root
     state.mark()
     state.write(replace(HELD, end_epoch=5))
     state.write(replace(HELD, end_epoch=6, owner=OTHER))
