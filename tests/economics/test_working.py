@@ -93,6 +93,19 @@ def test_a_full_cache_is_emptied_and_nothing_is_lost(state: WorkingState, monkey
     monkeypatch.setattr(working, "CACHE_MAX", 1)
     state.write(replace(ACCOUNT, nonce=1))
     state.get(HELD.slot)
+    state.write(replace(ACCOUNT, nonce=2))
+    state.write(replace(HELD, units=1))
+    state.mark()
+    state.write(replace(HELD, units=2))
+    state.undo()
     state.flush()
-    assert state.account(OWNER) == replace(ACCOUNT, nonce=1)
+    assert state.account(OWNER) == replace(ACCOUNT, nonce=2)
+    assert state.get(HELD.slot) == replace(HELD, units=1)
+
+
+def test_readers_do_not_fill_the_memory(state: WorkingState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(working, "CACHE_MAX", 3)
+    for seed in range(10):
+        assert state.blob(BlobId(make_id(seed + 50))) is None
     assert state.get(HELD.slot) == HELD
+    assert len(state._cache) == 3
