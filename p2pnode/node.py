@@ -24,10 +24,10 @@ from economics.ledger import Ledger
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour, speaker
-from p2pnode.backup import clear_restored, is_restored
+from p2pnode.backup import clear_restored, is_restored, set_chain_aside
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
-from p2pnode.chain import ChainStore
+from p2pnode.chain import ChainStore, DamagedChain
 from p2pnode.codec import Codec
 from p2pnode.errors import SpaceError
 from p2pnode.executor import Executor
@@ -320,8 +320,7 @@ class OpenChain:
 @contextmanager
 def open_chain(home: Home, genesis: Genesis) -> Iterator[OpenChain]:
     """Open the chain's files; after a restore or with a damaged log the node is to stay silent for a while."""
-    start = Ledger.at_genesis(genesis).tree.items()
-    store = ChainStore.open(home.chain_database_path, genesis.chain_id, genesis_state=start)
+    store = open_store(home, genesis)
     votes, replay = VoteLog.open(home.votelog_path, genesis.chain_id)
     if replay.corrupt:
         log.error("the vote log was damaged: this node votes again when the chain has passed what it may have signed")
@@ -337,6 +336,17 @@ def open_chain(home: Home, genesis: Genesis) -> Iterator[OpenChain]:
     finally:
         votes.close()
         store.close()
+
+
+def open_store(home: Home, genesis: Genesis) -> ChainStore:
+    """Return the chain's database; a damaged one is set aside, and the chain is fetched from peers."""
+    start = list(Ledger.at_genesis(genesis).tree.items())
+    try:
+        return ChainStore.open(home.chain_database_path, genesis.chain_id, genesis_state=start)
+    except DamagedChain as fault:
+        log.error("%s: set aside; the chain is fetched from peers", fault)
+        set_chain_aside(home)
+        return ChainStore.open(home.chain_database_path, genesis.chain_id, genesis_state=start)
 
 
 def join(
