@@ -457,7 +457,7 @@ class Validator:
     def _renew(self) -> list[Effect]:
         """Put a new engine in place of one whose epoch has ended, or that the executor has overtaken."""
         old = self.engine
-        ended = old.committee.epoch != self.executor.ledger.epoch
+        ended = old.epoch != self.executor.ledger.epoch
         self.engine = self._make_engine(old.quiet_next_epoch if ended else old.quiet)
         self._due_ms = None
         return self.engine.start(self.clock_ms())
