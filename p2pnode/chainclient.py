@@ -43,7 +43,7 @@ from economics.transactions import (
 from economics.tree import Proof, StateKey
 from p2pnode.chainsync import HEAD_BYTES_MAX, REPLY_BYTES_MAX, take_epochs
 from p2pnode.chainview import Head, HistoryRow, Outcome
-from p2pnode.errors import ConfigError, NetworkError, NodeError, TooSlow, TransactionFailed
+from p2pnode.errors import ConfigError, NetworkError, TooSlow, TransactionFailed
 from p2pnode.files import write_synced
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Members, Refused
@@ -133,9 +133,9 @@ class ChainClient:
                 last = fault
                 self._order.remove(member)
                 self._order.append(member)
-        if isinstance(last, NodeError):
+        if isinstance(last, Refused):
             raise last
-        raise NetworkError(f"no member gave an answer that holds: {last}") from last
+        raise NetworkError(f"no member gave an answer that holds, the last of them: {last}") from last
 
     # --- proven --------------------------------------------------------------------------------------------------
 

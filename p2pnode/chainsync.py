@@ -24,8 +24,6 @@ log = logging.getLogger("p2pnode.chainsync")
 BLOCKS_AT_ONCE = 256
 REPLY_BYTES_MAX = 32 << 20
 CHUNK_BYTES_MAX = 2 << 20
-SNAPSHOT_BLOCKS = 5_000
-"""Behind by more blocks than this, and by an epoch, a node takes a snapshot: some minutes of executing."""
 HEAD_BYTES_MAX = 1 << 20
 
 Apply = Callable[[Sequence[Candidate], Finality], Awaitable[None]]
@@ -57,7 +55,7 @@ class ChainSync:
         own: int | None,
         apply: Apply,
         rng: random.Random,
-        snapshot_blocks: int = SNAPSHOT_BLOCKS,
+        snapshot_blocks: int,
     ) -> None:
         self.executor = executor
         self.members = members

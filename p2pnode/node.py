@@ -291,7 +291,9 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                         validate=node.verify_gossip,
                         handle=node.handle_gossip,
                     )
-                    node.participant = participant = join(chain, node, network, discovery, gossip, behaviour)
+                    node.participant = participant = join(
+                        chain, node, network, discovery, gossip, config=config, behaviour=behaviour
+                    )
                     nursery.start_soon(participant.run)
                     nursery.start_soon(node.watch_epochs)
                     nursery.start_soon(node.gossip_commitments, gossip)
@@ -350,7 +352,14 @@ def open_store(home: Home, genesis: Genesis) -> ChainStore:
 
 
 def join(
-    chain: OpenChain, node: Node, network: Network, discovery: Discovery, gossip: Gossip, behaviour: Behaviour
+    chain: OpenChain,
+    node: Node,
+    network: Network,
+    discovery: Discovery,
+    gossip: Gossip,
+    *,
+    config: Config,
+    behaviour: Behaviour,
 ) -> Participant:
     """Return this node's part in the chain, its protocols served from here on."""
     genesis = node.genesis
@@ -365,6 +374,7 @@ def join(
         chain_members=Members(network, genesis, chain_protocol(genesis), discovery),
         consensus_members=Members(network, genesis, consensus_protocol(genesis), discovery),
         gossip=gossip,
+        snapshot_blocks=config.snapshot_blocks,
         speak=speaker(behaviour, sign=node.key.sign, chain_id=genesis.chain_id),
     )
     network.serve(chain_protocol(genesis), participant.server.handle, streams_per_peer=STREAMS_PER_PEER)

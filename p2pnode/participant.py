@@ -88,6 +88,7 @@ class Participant:
         chain_members: Members,
         consensus_members: Members,
         gossip: Gossip,
+        snapshot_blocks: int,
         speak: Speak = speak_honestly,
     ) -> None:
         self.executor = executor
@@ -119,7 +120,14 @@ class Participant:
         if self.own is not None:
             self._make_validator(self.own, clock_ms, votes, records, quiet, on_loud, consensus_members, speak)
         rng = random.Random(os.urandom(16))
-        self.sync = ChainSync(executor=executor, members=chain_members, own=self.own, apply=self.apply, rng=rng)
+        self.sync = ChainSync(
+            executor=executor,
+            members=chain_members,
+            own=self.own,
+            apply=self.apply,
+            rng=rng,
+            snapshot_blocks=snapshot_blocks,
+        )
         self.server = ChainServer(
             executor=executor,
             submit=self.submit,
