@@ -446,9 +446,8 @@ class Validator:
     async def apply(self, candidates: Sequence[Candidate], finality: Finality) -> None:
         """Execute and store final blocks, then forget what they make needless."""
         await self.executor.apply(candidates, finality)
-        self.maker.mempool.drop_executed(
-            (tx_hash for item in candidates for tx_hash in item.block.transactions), ledger=self.executor.ledger
-        )
+        executed = [signed for item in candidates for signed in item.transactions]
+        self.maker.mempool.drop_executed(executed, ledger=self.executor.ledger)
         self.maker.drop_passed()
         if self.votes.size > LOG_BYTES_MAX:
             await self._prune_log()
