@@ -275,6 +275,7 @@ class Participant:
         while True:
             await trio.sleep(TIDY_S)
             self.mempool.drop_expired(ledger=self.executor.ledger)
+            self.mempool.review(ledger=self.executor.ledger)
 
     def _check_batch(self, parts: Sequence[bytes]) -> list[SignedTransaction]:
         """Return those that are new and properly signed; for a worker thread."""
