@@ -458,8 +458,9 @@ class Validator:
         epoch = self.executor.ledger.epoch
         view = 0 if head == self.executor.root_header else head.view
         self._live = [record for record in self._live if self._matters(record, epoch, view)]
-        kept = {(int(record.kind), record.body) for record in self._live}
-        await trio.to_thread.run_sync(self.votes.prune, lambda kind, body: (kind, body) in kept)
+        await trio.to_thread.run_sync(
+            self.votes.prune, lambda kind, body: self._matters(Record(FrameType(kind), body), epoch, view)
+        )
 
     def _matters(self, record: Record, epoch: int, view: int) -> bool:
         match record.kind:
