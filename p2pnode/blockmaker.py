@@ -53,31 +53,31 @@ class BlockMaker:
         self._pull = pull
         self._held: dict[Digest, Candidate] = {}
         """Blocks above the head."""
+        self._bodies_held: dict[Digest, SignedTransaction] = {}
+        """Their transactions, by hash: whoever asks for bodies must not make this node search every block."""
 
     # --- blocks that are not final yet ---------------------------------------------------------------------------
 
     def hold(self, candidate: Candidate) -> None:
         self._held[candidate.block.hash] = candidate
+        self._bodies_held.update((signed.hash, signed) for signed in candidate.transactions)
 
     def held(self, block_hash: Digest) -> Candidate | None:
         return self._held.get(block_hash)
 
     def transaction(self, tx_hash: Digest) -> SignedTransaction | None:
-        """Return a transaction that waits, or is in a block that is not final yet."""
-        waiting = self.mempool.get(tx_hash)
-        if waiting is not None:
-            return waiting
-        for candidate in self._held.values():
-            for signed in candidate.transactions:
-                if signed.hash == tx_hash:
-                    return signed
-        return None
+        """Return a transaction that waits, or is in a block that is not final yet; from any thread."""
+        return self.mempool.get(tx_hash) or self._bodies_held.get(tx_hash)
 
     def drop_passed(self) -> None:
         """Forget blocks at or below the head."""
         height = self.executor.height
-        for block_hash in [key for key, item in self._held.items() if item.block.header.height <= height]:
+        passed = [key for key, item in self._held.items() if item.block.header.height <= height]
+        for block_hash in passed:
             del self._held[block_hash]
+        if passed:
+            kept = (signed for item in self._held.values() for signed in item.transactions)
+            self._bodies_held = {signed.hash: signed for signed in kept}
 
     def in_flight(self, tip: BlockHeader) -> list[SignedTransaction]:
         """Return the transactions of `tip` and of what it builds on, down to the head."""
