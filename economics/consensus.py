@@ -38,6 +38,8 @@ VIEWS_AHEAD_MAX = 64
 VIEWS_BEHIND_MAX = 256
 """Votes of views further behind are forgotten unless they made a certificate."""
 ANSWER_ITEMS_MAX = 64
+ANSWER_PROPOSALS_MAX = 16
+"""Each may hold the hashes of as many transactions as a block may have."""
 ANSWER_INTERVAL_MS = 200
 """A member is answered this often at most, however often it asks."""
 STANDSTILL_MS_MIN = 3_000
@@ -411,13 +413,15 @@ class Engine:
             if vote.kind is Kind.NULLIFY and vote.view < self.view:
                 self._answer(sender, vote.view)
             return
-        if vote.signer != self.own and sender == vote.signer and self._is_settled(vote):
-            self._tally.note(signed)
-            return
-        signed.verify(chain_id=self.chain_id, committee=self.committee, verify=self._verify)
-        if vote.view >= self.view:
+        settled = sender == vote.signer and vote.signer != self.own and self._is_settled(vote)
+        if not settled:
+            signed.verify(chain_id=self.chain_id, committee=self.committee, verify=self._verify)
+        if vote.view + 1 >= self.view:
             self._skips.redeem(vote.signer)
-        self._take_vote(signed)
+        if settled:
+            self._tally.note(signed)
+        else:
+            self._take_vote(signed)
 
     def _is_settled(self, vote: Vote) -> bool:
         """Return whether a certificate says the same already: one more signature need not be checked."""
@@ -428,7 +432,7 @@ class Engine:
         """Count a verified vote."""
         vote = signed.vote
         if vote.signer == self.own and not self._ballot.holds(vote):
-            self._meet_foreign_vote(vote)
+            self._meet_foreign(vote.view, f"{vote.kind.name.lower()} vote")
             return
         self._blame_voter(signed)
         certificate = self._tally.add(signed)
@@ -477,13 +481,16 @@ class Engine:
         self._silence = Silence(self.committee, self.own, settle_ms, until_view)
         self._silence_ask_ms, self._stale = self._now, True
 
-    def _meet_foreign_vote(self, vote: Vote) -> None:
-        """A vote under this node's key that it did not cast: its log has lost it, or the key is used elsewhere too."""
-        if self._silence is not None or vote.view <= self._ballot.floor:
+    def _meet_foreign(self, view: int, what: str) -> None:
+        """Something is signed with the own key that the log lacks: the log is an old one, or the key is used elsewhere.
+
+        A second time can only mean the latter; then this node is silent for the rest of the epoch.
+        """
+        if self._silence is not None or view <= self._ballot.floor:
             return
         again = self._forgotten_to > 0
         self._begin_silence(FOR_GOOD if again else None)
-        self._emit(Silenced(f"a {vote.kind.name.lower()} vote of view {vote.view} under the own key is not in the log"))
+        self._emit(Silenced(f"a {what} of view {view} under the own key is not in the log"))
 
     def _tend_silence(self) -> None:
         silence = self._silence
@@ -589,11 +596,12 @@ class Engine:
         self._verify_epoch(header.epoch)
         wanted = any(lack.block_hash == block_hash for lack in self._lacks)
         certified = wanted or self._branches.certifies(header.view, block_hash) is not None
-        old = header.view <= self._branches.final_view and not certified
         full = not certified and not self._branches.has_room(header.view)
-        if old or full or self._branches.proposal(block_hash) or header.view <= self._branches.delivered_view:
+        if full or self._branches.proposal(block_hash) or header.view <= self._branches.delivered_view:
             return
         self._verify_proposal(proposal, certified=certified)
+        if header.leader == self.own:
+            self._meet_foreign(header.view, "proposal")
         self._blame_leader(proposal)
         self._branches.add_proposal(proposal)
         self._branches.bound()
@@ -609,7 +617,7 @@ class Engine:
     def _verify_proposal(self, proposal: Proposal, *, certified: bool) -> None:
         """Raise `Rejected` unless the view's leader signed it and its parent's certificate holds.
 
-        A block that is certified already needs no certificate of its parent, as it names the parent's hash.
+        A block that is certified already, or below a final one, needs no certificate of its parent: hashes link them.
         """
         header, parent = proposal.block.header, proposal.parent
         reached = self.view if parent is None else max(self.view, parent.view + 1)
@@ -626,7 +634,7 @@ class Engine:
             ):
                 raise Rejected(Reason.WRONG_PARENT, "the certificate is not of the block's parent")
             self._verify_certificate(parent)
-        elif header.parent_view != 0 and not certified:
+        elif header.parent_view != 0 and not certified and header.view > self._branches.final_view:
             raise Rejected(Reason.MALFORMED, "a proposal comes without its parent's certificate")
 
     def _blame_leader(self, proposal: Proposal) -> None:
@@ -737,7 +745,7 @@ class Engine:
             return
         headers = [proposal.block.header for proposal in found]
         last = next((at for at, header in enumerate(headers) if self._is_boundary(header)), len(headers) - 1)
-        self._branches.deliver(headers[last])
+        self._branches.deliver(headers[: last + 1])
         self._forget()
         self.counters.finalized += last + 1
         self.ended = self._is_boundary(headers[last])
@@ -779,7 +787,7 @@ class Engine:
                 continue
             proposal = self._branches.proposal(block_hash)
             if proposal is None:
-                self._lacks.append(Lack(view, block_hash, self._leader_of(view)))
+                self._lacks.append(Lack(view, block_hash))
                 continue
             verdict = self._judge(proposal, notarized=True)
             if verdict is _Verdict.GOOD and self._can_act(view):
@@ -827,7 +835,8 @@ class Engine:
         begun_ms = max(min(known), self._listen_ms)
         if self._has_proposal():
             return begun_ms + self._timeout_ms * 3 // 2
-        return begun_ms if self._skips.skips(self._leader) else begun_ms + self._timeout_ms
+        skipped = self._leader != self.own and self._skips.skips(self._leader)
+        return begun_ms if skipped else begun_ms + self._timeout_ms
 
     def _ask_to_build(self) -> None:
         """Rule 1, once a view, as soon as the parent and all that is skipped behind it are certified and held."""
@@ -864,13 +873,14 @@ class Engine:
     def _ask(self, lack: Lack, *, tries: int) -> None:
         self._ask_ms = self._now + max(self._parameters.timeout_ms // 2, 1)
         count = len(self.committee.members)
-        first = lack.member if lack.member >= 0 else self._leader_of(lack.view)
+        first = self._leader_of(lack.view) if lack.member is None else lack.member
         member = (first + tries) % count
         if member == self.own:
             member = (member + 1) % count
         if member != self.own:
             self.counters.asked += 1
-            self._emit(Send(member, Ask(self.committee.epoch, lack.view)))
+            view = lack.view if lack.from_view is None else lack.from_view
+            self._emit(Send(member, Ask(self.committee.epoch, view)))
 
     def _answer(self, sender: int | None, view: int) -> None:
         """Send the highest certificate first, then what is held from `view` on; within bounds of number and rate."""
@@ -881,7 +891,11 @@ class Engine:
             return
         self._answered_ms[sender] = self._now
         self.counters.answered += 1
+        proposals = 0
         for item in islice(self._answer_items(view), ANSWER_ITEMS_MAX):
+            proposals += isinstance(item, Proposal)
+            if proposals > ANSWER_PROPOSALS_MAX:
+                break
             self._emit(Send(sender, item))
 
     def _answer_items(self, view: int) -> Iterable[VoteCertificate | Proposal]:
@@ -922,6 +936,7 @@ class Engine:
             if certificate is not None:
                 self._emit(Broadcast(certificate))
         self._resend_votes()
+        self._ask(Lack(self._branches.final_view + 1, None, self.own), tries=self.counters.standstills)
 
     def _resend_votes(self) -> None:
         if self._silence is None:

@@ -87,7 +87,10 @@ class BlockMaker:
         return found
 
     def due_ms(self, tip: BlockHeader) -> int:
-        """Return from when on a block after `tip` is wanted: now for transactions, soon to settle, else a heartbeat."""
+        """Return from when on a block after `tip` is wanted.
+
+        At once for transactions, soon to settle, else at the next heartbeat or the epoch's end.
+        """
         earliest = tip.time_ms + self.parameters.block_interval_ms
         if self.executor.ends_epoch(tip) and tip != self.executor.root_header:
             return earliest  # only what builds on a boundary can finalize it
@@ -97,7 +100,8 @@ class BlockMaker:
         shown = tip != self.executor.root_header and tip.state_root == self.executor.ledger.root
         settled = shown and tip.height == self.executor.height
         pause = self.parameters.heartbeat_ms if settled else min(SETTLE_MS, self.parameters.heartbeat_ms)
-        return tip.time_ms + max(pause, self.parameters.block_interval_ms)
+        epoch_end = self.executor.root_header.time_ms + self.parameters.epoch_ms
+        return max(earliest, min(tip.time_ms + pause, epoch_end))
 
     # --- making --------------------------------------------------------------------------------------------------
 

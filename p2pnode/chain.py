@@ -14,7 +14,6 @@ from pathlib import Path
 from economics.block import HEADER_BYTES, Block, BlockHeader, Finality
 from economics.crypto import Digest
 from economics.errors import Rejected
-from economics.tree import StateKey
 from p2pnode.errors import ConfigError, DiskFailed, SpaceError
 from p2pnode.files import make_directory, sync_directory
 
@@ -114,10 +113,13 @@ class ChainStore:
     def open(cls, path: Path, chain_id: Digest, *, genesis_state: Iterable[tuple[bytes, bytes]] = ()) -> "ChainStore":
         """Return the store at a path; a new one begins with the state (key, value) that genesis gives.
 
-        Raises `ConfigError` for another chain's or another version's, `DamagedChain` after reading the whole file.
+        Reads the whole file. Raises `ConfigError` for another chain's or version's, `DamagedChain`, `DiskFailed`.
         """
         make_directory(path.parent)
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as fault:
+            raise DiskFailed(f"cannot use {path}: {fault}") from fault
         store = cls(path, chain_id, connection)
         try:
             with store._faults():
@@ -206,7 +208,7 @@ class ChainStore:
     # --- writing -------------------------------------------------------------------------------------------------
 
     def append(
-        self, blocks: Sequence[FinalBlock], *, finality: Finality, changes: Mapping[StateKey, bytes | None]
+        self, blocks: Sequence[FinalBlock], *, finality: Finality, changes: Mapping[bytes, bytes | None]
     ) -> None:
         """Store blocks that follow the head, what proves the last of them final, and the state's changes by all.
 
@@ -223,7 +225,7 @@ class ChainStore:
         run: sqlite3.Connection,
         blocks: Sequence[FinalBlock],
         finality: Finality,
-        changes: Mapping[StateKey, bytes | None],
+        changes: Mapping[bytes, bytes | None],
     ) -> None:
         parent = self._hash_of(self._head)
         for height, item in enumerate(blocks, self._head + 1):

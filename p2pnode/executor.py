@@ -18,7 +18,7 @@ from economics.genesis import Genesis
 from economics.ledger import Ledger, Receipt
 from economics.light import Boundary
 from economics.transactions import HandOver, SignedTransaction, Transfer
-from economics.tree import StateKey, Tree
+from economics.tree import Tree
 from p2pnode.chain import ChainStore, FinalBlock, StoredReceipt
 from p2pnode.snapshots import Snapshots
 
@@ -121,7 +121,7 @@ class Executor:
     ) -> tuple[Ledger, tuple[Receipt, ...], dict[int, Tree]]:
         """For a worker thread."""
         ledger = self.ledger.fork()
-        changes: dict[StateKey, bytes | None] = {}
+        changes: dict[bytes, bytes | None] = {}
         rows: list[FinalBlock] = []
         receipts: list[Receipt] = []
         trees: dict[int, Tree] = {}
@@ -132,7 +132,7 @@ class Executor:
             if expected is not None and expected != header.state_root:
                 raise Diverged(f"block {header.height} has another state root for height {header.executed_height}")
             applied = ledger.apply(header, item.transactions)
-            changes.update(applied.changes)
+            changes.update(applied.changes.items())
             receipts += applied.receipts
             trees[header.height] = ledger.tree
             roots[header.height] = ledger.root

@@ -24,10 +24,10 @@ from economics.ledger import Ledger
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour, speaker
-from p2pnode.backup import clear_restored, is_restored
+from p2pnode.backup import clear_restored, is_restored, set_chain_aside
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
-from p2pnode.chain import ChainStore
+from p2pnode.chain import ChainStore, DamagedChain
 from p2pnode.codec import Codec
 from p2pnode.errors import SpaceError
 from p2pnode.executor import Executor
@@ -214,9 +214,10 @@ class Node:
             log.error("the certificate of a blob held here is not kept: %s", fault)
 
     async def watch_epochs(self) -> None:
-        """At each new epoch sign again what is not on chain yet, and tally for the new committee."""
+        """At the start and in each new epoch sign again what is not on chain yet, and tally for the new committee."""
+        await self.server.sign_again()
         while True:
-            epoch = self.executor.ledger.epoch
+            epoch = self.certifier.committee.epoch
             while self.executor.ledger.epoch == epoch:
                 await self.executor.advanced.wait()
             self.certifier.begin_epoch(self.executor.ledger.committee)
@@ -321,8 +322,7 @@ class OpenChain:
 @contextmanager
 def open_chain(home: Home, genesis: Genesis) -> Iterator[OpenChain]:
     """Open the chain's files; after a restore or with a damaged log the node is to stay silent for a while."""
-    start = Ledger.at_genesis(genesis).tree.items()
-    store = ChainStore.open(home.chain_database_path, genesis.chain_id, genesis_state=start)
+    store = open_store(home, genesis)
     votes, replay = VoteLog.open(home.votelog_path, genesis.chain_id)
     if replay.corrupt:
         log.error("the vote log was damaged: this node votes again when the chain has passed what it may have signed")
@@ -338,6 +338,17 @@ def open_chain(home: Home, genesis: Genesis) -> Iterator[OpenChain]:
     finally:
         votes.close()
         store.close()
+
+
+def open_store(home: Home, genesis: Genesis) -> ChainStore:
+    """Return the chain's database; a damaged one is set aside, and the chain is fetched from peers."""
+    start = list(Ledger.at_genesis(genesis).tree.items())
+    try:
+        return ChainStore.open(home.chain_database_path, genesis.chain_id, genesis_state=start)
+    except DamagedChain as fault:
+        log.error("%s: set aside; the chain is fetched from peers", fault)
+        set_chain_aside(home)
+        return ChainStore.open(home.chain_database_path, genesis.chain_id, genesis_state=start)
 
 
 def join(

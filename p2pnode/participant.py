@@ -43,6 +43,7 @@ INCOMING_MAX = 256
 GOSSIP_BYTES_MAX = 65_536
 ANNOUNCE_S = 1.0
 """A gossip message costs every node 5 ms of CPU: at most one announcement a second."""
+TIDY_S = 20.0
 CATCH_UP_S = 0.5
 """Least time between two rounds of catching up."""
 
@@ -186,6 +187,7 @@ class Participant:
             nursery.start_soon(self._keep_up)
             nursery.start_soon(self._pass_on)
             nursery.start_soon(self._take_incoming)
+            nursery.start_soon(self._tidy)
             nursery.start_soon(self.operator.run)
             if self.validator is not None and self.links is not None:
                 nursery.start_soon(self._announce)
@@ -267,6 +269,12 @@ class Participant:
                     self._add(signed)
                 except Rejected as fault:
                     self.refused[fault.reason] += 1
+
+    async def _tidy(self) -> None:
+        """Now and then forget transactions that no block can hold any more."""
+        while True:
+            await trio.sleep(TIDY_S)
+            self.mempool.drop_expired(ledger=self.executor.ledger)
 
     def _check_batch(self, parts: Sequence[bytes]) -> list[SignedTransaction]:
         """Return those that are new and properly signed; for a worker thread."""

@@ -1,7 +1,7 @@
 """Snapshots: the state after an epoch in one file, in chunks that a node which is far behind can ask for one by one.
 
-File: magic 16, chain ID 32, epoch u64, chunks, {chunk bytes u32, CRC32 u32} for each, number of chunks u32, CRC32 u32 of
-these rows and the number. A chunk = {length u32, value} for each of its values; values ascend by their keys in the tree.
+File: magic 16, chain ID 32, epoch u64, chunks, {chunk bytes u32, CRC32 u32} for each, number of chunks u32, CRC32 u32
+of these rows and the number. A chunk = {length u32, value} for each value; values ascend by their keys in the tree.
 Whoever takes chunks checks them by the state root; the sums here only keep a damaged file from being served.
 """
 
@@ -58,6 +58,8 @@ class Snapshots:
     def write(self, epoch: int, values: Iterable[bytes]) -> None:
         """Keep the state after an epoch, its values ascending by key; durable on return. Older ones go."""
         make_directory(self.directory)
+        for cut_short in self.directory.glob("*.new"):
+            cut_short.unlink()
         replace_synced(self._path(epoch), self._parts(epoch, values))
         for old in self.epochs()[:-KEPT]:
             self._path(old).unlink(missing_ok=True)
@@ -98,6 +100,8 @@ class Snapshots:
         if not 0 <= epoch < 1 << 64 or self._read(epoch, 0, _HEAD.size) != _HEAD.pack(MAGIC, self.chain_id, epoch):
             return None
         end = self._read(epoch, -2 * _LENGTH.size, 2 * _LENGTH.size)
+        if len(end) != 2 * _LENGTH.size:
+            return None
         (count,) = _LENGTH.unpack_from(end)
         size = count * _ROW.size
         table = self._read(epoch, -size - 2 * _LENGTH.size, size + _LENGTH.size)

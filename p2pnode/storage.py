@@ -302,8 +302,8 @@ class StorageServer:
         owed = len(self.store.shards) * code.pair_bytes(z)
         if not z or message.size != DIGEST_BYTES * (1 + 2 * code.n) + owed:
             raise Rejected(Reason.MALFORMED, "the payload is root, metadata and every sliver that this node owes")
-        self.admission.accept(ticket, owed)
         await self._admit(session, owed)
+        self.admission.accept(ticket, owed)  # last: what is refused unread is not charged
         async with self._payloads.taken(session.stream.peer, message.size):
             buffer = bytearray(message.size)
             with self._payloads.moving(message.size):
@@ -361,21 +361,33 @@ class StorageServer:
         return {"epoch": entry.epoch, "index": self.index, "ok": True, "signature": entry.signature}, ()
 
     async def _sign_for(self, header: Header, statement: OwnerStatement, signature: Signature) -> Entry:
-        """Store what is signed for, then sign it under the current epoch and tell of it."""
+        """Sign a statement under the current epoch, store that, and tell of it.
+
+        Once more where an epoch ends meanwhile: `sign_again` may have looked before this was on disk.
+        """
         assert self.index is not None
-        commitment = Commitment.build(statement, epoch=self._ledger().epoch, signer=self.index)
-        entry = Entry(statement, signature, commitment.epoch, self.sign(commitment.encode()))
-        await trio.to_thread.run_sync(self.store.put_entry, header, entry)
-        await self.on_commitment((statement, signature, commitment, entry.signature))
+        while True:
+            commitment = Commitment.build(statement, epoch=self._ledger().epoch, signer=self.index)
+            entry = Entry(statement, signature, commitment.epoch, self.sign(commitment.encode()))
+            await trio.to_thread.run_sync(self.store.put_entry, header, entry)
+            if entry.epoch == self._ledger().epoch:
+                break
+        await self.on_commitment(entry.as_commitment(self.index))
         return entry
 
     async def sign_again(self) -> None:
-        """Sign for a new epoch what was signed for under an earlier one and is not on chain yet; no bytes move."""
-        live = {statement.hash for statement in self.admission.live_statements()}
+        """Sign for a new epoch what was signed for under an earlier one and is not on chain yet; no bytes move.
+
+        A full disk leaves out what it has no room for: nothing is told that is not on it.
+        """
+        live = self.admission.live_statements()
         for record in self.store.records().values():
             for entry in record.entries:
-                if entry.statement.hash in live and entry.epoch < self._ledger().epoch:
-                    await self._sign_for(record.header, entry.statement, entry.statement_signature)
+                if entry.epoch < self._ledger().epoch and entry.statement.hash in live:
+                    try:
+                        await self._sign_for(record.header, entry.statement, entry.statement_signature)
+                    except SpaceError as fault:
+                        log.error("a blob held here is not signed for again: %s", fault)
 
     def _check_held(self, header: Header) -> None:
         """Raise `Rejected` unless this node holds all that it owes of a blob; for a worker thread."""

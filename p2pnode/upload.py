@@ -34,6 +34,7 @@ from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, Refused, give_up, verify_reply
 from p2pnode.network import frames
 from p2pnode.network.frames import receive_message, send_message
+from p2pnode.network.host import sole_exception
 from p2pnode.network.stream import Stream
 
 BEHIND_SEGMENTS = 2
@@ -177,6 +178,12 @@ class Uploader:
 
     async def run(self, path: Path, length: int, agree: Agree) -> Stored:
         """Store the file; raises `TooFewNodes`, `SpaceError`, `InputError`, and whatever `agree` does."""
+        try:
+            return await self._run(path, length, agree)
+        except BaseExceptionGroup as group:
+            raise sole_exception(group) from None
+
+    async def _run(self, path: Path, length: int, agree: Agree) -> Stored:
         self._segments = self.code.segment_count(length)
         async with trio.open_nursery() as nursery:
             for member in range(self.members.count):

@@ -22,7 +22,7 @@ def cli() -> None:
     Exit codes: 0 done, 1 a fault of p2pnode itself, 2 wrong usage, 3 unusable file or ID, 4 too few nodes answered,
     5 blob not available, 6 blob encoded inconsistently by its writer, 7 no space, 8 files of this home or testnet
     missing, foreign or in use, 9 not paid (the wallet has too little, or --max-cost says so), 10 the chain refused a
-    transaction, 130 interrupted.
+    transaction, 11 a disk failed, 130 interrupted.
     """
 
 
@@ -81,7 +81,7 @@ def version(as_json: bool) -> None:
 
 
 for command in (
-    *(node.init, node.run),
+    *(node.init, node.run, node.backup, node.restore),
     *(blobs.store, blobs.read, blobs.status, blobs.blob_id_),
     *(owned.list_, owned.info, owned.extend, owned.delete),
     *(wallet.wallet, wallet.faucet, chain.blocks, chain.tx),

@@ -100,3 +100,45 @@ def run(home_path: Path, behaviour: str) -> None:
 
     set_up_logging(logging.INFO)
     run_async(lambda: run_node(Home(home_path), behaviour=Behaviour(behaviour)))
+
+
+@click.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@home_option
+@json_option
+def backup(target: Path, home_path: Path, as_json: bool) -> None:
+    """Put this home's keys, settings and chain in one file, TARGET; slivers are not in it, the network has them.
+
+    Keep the file as you keep keys. A node may run meanwhile.
+    """
+    from p2pnode.backup import backup as write
+    from p2pnode.home import Home
+
+    write(Home(home_path), target)
+    fields = {"backup": str(target), "bytes": target.stat().st_size}
+    if as_json:
+        echo_json(fields)
+    else:
+        click.echo(f"{target}: {fields['bytes']} bytes, with keys: only you should read it")
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@home_option
+@json_option
+def restore(source: Path, home_path: Path, as_json: bool) -> None:
+    """Make a home from a backup, SOURCE, where there is none.
+
+    Its node follows the chain and votes again once the chain has passed whatever it may have signed since the backup.
+    The node that the backup was made of must be gone for good: two with one key would be punished.
+    """
+    from p2pnode.backup import restore as read
+    from p2pnode.home import Home
+
+    read(source, Home(home_path))
+    if as_json:
+        echo_json({"home": str(home_path)})
+    else:
+        click.echo(
+            f"restored {home_path}\nnext: `p2pnode run`; it votes when the chain has passed what it may have signed"
+        )

@@ -1,0 +1,690 @@
+"""The engine by hand: a few engines in memory, messages one by one, time when the test says so."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import pytest
+from blake3 import blake3
+
+from economics.block import Block, BlockHeader, Proposal, genesis_header, leader_of, transactions_root
+from economics.committee import Committee, Member
+from economics.consensus import (
+    Broadcast,
+    Build,
+    Built,
+    Due,
+    Effect,
+    Engine,
+    Finalized,
+    Guilty,
+    Heard,
+    Input,
+    Judge,
+    Judged,
+    Keep,
+    Message,
+    Missing,
+    Persist,
+    Quiet,
+    Send,
+    Silenced,
+    TimePassed,
+)
+from economics.crypto import Digest, NodeId, OwnerId, Signature
+from economics.errors import Reason, Rejected
+from economics.genesis import Parameters
+from economics.votes import ZERO_HASH, Kind, SignedVote, Vote, VoteCertificate
+
+CHAIN = Digest(bytes([7]) * 32)
+TIMEOUT_MS = 1_000
+PARAMETERS = Parameters(timeout_ms=TIMEOUT_MS, epoch_ms=1_000_000)
+ROOT_MS = 1_000_000_000
+
+
+def make_committee(shards: Sequence[int] = (1, 1, 1, 1), epoch: int = 0) -> Committee:
+    members = (
+        Member(NodeId(bytes([index + 1]) * 32), OwnerId(bytes(32)), share, ()) for index, share in enumerate(shards)
+    )
+    return Committee(epoch, tuple(members))
+
+
+def sign(node: bytes, message: bytes) -> Signature:
+    """A stand-in for Ed25519: right for its signer and message only, as long as nobody forges on purpose."""
+    return Signature(blake3(node + message).digest(64))
+
+
+def verify(node: bytes, message: bytes, signature: bytes) -> None:
+    if sign(node, message) != signature:
+        raise Rejected(Reason.BAD_SIGNATURE)
+
+
+def make_root(committee: Committee) -> BlockHeader:
+    later = Committee(committee.epoch + 1, committee.members)
+    return genesis_header(
+        chain_id=CHAIN,
+        time_ms=ROOT_MS,
+        state_root=ZERO_HASH,
+        committee_hash=committee.hash,
+        next_committee_hash=later.hash,
+    )
+
+
+@dataclass
+class Node:
+    """A member with what its disk holds."""
+
+    engine: Engine
+    log: list[SignedVote | VoteCertificate | Proposal] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    """All of them, ever."""
+    blocks: list[Block] = field(default_factory=list)
+    finalized: list[Finalized] = field(default_factory=list)
+    builds: list[Build] = field(default_factory=list)
+    builds_blocks: bool = False
+    alive: bool = True
+
+    def sent(self, kind: Kind | None = None) -> list[Vote]:
+        """Return the own votes that left, each once."""
+        votes = [
+            effect.message.vote
+            for effect in self.effects
+            if isinstance(effect, Broadcast) and isinstance(effect.message, SignedVote)
+        ]
+        return list(dict.fromkeys(vote for vote in votes if kind in (None, vote.kind)))
+
+
+T = TypeVar("T")
+
+
+def pass_all(sender: int, receiver: int, message: Message) -> bool:
+    return True
+
+
+class Net:
+    """Members, the messages between them in the order sent, and one clock."""
+
+    def __init__(self, shards: Sequence[int] = (1, 1, 1, 1), *, parameters: Parameters = PARAMETERS) -> None:
+        self.parameters = parameters
+        self.committee = make_committee(shards)
+        self.root = make_root(self.committee)
+        self.now_ms = 0
+        self.passes: Callable[[int, int, Message], bool] = pass_all
+        """Decides which messages arrive."""
+        self.invalid: Callable[[int, BlockHeader], bool] = lambda judge, header: False
+        self.queue: list[tuple[int, int, Message]] = []
+        self.rejected: list[tuple[Message, Reason]] = []
+        self.nodes = [Node(self.make_engine(index)) for index in range(len(shards))]
+
+    def make_engine(
+        self,
+        own: int | None,
+        restored: Sequence[SignedVote | VoteCertificate | Proposal] = (),
+        finalized: tuple[Block, VoteCertificate] | None = None,
+        quiet: Quiet | None = None,
+    ) -> Engine:
+        return Engine(
+            chain_id=CHAIN,
+            committee=self.committee,
+            root=self.root,
+            own=own,
+            sign=lambda message: sign(self.committee.members[own or 0].node, message),
+            parameters=self.parameters,
+            next_committee_hash=self.root.next_committee_hash,
+            now_ms=self.now_ms,
+            restored=restored,
+            finalized=finalized,
+            quiet=quiet,
+            verify=verify,
+        )
+
+    def start(self) -> None:
+        for index, node in enumerate(self.nodes):
+            self.act(index, node.engine.start(self.now_ms))
+
+    def want(self, at_ms: int | None = 0) -> None:
+        for index in range(len(self.nodes)):
+            self.give(index, Due(at_ms))
+
+    def give(self, index: int, item: Input) -> None:
+        node = self.nodes[index]
+        if not node.alive:
+            return
+        try:
+            effects = node.engine.handle(self.now_ms, item)
+        except Rejected as verdict:
+            assert isinstance(item, Heard)
+            self.rejected.append((item.message, verdict.reason))
+            return
+        self.act(index, effects)
+
+    def act(self, index: int, effects: Sequence[Effect]) -> None:
+        node = self.nodes[index]
+        node.effects.extend(effects)
+        for effect in effects:
+            match effect:
+                case Persist(record):
+                    node.log.append(record)
+                case Keep(proposal):
+                    node.log.append(proposal)
+                case Broadcast(message):
+                    self.queue.extend((index, to, message) for to in range(len(self.nodes)) if to != index)
+                case Send(member, message):
+                    self.queue.append((index, member, message))
+                case Build():
+                    node.builds.append(effect)
+                    if node.builds_blocks:
+                        self.give(index, Built(effect.view, self.make_block(effect.view, effect.parent)))
+                case Judge(proposal):
+                    header = proposal.block.header
+                    self.give(index, Judged(header.hash, not self.invalid(index, header)))
+                case Finalized():
+                    node.finalized.append(effect)
+                    node.blocks.extend(effect.blocks)
+                case Missing() | Guilty() | Silenced():
+                    pass
+
+    def make_block(self, view: int, parent: BlockHeader, **changes: object) -> Block:
+        first = parent == self.root
+        leader = leader_of(view, root_hash=self.root.hash, committee=self.committee)
+        header = BlockHeader(
+            chain_id=CHAIN,
+            epoch=self.committee.epoch,
+            view=view,
+            height=parent.height + 1,
+            parent_view=0 if first else parent.view,
+            parent_hash=parent.hash,
+            time_ms=max(parent.time_ms + 1, ROOT_MS + self.now_ms),
+            leader=leader,
+            transactions_root=transactions_root(()),
+            transactions_count=0,
+            executed_height=self.root.height if first else parent.executed_height,
+            state_root=ZERO_HASH,
+            committee_hash=self.root.committee_hash,
+            next_committee_hash=self.root.next_committee_hash,
+        )
+        header = replace(header, **changes)  # type: ignore[arg-type]
+        return Block(header, sign(self.committee.members[header.leader].node, header.encode()), ())
+
+    def deliver(self, rounds: int = 1_000) -> int:
+        """Deliver all that is under way, and what that causes, delay by delay; return how many delays it took."""
+        for passed in range(rounds):
+            if not self.queue:
+                return passed
+            batch, self.queue = self.queue, []
+            for sender, receiver, message in batch:
+                if self.passes(sender, receiver, message):
+                    self.give(receiver, Heard(message, sender))
+        return rounds
+
+    def wait(self, span_ms: int) -> None:
+        """Let time pass, deadline by deadline, delivering all there is at each."""
+        end_ms = self.now_ms + span_ms
+        self.deliver()
+        while True:
+            times = [node.engine.deadline() for node in self.nodes if node.alive]
+            at_ms = min((at_ms for at_ms in times if at_ms is not None), default=end_ms)
+            if at_ms >= end_ms:
+                break
+            self.now_ms = max(at_ms, self.now_ms)
+            for index, node in enumerate(self.nodes):
+                due_ms = node.engine.deadline()
+                if node.alive and due_ms is not None and due_ms <= self.now_ms:
+                    self.give(index, TimePassed())
+            self.deliver()
+        self.now_ms = end_ms
+
+    def heights(self) -> list[int]:
+        return [node.engine.final_height for node in self.nodes]
+
+    def kill(self, index: int) -> None:
+        self.queue = [(sender, to, message) for sender, to, message in self.queue if index not in (sender, to)]
+        self.nodes[index].alive = False
+
+    def restart(self, index: int, quiet: Quiet | None = None) -> None:
+        """Start a node from its disk; what was under way to it is lost if it was alive."""
+        node = self.nodes[index]
+        if node.alive:
+            self.kill(index)
+        last = node.finalized[-1] if node.finalized else None
+        finalized = None if last is None else (last.blocks[-1], last.finality.certificate)
+        node.engine = self.make_engine(index, node.log, finalized, quiet)
+        node.alive = True
+        self.act(index, node.engine.start(self.now_ms))
+
+    def leader(self, view: int) -> int:
+        return leader_of(view, root_hash=self.root.hash, committee=self.committee)
+
+    def vote(self, signer: int, kind: Kind, view: int, block_hash: Digest = ZERO_HASH, epoch: int = 0) -> SignedVote:
+        vote = Vote(kind, epoch, view, block_hash, signer)
+        return SignedVote(vote, sign(self.committee.members[signer].node, vote.encode(CHAIN)))
+
+    def certificate(
+        self, kind: Kind, view: int, block_hash: Digest = ZERO_HASH, signers: Sequence[int] = (1, 2, 3)
+    ) -> VoteCertificate:
+        votes = [self.vote(signer, kind, view, block_hash) for signer in signers]
+        signatures = tuple((signed.vote.signer, signed.signature) for signed in votes)
+        return VoteCertificate(kind, 0, view, block_hash, signatures)
+
+    def propose(self, view: int, parent: BlockHeader | None = None, **changes: object) -> Proposal:
+        """Return a proposal of the view's leader, whoever that is."""
+        block = self.make_block(view, parent or self.root, **changes)
+        if parent is None:
+            return Proposal(block, None)
+        return Proposal(block, self.certificate(Kind.NOTARIZE, parent.view, parent.hash))
+
+    def found(self, index: int, kind: type[T]) -> list[T]:
+        return [effect for effect in self.nodes[index].effects if isinstance(effect, kind)]
+
+    def verify(self) -> None:
+        """S1, S7 and S11 as the wire and the disks show them, and that nobody honest was refused."""
+        chains = [[block.hash for block in node.blocks] for node in self.nodes]
+        longest = max(chains, key=len)
+        assert all(chain == longest[: len(chain)] for chain in chains)
+        for index, node in enumerate(self.nodes):
+            votes = {(vote.view, vote.kind): vote.block_hash for vote in node.sent()}
+            assert len(votes) == len(node.sent())
+            both = [view for view, kind in votes if kind is Kind.FINALIZE and (view, Kind.NULLIFY) in votes]
+            assert both == []
+            assert self.found(index, Guilty) == []
+            assert self.found(index, Silenced) == []
+            logged = [record.vote for record in node.log if isinstance(record, SignedVote)]
+            assert set(node.sent()) <= set(logged)
+        assert self.rejected == []
+
+
+def started(shards: Sequence[int] = (1, 1, 1, 1), *, builds: bool = False, due: bool = True, **changes: Any) -> Net:
+    """Return a net in view 1 in which blocks are wanted; its leaders build if told so."""
+    net = Net(shards, parameters=replace(PARAMETERS, **changes))
+    net.start()
+    net.deliver()
+    if due:
+        net.want()
+    if builds:
+        for node in net.nodes:
+            node.builds_blocks = True
+        build(net)
+    return net
+
+
+def build(net: Net) -> None:
+    """Let the leader of the highest view build its block, once it was asked."""
+    view = max(node.engine.view for node in net.nodes)
+    leader = net.leader(view)
+    asked = net.nodes[leader].builds[-1]
+    assert asked.view == view
+    net.give(leader, Built(view, net.make_block(view, asked.parent)))
+
+
+class TestGoodCase:
+    def test_a_block_is_final_everywhere_three_delays_after_it_was_proposed(self) -> None:
+        net = started()
+        build(net)
+        assert net.deliver() == 3
+        assert net.heights() == [1, 1, 1, 1]
+        net.verify()
+
+    def test_two_delays_after_a_proposal_the_next_leader_may_build(self) -> None:
+        net = started()
+        build(net)
+        net.deliver(2)
+        assert [node.engine.view for node in net.nodes] == [2, 2, 2, 2]
+        (asked,) = net.nodes[net.leader(2)].builds[-1:]
+        assert (asked.view, asked.parent.height, asked.parent_is_boundary) == (2, 1, False)
+
+    def test_every_message_is_preceded_by_what_must_be_on_disk_before_it(self) -> None:
+        net = started(builds=True)
+        net.deliver(60)
+        assert min(net.heights()) > 20
+        for node in net.nodes:
+            durable: list[object] = []
+            for effect in node.effects:
+                match effect:
+                    case Persist(record):
+                        durable.append(record)
+                    case Keep(proposal):
+                        durable.append(proposal.block.hash)
+                    case Broadcast(SignedVote() as signed):
+                        assert signed in durable
+                        assert signed.vote.kind is Kind.NULLIFY or signed.vote.block_hash in durable
+                    case Broadcast(Proposal() as proposal):
+                        assert proposal.block.hash in durable
+                    case _:
+                        pass
+        net.verify()
+
+    def test_in_the_good_case_nobody_asks_for_anything(self) -> None:
+        net = started(builds=True)
+        net.deliver(60)
+        assert [node.engine.counters.asked for node in net.nodes] == [0, 0, 0, 0]
+        assert all(not net.found(index, Missing) for index in range(4))
+
+    def test_one_member_with_all_shards_agrees_with_itself(self) -> None:
+        net = started((4,))
+        for height in range(1, 6):
+            build(net)
+            assert net.heights() == [height]
+        net.wait(60_000)
+        net.verify()
+
+    def test_a_quorum_is_of_shards_not_of_members(self) -> None:
+        net = started((5, 1, 1, 2, 1), builds=True)  # n = 10, f = 3, q = 7
+        net.nodes[1].alive = net.nodes[2].alive = net.nodes[4].alive = False
+        net.passes = lambda sender, to, message: len(net.nodes[0].blocks) < 10
+        net.wait(20_000)
+        assert net.nodes[0].engine.final_height == 10
+        other = started((5, 1, 1, 2, 1), builds=True)
+        other.nodes[0].alive = False
+        other.wait(20_000)
+        assert other.heights() == [0, 0, 0, 0, 0]
+        other.verify()
+
+    def test_an_observer_follows_and_says_nothing(self) -> None:
+        net = started()
+        watcher = net.make_engine(None)
+        assert watcher.start(0) == []
+        build(net)
+        seen: list[Effect] = []
+        while net.queue:
+            for _, _, message in list(net.queue):
+                seen += watcher.handle(0, Heard(message, None))
+            net.deliver(1)
+        assert watcher.final_height == 1
+        assert {type(effect) for effect in seen} == {Persist, Finalized}
+
+
+class TestIdle:
+    def test_with_nothing_to_do_a_view_waits_for_ever_and_costs_nothing(self) -> None:
+        net = started(due=False)
+        for node in net.nodes:
+            node.effects.clear()
+            assert node.engine.deadline() is None
+        net.wait(10**9)
+        assert [node.effects for node in net.nodes] == [[], [], [], []]
+        assert [node.engine.view for node in net.nodes] == [1, 1, 1, 1]
+
+    def test_after_a_final_block_nothing_goes_on_by_itself(self) -> None:
+        net = started()
+        build(net)
+        net.deliver()
+        net.want(None)
+        assert [node.engine.deadline() for node in net.nodes] == [None] * 4
+
+    def test_the_timer_runs_from_when_a_block_is_due(self) -> None:
+        net = started(due=False)
+        net.wait(50_000)
+        net.want(net.now_ms + 7_000)
+        assert {node.engine.deadline() for node in net.nodes} == {net.now_ms + 7_000 + TIMEOUT_MS}
+        net.want(net.now_ms)
+        assert {node.engine.deadline() for node in net.nodes} == {net.now_ms + TIMEOUT_MS}
+
+    def test_a_proposal_that_nobody_waited_for_is_voted_for_all_the_same(self) -> None:
+        net = started(due=False)
+        build(net)
+        net.deliver()
+        assert net.heights() == [1, 1, 1, 1]
+
+
+class TestNullify:
+    def test_a_silent_leader_costs_one_timeout(self) -> None:
+        net = started()
+        net.nodes[net.leader(1)].alive = False
+        net.wait(TIMEOUT_MS)
+        assert {node.engine.view for node in net.nodes} == {1}
+        net.wait(1)
+        assert {node.engine.view for node in net.nodes if node.alive} == {2}
+        net.verify()
+
+    @pytest.mark.parametrize("how", ["judged", "height", "parent_hash", "committee_hash", "executed_height"])
+    def test_a_bad_proposal_of_each_view_s_leader_is_nullified_at_once(self, how: str) -> None:
+        """Tendermint #3003: the chain stuck after an invalid proposal."""
+        net = started()
+        bad = {"height": 9, "parent_hash": Digest(bytes(32)), "committee_hash": Digest(bytes(32)), "executed_height": 7}
+        for view in range(1, 9):
+            changes: dict[str, Any] = {} if how == "judged" else {how: bad[how]}
+            net.invalid = lambda judge, header: how == "judged"
+            proposal = net.propose(view, **changes)
+            for index in range(4):
+                if index != net.leader(view):
+                    net.give(index, Heard(proposal, net.leader(view)))
+            net.deliver()
+            assert {node.engine.view for node in net.nodes} == {view + 1}
+        assert net.now_ms == 0
+        net.invalid = lambda judge, header: False
+        build(net)
+        net.deliver()
+        assert net.heights() == [1, 1, 1, 1]
+        assert net.rejected == []
+
+    def test_a_leader_that_gives_up_its_own_view_is_not_waited_for(self) -> None:
+        net = started()
+        leader = net.leader(1)
+        other = (leader + 1) % 4
+        net.give(other, Heard(net.vote(leader, Kind.NULLIFY, 1), leader))
+        assert [vote.kind for vote in net.nodes[other].sent()] == [Kind.NULLIFY]
+
+    def test_f_plus_1_shards_that_give_up_take_the_others_with_them(self) -> None:
+        net = started(due=False)
+        first, second, third, _ = sorted(range(4), key=lambda index: index == net.leader(1))
+        net.give(first, Heard(net.vote(second, Kind.NULLIFY, 1), second))
+        assert net.nodes[first].sent() == []
+        net.give(first, Heard(net.vote(third, Kind.NULLIFY, 1), third))
+        assert [vote.kind for vote in net.nodes[first].sent()] == [Kind.NULLIFY]
+
+    def test_it_is_sent_again_each_timeout_with_the_certificate_of_entry(self) -> None:
+        net = started()
+        entry = net.certificate(Kind.NULLIFY, 4)
+        net.give(0, Heard(entry, 1))
+        assert net.nodes[0].engine.view == 5
+        net.passes = lambda sender, to, message: False
+        net.wait(60_000)
+        told = [effect.message for effect in net.found(0, Broadcast)]
+        again = [at for at, message in enumerate(told) if isinstance(message, SignedVote)]
+        assert len(again) >= 4
+        assert entry in told[again[1] :]
+
+    def test_timeouts_grow_with_each_view_and_fall_by_a_new_finalization_alone(self) -> None:
+        net = started()
+        spans = []
+        proposal = net.propose(3)
+        for view in range(1, 4):
+            spans.append(net.nodes[0].engine.deadline())
+            kind, block_hash = (Kind.NULLIFY, ZERO_HASH) if view < 3 else (Kind.NOTARIZE, proposal.block.hash)
+            net.give(0, Heard(net.certificate(kind, view, block_hash), 1))
+        net.give(0, Heard(proposal, 1))
+        net.passes = lambda sender, to, message: False
+        standstill_ms = 3_000
+        assert [*spans, net.nodes[0].engine.deadline()] == [1_000, 1_500, 2_250, standstill_ms]
+        net.give(0, Heard(net.certificate(Kind.FINALIZE, 3, proposal.block.hash), 1))
+        assert net.nodes[0].engine.deadline() == 1_000
+
+    def test_with_a_proposal_that_does_not_get_certified_the_view_takes_half_as_long_again(self) -> None:
+        net = started()
+        net.passes = lambda sender, to, message: isinstance(message, Proposal)
+        build(net)
+        net.deliver()
+        assert {node.engine.deadline() for node in net.nodes} == {TIMEOUT_MS * 3 // 2}
+        net.wait(TIMEOUT_MS * 3 // 2 + 1)
+        assert all(len(node.sent(Kind.NULLIFY)) == 1 for node in net.nodes)
+        net.verify()
+
+
+class TestOwnVotes:
+    def notarized(self, net: Net, index: int) -> Proposal:
+        """Let one node hold a proposal of view 1, on which it has not voted to finalize yet."""
+        proposal = net.propose(1)
+        net.give(index, Heard(proposal, net.leader(1)))
+        return proposal
+
+    def test_notarize_is_cast_even_after_nullify(self) -> None:
+        net = started()
+        net.passes = lambda sender, to, message: False
+        net.wait(TIMEOUT_MS + 1)
+        proposal = self.notarized(net, 0)
+        assert [vote.kind for vote in net.nodes[0].sent()] == [Kind.NULLIFY, Kind.NOTARIZE]
+        net.give(0, Heard(net.certificate(Kind.NOTARIZE, 1, proposal.block.hash), 1))
+        assert net.nodes[0].engine.view == 2
+        assert net.nodes[0].sent(Kind.FINALIZE) == []
+
+    def test_finalize_never_follows_nullify_not_even_over_a_restart(self) -> None:
+        """Ava #280."""
+        net = started()
+        net.passes = lambda sender, to, message: False
+        net.wait(TIMEOUT_MS + 1)
+        proposal = self.notarized(net, 0)
+        net.restart(0)
+        net.wait(TIMEOUT_MS + 1)
+        net.give(0, Heard(net.certificate(Kind.NOTARIZE, 1, proposal.block.hash), 1))
+        net.restart(0)
+        net.wait(10 * TIMEOUT_MS)
+        assert net.nodes[0].engine.view == 2
+        assert all(vote.view == 2 for vote in net.nodes[0].sent() if vote.kind is Kind.FINALIZE)
+        net.verify()
+
+    def test_nullify_never_follows_finalize_not_even_over_a_restart(self) -> None:
+        net = started()
+        net.passes = lambda sender, to, message: False
+        proposal = self.notarized(net, 0)
+        net.give(0, Heard(net.certificate(Kind.NOTARIZE, 1, proposal.block.hash), 1))
+        assert [vote.kind for vote in net.nodes[0].sent()] == [Kind.NOTARIZE, Kind.FINALIZE]
+        node = net.nodes[0]
+        node.log = [record for record in node.log if not isinstance(record, VoteCertificate)]
+        net.restart(0)  # in view 1 again: its disk has the votes alone
+        assert node.engine.view == 1
+        net.give(0, Due(0))
+        for signer in (1, 2):
+            net.give(0, Heard(net.vote(signer, Kind.NULLIFY, 1), signer))
+        net.wait(10 * TIMEOUT_MS)
+        assert node.sent(Kind.NULLIFY) == []
+        net.verify()
+
+    def test_one_notarize_a_view_whatever_the_leader_proposes_and_over_restarts(self) -> None:
+        net = started()
+        net.passes = lambda sender, to, message: False
+        first, second = net.propose(1), net.propose(1, time_ms=ROOT_MS + 5)
+        net.give(0, Heard(first, net.leader(1)))
+        net.give(0, Heard(second, net.leader(1)))
+        net.restart(0)
+        net.give(0, Heard(second, net.leader(1)))
+        net.wait(TIMEOUT_MS + 1)
+        assert [vote.block_hash for vote in net.nodes[0].sent(Kind.NOTARIZE)] == [first.block.hash]
+
+    def test_a_block_notarized_without_this_node_is_finalized_once_it_is_held(self) -> None:
+        """Also long after its view."""
+        net = started()
+        net.passes = lambda sender, to, message: False
+        proposal = net.propose(1)
+        net.give(0, Heard(net.certificate(Kind.NOTARIZE, 1, proposal.block.hash), 1))
+        for view in range(2, 6):
+            net.give(0, Heard(net.certificate(Kind.NULLIFY, view), 1))
+        assert net.nodes[0].sent() == []
+        net.give(0, Heard(proposal, 3))
+        assert [(vote.kind, vote.view) for vote in net.nodes[0].sent()] == [(Kind.FINALIZE, 1)]
+        assert net.found(0, Keep) == [Keep(proposal)]
+
+    def test_the_leader_builds_no_second_block_in_a_view_after_a_restart(self) -> None:
+        net = started()
+        leader = net.leader(1)
+        net.passes = lambda sender, to, message: False
+        build(net)
+        net.restart(leader)
+        net.wait(TIMEOUT_MS)
+        assert len(net.nodes[leader].builds) == 1
+        proposals = {e.message.block.hash for e in net.found(leader, Broadcast) if isinstance(e.message, Proposal)}
+        assert len(proposals) == 1
+        assert len([e for e in net.found(leader, Broadcast) if isinstance(e.message, Proposal)]) == 2
+
+
+class TestRestart:
+    @pytest.mark.parametrize("point", range(0, 60, 3))
+    def test_all_killed_at_once_at_any_point_go_on(self, point: int) -> None:
+        """L3; commonware #4275: nobody counted its own vote again, one was missing for ever."""
+        net = started()
+        build(net)
+        for _ in range(point):
+            if net.queue:
+                sender, to, message = net.queue.pop(0)
+                net.give(to, Heard(message, sender))
+        for index in range(4):
+            net.kill(index)
+        for index in range(4):
+            net.restart(index)
+        net.want(net.now_ms)
+        net.wait(2 * TIMEOUT_MS)
+        before = min(net.heights())
+        for _ in range(3):
+            net.wait(5 * TIMEOUT_MS)
+            if any(asked.view == max(n.engine.view for n in net.nodes) for n in net.nodes for asked in n.builds):
+                build(net)
+                net.deliver()
+        assert min(net.heights()) > before
+        net.verify()
+
+    def test_all_that_voted_to_nullify_and_died_count_their_own_votes_again(self) -> None:
+        net = started()
+        net.nodes[net.leader(1)].alive = False
+        net.passes = lambda sender, to, message: False
+        net.wait(TIMEOUT_MS + 1)
+        net.passes = pass_all
+        alive = [index for index in range(4) if net.nodes[index].alive]
+        for index in alive:
+            net.kill(index)
+        for index in alive:
+            net.restart(index)
+        net.deliver()
+        assert {node.engine.view for node in net.nodes if node.alive} == {2}
+        net.verify()
+
+    def test_a_restart_listens_for_one_timeout_before_it_votes_anew(self) -> None:
+        net = started()
+        net.passes = lambda sender, to, message: False
+        build(net)
+        leader = net.leader(1)
+        other = (leader + 1) % 4
+        net.restart(leader)
+        assert net.found(leader, Persist) == net.found(leader, Persist)[:1]
+        others = [index for index in range(4) if index != other]
+        net.nodes[other].log.append(net.certificate(Kind.NULLIFY, 1, signers=others))
+        net.restart(other)
+        proposal = net.propose(2)
+        net.give(other, Heard(proposal, net.leader(2)))
+        assert [vote for vote in net.nodes[other].sent() if vote.view == 2] == []
+        net.wait(TIMEOUT_MS + 1)
+        assert [vote.kind for vote in net.nodes[other].sent() if vote.view == 2] == [Kind.NOTARIZE]
+
+    def test_what_was_delivered_is_not_delivered_again_and_what_was_not_is(self) -> None:
+        net = started(builds=True)
+        net.deliver(30)
+        node = net.nodes[0]
+        height = node.engine.final_height
+        net.restart(0)
+        assert node.engine.final_height == height
+        assert [block.header.height for block in node.blocks] == list(range(1, height + 1))
+        lost = node.finalized.pop()
+        for block in lost.blocks:
+            assert node.blocks.pop() is not None or block
+        net.restart(0)
+        assert node.engine.final_height == height
+        assert [block.header.height for block in node.blocks] == list(range(1, height + 1))
+
+    def test_a_node_that_was_away_catches_up_and_votes(self) -> None:
+        """L4, as far as the others still hold the blocks."""
+        net = started()
+        away = next(index for index in range(4) if index not in [net.leader(view) for view in range(1, 6)][:1])
+        net.nodes[away].alive = False
+        while max(net.heights()) < 10:
+            view = max(node.engine.view for node in net.nodes)
+            if net.leader(view) != away:
+                build(net)
+                net.deliver()
+            else:
+                net.want(net.now_ms)
+                net.wait(3 * TIMEOUT_MS)
+        net.restart(away)
+        net.deliver()
+        net.wait(3 * TIMEOUT_MS)
+        assert len(set(net.heights())) == 1
+        net.want(net.now_ms)
+        net.wait(3 * TIMEOUT_MS)
+        assert net.nodes[away].sent()
+        net.verify()
