@@ -115,20 +115,22 @@ class ChainServer:
         """Return what became of a transaction, waiting a while for it to become final."""
         tx_hash = Digest(message.raw("hash", DIGEST_BYTES))
         wait_ms = message.integer("wait_ms", high=WAIT_MS_MAX)
+        advanced = self.executor.advanced
+        row = await trio.to_thread.run_sync(self.store.transaction, tx_hash)
         with trio.move_on_after(wait_ms / 1000):
-            while True:
+            while row is None:
+                await advanced.wait()
                 advanced = self.executor.advanced
                 row = await trio.to_thread.run_sync(self.store.transaction, tx_hash)
-                if row is not None:
-                    fields: dict[str, cbor.Value] = {
-                        "code": row.code,
-                        "fee_frost": row.fee_frost,
-                        "height": row.height,
-                        "index": row.index,
-                    }
-                    return fields, (row.raw,)
-                await advanced.wait()
-        raise Rejected(Reason.NOT_FOUND, "not in a final block")
+        if row is None:
+            raise Rejected(Reason.NOT_FOUND, "not in a final block")
+        fields: dict[str, cbor.Value] = {
+            "code": row.code,
+            "fee_frost": row.fee_frost,
+            "height": row.height,
+            "index": row.index,
+        }
+        return fields, (row.raw,)
 
     def _bodies(self, payload: bytes) -> Reply:
         hashes = [Digest(payload[at : at + DIGEST_BYTES]) for at in range(0, len(payload), DIGEST_BYTES)]
