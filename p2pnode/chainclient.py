@@ -254,15 +254,19 @@ class ChainClient:
 
         Raises `TransactionFailed` with its code where it had no effect or failed, `TooSlow` where nothing is known.
         """
+        outcome = await self.settle(key, operation, deadline_s=deadline_s)
+        if outcome.code != "ok":
+            raise TransactionFailed(outcome.code, fee_frost=outcome.fee_frost)
+        return outcome
+
+    async def settle(self, key: Key, operation: Operation, *, deadline_s: float = 30.0) -> Outcome:
+        """Do the same, and return the outcome whatever its code; raises `TransactionFailed` only if nobody takes it."""
         signed = await self.sign(key, operation)
         try:
             await self.submit(signed)
         except Refused as fault:
             raise TransactionFailed(str(fault.reason), fee_frost=0) from fault
-        outcome = await self.wait(signed.hash, deadline_s=deadline_s)
-        if outcome.code != "ok":
-            raise TransactionFailed(outcome.code, fee_frost=outcome.fee_frost)
-        return outcome
+        return await self.wait(signed.hash, deadline_s=deadline_s)
 
     async def sign(self, key: Key, operation: Operation) -> SignedTransaction:
         """Return a transaction with the account's next nonce and the least fee."""

@@ -63,6 +63,9 @@ class Executor:
         self.advanced = trio.Event()
         """Set, and replaced, whenever the head moves."""
         self._trees: OrderedDict[int, Tree] = OrderedDict({self.ledger.height: self.ledger.tree})
+        if self.head.state_root == self.ledger.root:  # the head vouches for it: nobody need wait for the next block
+            self._trees[self.head.executed_height] = self.ledger.tree
+            self._trees.move_to_end(self.ledger.height)
         self._turn = trio.Lock()
 
     def _stored_header(self, height: int) -> BlockHeader:

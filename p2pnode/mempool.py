@@ -1,6 +1,6 @@
 """Transactions that wait for a block: checked once, bounded in all and per sender, in order of their nonces."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
@@ -12,6 +12,9 @@ BYTES_MAX = 16 << 20
 """Of all waiting transactions: 20 s of blocks at 1,000 transactions a second and 800 bytes each."""
 NONCES_AHEAD_MAX = 64
 """How far ahead of its account a nonce may be: each costs all nodes a signature check before it has paid anything."""
+GAP_SHARE = 2
+"""What cannot be executed yet, for want of a nonce before it, is taken only while this part of the room is free: it may
+never have to pay, so it must not shut out what does."""
 
 
 class Mempool:
@@ -20,6 +23,8 @@ class Mempool:
     def __init__(self) -> None:
         self._by_hash: dict[Digest, SignedTransaction] = {}
         self._by_sender: dict[OwnerId, dict[int, SignedTransaction]] = {}
+        self._ready: dict[OwnerId, None] = {}
+        """Senders of whom the next nonce waits here: looking for work must not visit those of whom it does not."""
         self.size = 0
 
     def __len__(self) -> int:
@@ -40,11 +45,18 @@ class Mempool:
         waiting = self._by_sender.get(transaction.sender, {})
         if transaction.nonce in waiting:
             raise Rejected(Reason.WRONG_NONCE, f"another transaction with nonce {transaction.nonce} waits already")
-        if len(self._by_hash) >= TRANSACTIONS_MAX or self.size + len(signed.raw) > BYTES_MAX:
+        account = ledger.account(transaction.sender)
+        fees = transaction.fee_frost + sum(other.transaction.fee_frost for other in waiting.values())
+        if fees > account.balance_frost:
+            raise Rejected(Reason.UNFUNDED, f"{account.balance_frost} FROST do not cover all fees that wait")
+        share = 1 if all(nonce in waiting for nonce in range(account.nonce, transaction.nonce)) else GAP_SHARE
+        if len(self._by_hash) >= TRANSACTIONS_MAX // share or self.size + len(signed.raw) > BYTES_MAX // share:
             raise Rejected(Reason.OVER_BUDGET, "too many transactions wait already")
         self._by_sender.setdefault(transaction.sender, waiting)[transaction.nonce] = signed
         self._by_hash[signed.hash] = signed
         self.size += len(signed.raw)
+        if transaction.nonce == account.nonce:
+            self._ready[transaction.sender] = None
         return True
 
     def next_nonce(self, sender: OwnerId, *, ledger: Ledger) -> int:
@@ -62,37 +74,55 @@ class Mempool:
         """
         taken = {signed.hash for signed in in_flight}
         after: dict[OwnerId, int] = {}
+        spent: dict[OwnerId, int] = {}
         for signed in in_flight:
             sender = signed.transaction.sender
             after[sender] = max(after.get(sender, 0), signed.transaction.nonce + 1)
+            spent[sender] = spent.get(sender, 0) + signed.transaction.fee_frost
         height = ledger.height + 1
-        for sender, waiting in self._by_sender.items():
-            nonce = max(ledger.account(sender).nonce, after.get(sender, 0))
+        for sender in {**self._ready, **after}:
+            waiting = self._by_sender.get(sender)
+            if waiting is None:
+                continue
+            account = ledger.account(sender)
+            nonce = max(account.nonce, after.get(sender, 0))
+            left = account.balance_frost - spent.get(sender, 0)
             while (following := waiting.get(nonce)) is not None and following.hash not in taken:
-                if following.transaction.expiry_height <= height:
+                left -= following.transaction.fee_frost
+                if following.transaction.expiry_height <= height or left < 0:
                     break
                 yield following
                 nonce += 1
 
-    def drop_executed(self, hashes: Iterable[Digest], *, ledger: Ledger) -> None:
-        """Forget what a block held, and what can have no effect any more."""
-        touched: set[OwnerId] = set()
-        for tx_hash in hashes:
-            signed = self._by_hash.get(tx_hash)
-            if signed is not None:
-                touched.add(signed.transaction.sender)
+    def drop_executed(self, transactions: Collection[SignedTransaction], *, ledger: Ledger) -> None:
+        """Forget what blocks held, and what their senders' other transactions have become: overtaken, or unfunded."""
+        for signed in transactions:
+            held = self._by_hash.get(signed.hash)
+            if held is not None:
+                self._drop(held)
+        for sender in dict.fromkeys(signed.transaction.sender for signed in transactions):
+            self._review(sender, ledger=ledger)
+
+    def review(self, *, ledger: Ledger) -> None:
+        """Look at every sender again: the ledger has moved on otherwise than block by block. 20 us a sender."""
+        for sender in list(self._by_sender):
+            self._review(sender, ledger=ledger)
+
+    def _review(self, sender: OwnerId, *, ledger: Ledger) -> None:
+        account = ledger.account(sender)
+        left = account.balance_frost
+        for nonce, signed in sorted(self._by_sender.get(sender, {}).items()):
+            if nonce >= account.nonce:
+                left -= signed.transaction.fee_frost
+            if nonce < account.nonce or left < 0:
                 self._drop(signed)
-        for sender in touched:
-            nonce = ledger.account(sender).nonce
-            for old in [old for old in self._by_sender.get(sender, {}).values() if old.transaction.nonce < nonce]:
-                self._drop(old)
+        if account.nonce in self._by_sender.get(sender, {}):
+            self._ready[sender] = None
 
     def drop_expired(self, *, ledger: Ledger) -> None:
-        """Forget what no block can hold any more, and whose sender's nonce has passed; visits every transaction."""
+        """Forget what no block can hold any more; visits every transaction."""
         for signed in list(self._by_hash.values()):
-            transaction = signed.transaction
-            stale = transaction.nonce < ledger.account(transaction.sender).nonce
-            if stale or transaction.expiry_height <= ledger.height + 1:
+            if signed.transaction.expiry_height <= ledger.height + 1:
                 self._drop(signed)
 
     def _drop(self, signed: SignedTransaction) -> None:
@@ -101,5 +131,7 @@ class Mempool:
         self.size -= len(signed.raw)
         waiting = self._by_sender[transaction.sender]
         del waiting[transaction.nonce]
+        if all(nonce > transaction.nonce for nonce in waiting):
+            self._ready.pop(transaction.sender, None)
         if not waiting:
             del self._by_sender[transaction.sender]

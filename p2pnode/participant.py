@@ -275,6 +275,7 @@ class Participant:
         while True:
             await trio.sleep(TIDY_S)
             self.mempool.drop_expired(ledger=self.executor.ledger)
+            self.mempool.review(ledger=self.executor.ledger)
 
     def _check_batch(self, parts: Sequence[bytes]) -> list[SignedTransaction]:
         """Return those that are new and properly signed; for a worker thread."""
@@ -313,9 +314,8 @@ class Participant:
             await self.validator.apply(candidates, finality)
         else:
             await self.executor.apply(candidates, finality)
-            self.mempool.drop_executed(
-                (tx_hash for item in candidates for tx_hash in item.block.transactions), ledger=self.executor.ledger
-            )
+            executed = [signed for item in candidates for signed in item.transactions]
+            self.mempool.drop_executed(executed, ledger=self.executor.ledger)
 
     def fall_behind(self, member: int | None) -> None:
         """Say that others may have gone on without this node; a member who showed it is asked first."""

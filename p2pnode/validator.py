@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
-from economics.block import Finality, Proposal
+from economics.block import BlockHeader, Finality, Proposal
 from economics.consensus import (
     Ask,
     Broadcast,
@@ -62,6 +62,14 @@ STUCK_S = 5.0
 @dataclass(frozen=True, slots=True)
 class _Synced:
     """The executor has moved on by other means than this engine: it needs a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A block for the engine that asked for it: to one that took its place meanwhile it means nothing."""
+
+    engine: Engine
+    built: Built
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +147,7 @@ class Validator:
         """Records that may wait for the next write: nothing sent depends on them."""
         self._live: list[Record] = [Record(FrameType(kind), body) for kind, body in records]
         """What the log holds of the current epoch and of what is not executed yet."""
-        self._send_inbox, self._inbox = trio.open_memory_channel[Input | _Synced](INBOX_MAX)
+        self._send_inbox, self._inbox = trio.open_memory_channel[Input | _Synced | _Made](INBOX_MAX)
         self._send_final, self._final = trio.open_memory_channel[Finalized](INBOX_MAX)
         self._arrived = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -236,7 +244,7 @@ class Validator:
                 raise Rejected(Reason.UNKNOWN_OPERATION, "transactions are no consensus message")
         await self._send_inbox.send(Heard(message, sender))
 
-    def _post(self, item: Input | _Synced) -> None:
+    def _post(self, item: Input | _Synced | _Made) -> None:
         """Give the engine's task something of this node's own."""
         try:
             self._send_inbox.send_nowait(item)
@@ -264,17 +272,21 @@ class Validator:
                 await self._perform(effects)
                 effects = self._renew()
                 continue
+            if isinstance(item, _Made):
+                if item.engine is not self.engine:
+                    continue
+                item = item.built
             try:
                 effects += self.engine.handle(self.clock_ms(), item)
             except Rejected as fault:
                 self._refuse(item, fault)
         await self._perform(effects)
 
-    async def _next_items(self) -> list[Input | _Synced]:
+    async def _next_items(self) -> list[Input | _Synced | _Made]:
         """Return what waits; after the engine's deadline, that it has passed."""
         deadline = self.engine.deadline()
         wait_s = float("inf") if deadline is None else max(0.0, (deadline - self.clock_ms()) / 1000)
-        items: list[Input | _Synced] = []
+        items: list[Input | _Synced | _Made] = []
         with trio.move_on_after(wait_s):
             items.append(await self._inbox.receive())
         if not items:
@@ -358,7 +370,9 @@ class Validator:
                     fresh.append(Record(FrameType.CERTIFICATE, certificate.encode()))
                 case Keep(proposal):
                     candidate = self.maker.held(proposal.block.hash)
-                    assert candidate is not None, "a block is judged before it is voted for"
+                    if candidate is None:  # a catch-up has executed it: it is in the store with all that it holds
+                        assert proposal.block.header.height <= self.executor.height, "it is judged before voted for"
+                        continue
                     fresh.append(Record(FrameType.PROPOSAL, encode_kept(proposal, candidate.transactions)))
                     binds = True
                 case _:
@@ -381,9 +395,10 @@ class Validator:
 
     async def _build(self, wish: Build, scope: trio.CancelScope) -> None:
         """Wait until a block is wanted, then make it; a later wish ends this one."""
+        engine = self.engine
         with scope:
             while True:
-                if self.engine.view != wish.view:
+                if engine is not self.engine or engine.view != wish.view or self._is_overtaken(wish.parent):
                     return
                 wait_ms = self.maker.due_ms(wish.parent) - self.clock_ms()
                 if wait_ms <= 0 and self.executor.height >= wish.parent.executed_height:
@@ -391,7 +406,12 @@ class Validator:
                 with trio.move_on_after(max(wait_ms, 5) / 1000):
                     await self._arrived.wait()
             block = self.maker.build(view=wish.view, parent=wish.parent, is_empty=wish.parent_is_boundary)
-            self._post(Built(wish.view, block))
+            self._post(_Made(engine, Built(wish.view, block)))
+
+    def _is_overtaken(self, parent: BlockHeader) -> bool:
+        """Return whether a catch-up has executed more than the engine knows to be final: it gets a new one soon."""
+        ledger = self.executor.ledger
+        return ledger.epoch != self.engine.epoch or ledger.height > parent.height
 
     async def _judge(self, wish: Judge) -> None:
         block = wish.proposal.block
@@ -426,9 +446,8 @@ class Validator:
     async def apply(self, candidates: Sequence[Candidate], finality: Finality) -> None:
         """Execute and store final blocks, then forget what they make needless."""
         await self.executor.apply(candidates, finality)
-        self.maker.mempool.drop_executed(
-            (tx_hash for item in candidates for tx_hash in item.block.transactions), ledger=self.executor.ledger
-        )
+        executed = [signed for item in candidates for signed in item.transactions]
+        self.maker.mempool.drop_executed(executed, ledger=self.executor.ledger)
         self.maker.drop_passed()
         if self.votes.size > LOG_BYTES_MAX:
             await self._prune_log()
@@ -439,8 +458,9 @@ class Validator:
         epoch = self.executor.ledger.epoch
         view = 0 if head == self.executor.root_header else head.view
         self._live = [record for record in self._live if self._matters(record, epoch, view)]
-        kept = {(int(record.kind), record.body) for record in self._live}
-        await trio.to_thread.run_sync(self.votes.prune, lambda kind, body: (kind, body) in kept)
+        await trio.to_thread.run_sync(
+            self.votes.prune, lambda kind, body: self._matters(Record(FrameType(kind), body), epoch, view)
+        )
 
     def _matters(self, record: Record, epoch: int, view: int) -> bool:
         match record.kind:
@@ -457,7 +477,7 @@ class Validator:
     def _renew(self) -> list[Effect]:
         """Put a new engine in place of one whose epoch has ended, or that the executor has overtaken."""
         old = self.engine
-        ended = old.committee.epoch != self.executor.ledger.epoch
+        ended = old.epoch != self.executor.ledger.epoch
         self.engine = self._make_engine(old.quiet_next_epoch if ended else old.quiet)
         self._due_ms = None
         return self.engine.start(self.clock_ms())

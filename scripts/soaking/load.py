@@ -107,7 +107,7 @@ class Load:
                     self._count("blob", fault)
             else:
                 self.blobs.append(StoredBlob(published.blob_id, path))
-                if published.upload is not None:
+                if published.upload is not None and published.upload[1].code == "ok":
                     self.outcomes.append(published.upload[1])
             await trio.sleep(rng.random() * PAUSE_S)
 

@@ -50,7 +50,7 @@ class Pool:
 
     def execute(self, *transactions: SignedTransaction) -> None:
         self.chain.block(*transactions)
-        self.mempool.drop_executed((signed.hash for signed in transactions), ledger=self.chain.ledger)
+        self.mempool.drop_executed(transactions, ledger=self.chain.ledger)
 
     def holds(self, *transactions: SignedTransaction) -> bool:
         """Return whether it holds just these, by all that it counts."""
