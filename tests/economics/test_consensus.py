@@ -703,8 +703,8 @@ class TestCatchingUp:
         leader = net.leader(2)
         same = [leader, (leader + 1) % 4]
         for node in net.nodes:
-            node.engine._ballot.allows = lambda vote: vote.view > 1  # type: ignore[method-assign]
-            node.engine._meet_foreign = lambda view, what: None  # type: ignore[method-assign]
+            node.engine._voting.ballot.allows = lambda vote: vote.view > 1  # type: ignore[method-assign]
+            node.engine._voting.meet_foreign = lambda view, what: None  # type: ignore[method-assign]
         net.passes = lambda sender, to, message: False
         for index in range(4):
             if (index in same) == builder_nullified:
@@ -846,10 +846,10 @@ class TestCatchingUp:
             build(net)
             net.deliver()
         engine = net.nodes[0].engine
-        assert len(engine._tally._views) <= 2
+        assert len(engine._voting.tally._views) <= 2
         assert len(engine._branches._proposals) == len(engine._branches._headers) - 1 == 32
         assert len(engine._judging._verdicts) + len(engine._judging._kept) + len(engine._judging._senders) <= 3 * 32
-        assert engine._ballot.votes() == []
+        assert engine._voting.ballot.votes() == []
 
 
 class TestGuilt:
@@ -909,7 +909,7 @@ class TestGuilt:
         forged = replace(net.vote(2, Kind.NOTARIZE, 1, block_hash), signature=Signature(bytes(64)))
         other = Digest(bytes([2]) * 32)
         engine = net.nodes[0].engine
-        engine._tally.drop_below(2)
+        engine._voting.tally.drop_below(2)
         net.give(0, Heard(forged, 2))
         net.give(0, Heard(net.vote(2, Kind.NOTARIZE, 1, other), 2))
         assert net.found(0, Guilty) == []
@@ -1164,7 +1164,7 @@ class TestHostile:
             assert reason(engine.handle, 0, Heard(message, other)) is want, message
         assert engine.view == 1
         assert len(net.nodes[index].effects) == count
-        assert engine._tally._views == {}
+        assert engine._voting.tally._views == {}
         assert engine._branches._proposals == {}
         net.give(index, Heard(good, leader))
         assert [vote.kind for vote in net.nodes[index].sent()] == [Kind.NOTARIZE]
@@ -1179,7 +1179,7 @@ class TestHostile:
         for view in range(1, 66):
             for byte in range(1, 20):
                 net.give(0, Heard(net.vote(3, Kind.NOTARIZE, view, Digest(bytes([byte]) * 32)), 3))
-        views = net.nodes[0].engine._tally._views
+        views = net.nodes[0].engine._voting.tally._views
         assert sum(len(cast) for seen in views.values() for cast in seen.cast.values()) == 65 * 2
         assert len(net.found(0, Guilty)) == 65
 
