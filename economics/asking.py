@@ -105,7 +105,8 @@ class Asking:
         if final is not None and final is not highest and view <= own_view:
             yield final
         for item in self._branches.items_from(view, to_view=own_view):
-            if item is not highest:
+            bare = isinstance(item, Proposal) and item.parent is None and item.block.header.parent_view != 0
+            if item is not highest and not bare:
                 yield item
 
     # Standstill

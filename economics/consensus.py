@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from economics.asking import Asking
-from economics.ballot import FOR_GOOD, Ballot, Silence
 from economics.block import Block, BlockHeader, Finality, Proposal
 from economics.branches import Branches, Lack
 from economics.committee import Committee
@@ -53,8 +52,8 @@ from economics.errors import Reason, Rejected
 from economics.genesis import Parameters
 from economics.judging import Judging, Verdict
 from economics.pacing import SkipList, timeout_ms
-from economics.tally import Tally
 from economics.votes import ZERO_HASH, Kind, SignedVote, Verify, Vote, VoteCertificate
+from economics.voting import Voting
 
 __all__ = [
     "Ask",
@@ -126,18 +125,13 @@ class Engine:
         self.view = 1
         self.ended = False
         """The epoch's boundary is final: this engine only answers now."""
-        self._sign = sign
         self._restored = tuple(restored)
         self._epoch = Epoch(chain_id, committee, root, own, parameters, next_committee_hash, verify)
         self._branches = Branches(root)
         self._asking = Asking(self._epoch, self._branches, self._emit)
         self._judging = Judging(self._epoch, self._branches, emit=self._emit, lack=self._asking.lack)
-        self._tally = Tally(committee)
-        self._ballot = Ballot()
+        self._voting = Voting(self._epoch, sign=sign, emit=self._emit, adopt=self._adopt, now_ms=now_ms)
         self._skips = SkipList()
-        self._silence: Silence | None = None
-        self._forgotten_to = 0
-        """Up to this view own votes may have been forgotten; 0: none were."""
         self._now = now_ms
         self._effects: list[Effect] = []
         self._stale = True
@@ -146,8 +140,6 @@ class Engine:
         self._open: dict[int, Digest] = {}
         """Notarized blocks that an own finalize vote may still be cast for (rule 3)."""
         self._due_ms: int | None = None
-        self._listen_ms = now_ms
-        self._silence_ask_ms = now_ms
         self._entry: VoteCertificate | None = None
         self._leader = self._epoch.leader_of(1)
         self._entered_ms = now_ms
@@ -157,9 +149,9 @@ class Engine:
         self._resend_ms = now_ms
         if finalized is not None:
             self._branches.begin_at(finalized[0].header, finalized[1])
-            self._ballot.raise_floor(finalized[1].view)
+            self._voting.ballot.raise_floor(finalized[1].view)
         if quiet is not None:
-            self._begin_silence(quiet.until_view)
+            self._voting.begin_silence(quiet.until_view)
 
     # What the shell may read
 
@@ -206,9 +198,8 @@ class Engine:
     @property
     def quiet(self) -> Quiet | None:
         """What an engine that takes this one's place after a restart must be given."""
-        if self._silence is not None:
-            return Quiet(self._silence.until_view)
-        return Quiet(self._forgotten_to) if self._forgotten_to > self._branches.final_view else None
+        passed = self._voting.silence is None and self._voting.forgotten_to <= self._branches.final_view
+        return None if passed else self._voting.quiet
 
     @property
     def quiet_next_epoch(self) -> Quiet | None:
@@ -217,23 +208,24 @@ class Engine:
         Had it been there, finalize votes for the boundary or what builds on it were cast before, by members that held
         certificates of these views: the bound of `Silence` would be above the boundary's view.
         """
-        return Quiet() if self._silence is not None or self._forgotten_to > self._branches.delivered_view else None
+        unsure = self._voting.silence is not None or self._voting.forgotten_to > self._branches.delivered_view
+        return Quiet() if unsure else None
 
     # Inputs
 
     def start(self, now_ms: int) -> list[Effect]:
         """Begin, or go on from the log: own votes are counted and sent again (L3). Called once, before `handle`."""
-        self._now, self._effects = now_ms, []
-        self._entered_ms = self._silence_ask_ms = now_ms
-        if self._silence is not None:
-            self._silence.settle_ms = now_ms + self._epoch.parameters.timeout_ms
+        self._now = self._voting.now_ms = self._entered_ms = now_ms
+        self._effects = []
+        if self._voting.silence is not None:
+            self._voting.begin_silence(self._voting.silence.until_view)
         if self._branches.final is not None and self._branches.final.view >= self.view:
             self._enter(self._branches.final)
         self._restore()
         if self._restored:
-            self._listen_ms = now_ms + self._epoch.parameters.timeout_ms
+            self._voting.listen_ms = now_ms + self._epoch.parameters.timeout_ms
         if self._epoch.own is not None:
-            self._asking.tell_votes(self._votes_to_tell())
+            self._asking.tell_votes(self._voting.votes_to_tell())
             for proposal in self._branches.proposals_of(self.view):
                 if proposal.block.header.leader == self._epoch.own:
                     self._emit(Broadcast(proposal))
@@ -246,7 +238,8 @@ class Engine:
 
         Raises `Rejected` for a message that no honest sender sends; the state is unchanged then.
         """
-        self._now, self._effects = max(now_ms, self._now), []
+        self._now = self._voting.now_ms = max(now_ms, self._now)
+        self._effects = []
         if self.ended and not (isinstance(item, Heard) and isinstance(item.message, Ask)):
             return []
         match item:
@@ -268,11 +261,11 @@ class Engine:
         if self.ended:
             return None
         times = [self._asking.ask_ms, self._asking.still_ms, self._give_up_ms()]
-        if self._now < self._listen_ms:
-            times.append(self._listen_ms)
-        if self._silence is not None and self._silence.until_view is None:
-            times.append(self._silence_ask_ms)
-        if self._ballot.cast(Kind.NULLIFY, self.view) is not None and self._silence is None:
+        if self._now < self._voting.listen_ms:
+            times.append(self._voting.listen_ms)
+        if self._voting.silence is not None and self._voting.silence.until_view is None:
+            times.append(self._voting.ask_ms)
+        if self._voting.ballot.cast(Kind.NULLIFY, self.view) is not None and self._voting.silence is None:
             times.append(self._resend_ms)
         return min((at_ms for at_ms in times if at_ms is not None), default=None)
 
@@ -297,7 +290,7 @@ class Engine:
             raise Rejected(Reason.UNKNOWN_SIGNER, f"no member {vote.signer}")
         if vote.view > self.view + VIEWS_AHEAD_MAX:
             raise Rejected(Reason.TOO_FAR_AHEAD, f"a vote of view {vote.view} in view {self.view}")
-        if vote.view <= self._branches.final_view or self._tally.holds(vote):
+        if vote.view <= max(self._branches.final_view, self.view - VIEWS_BEHIND_MAX) or self._voting.tally.holds(vote):
             if vote.kind is Kind.NULLIFY and vote.view < self.view:
                 self._asking.answer(self._now, member=sender, view=vote.view, own_view=self.view)
             return
@@ -307,85 +300,11 @@ class Engine:
         if vote.view + 1 >= self.view:
             self._skips.redeem(vote.signer)
         if settled:
-            self._tally.note(signed)
+            self._voting.tally.note(signed)
         else:
-            self._take_vote(signed)
-
-    def _take_vote(self, signed: SignedVote) -> None:
-        """Count a verified vote."""
-        vote = signed.vote
-        if vote.signer == self._epoch.own and not self._ballot.holds(vote):
-            self._meet_foreign(vote.view, f"{vote.kind.name.lower()} vote")
-            return
-        self._blame_voter(signed)
-        certificate = self._tally.add(signed)
-        if certificate is not None:
-            self._adopt(certificate)
+            self._voting.take(signed)
         if vote.kind is Kind.NULLIFY and vote.view == self.view:
             self._stale = True
-
-    def _blame_voter(self, signed: SignedVote) -> None:
-        vote = signed.vote
-        other = self._tally.contradiction(vote)
-        if other is None or vote.signer == self._epoch.own:
-            return
-        try:
-            self._epoch.verify_vote(other)
-        except Rejected:
-            return
-        if self._tally.blame(vote.view, vote.signer):
-            self._emit(Guilty(other, signed))
-
-    def _can_act(self, view: int) -> bool:
-        """Return whether this node may sign anything new in this view by now."""
-        silent = self._silence is not None or self._now < self._listen_ms
-        return self._epoch.own is not None and not silent and view > self._ballot.floor
-
-    def _cast(self, kind: Kind, view: int, block_hash: Digest) -> bool:
-        """Cast an own vote if that is allowed: persist, send, count. Every own vote comes through here."""
-        if self._epoch.own is None or not self._can_act(view):
-            return False
-        vote = Vote(kind, self._epoch.committee.epoch, view, block_hash, self._epoch.own)
-        if not self._ballot.allows(vote):
-            return False
-        signed = SignedVote(vote, self._sign(vote.encode(self._epoch.chain_id)))
-        self._ballot.record(signed)
-        self._emit(Persist(signed))
-        self._emit(Broadcast(signed))
-        self._take_vote(signed)
-        return True
-
-    # Silence
-
-    def _begin_silence(self, until_view: int | None) -> None:
-        if self._epoch.own is None:
-            return
-        settle_ms = self._now + self._epoch.parameters.timeout_ms
-        self._silence = Silence(self._epoch.committee, self._epoch.own, settle_ms, until_view)
-        self._silence_ask_ms, self._stale = self._now, True
-
-    def _meet_foreign(self, view: int, what: str) -> None:
-        """Something is signed with the own key that the log lacks: the log is an old one, or the key is used elsewhere.
-
-        A second time can only mean the latter; then this node is silent for the rest of the epoch.
-        """
-        if self._silence is not None or view <= self._ballot.floor:
-            return
-        again = self._forgotten_to > 0
-        self._begin_silence(FOR_GOOD if again else None)
-        self._emit(Silenced(f"a {what} of view {view} under the own key is not in the log"))
-
-    def _tend_silence(self) -> None:
-        silence = self._silence
-        if silence is None:
-            return
-        if silence.until_view is None:
-            if self._now >= self._silence_ask_ms:
-                self._silence_ask_ms = self._now + self._epoch.parameters.timeout_ms
-                self._emit(Broadcast(Ask(self._epoch.committee.epoch, FOR_GOOD)))
-        elif self.view > silence.until_view:
-            self._silence, self._forgotten_to = None, silence.until_view
-            self._ballot.raise_floor(silence.until_view)
 
     # Certificates
 
@@ -393,8 +312,8 @@ class Engine:
         self._epoch.verify_epoch(certificate.epoch)
         self._verify_certificate(certificate)
         self._adopt(certificate)
-        if self._silence is not None and sender is not None:
-            self._silence.hear(self._now, member=sender, view=self.view)
+        if self._voting.silence is not None and sender is not None:
+            self._voting.silence.hear(self._now, member=sender, view=self.view)
             self._stale = True
 
     def _verify_certificate(self, certificate: VoteCertificate) -> None:
@@ -411,36 +330,26 @@ class Engine:
         """Take in a certificate that holds (rules 3 and 5)."""
         if certificate.view <= self._branches.final_view:
             return
-        if certificate.kind is Kind.FINALIZE:
-            self._finalize(certificate)
-        else:
-            fresh = self._branches.add_certificate(certificate)
-            if not fresh:
-                self._count_signers(certificate)
-                return
-            if certificate.kind is Kind.NOTARIZE:
-                self._open[certificate.view] = certificate.block_hash
+        self._stale = True
+        if certificate.kind is not Kind.FINALIZE and not self._branches.add_certificate(certificate):
+            self._voting.take_signers(certificate)
+            return
         if not persisted:
             self._emit(Persist(certificate))
+        if certificate.kind is Kind.NOTARIZE:
+            self._open[certificate.view] = certificate.block_hash
+        if certificate.kind is Kind.FINALIZE:
+            self._branches.finalize(certificate)
+        self._voting.take_signers(certificate)
+        if certificate.kind is Kind.FINALIZE:
+            self._forget(certificate)
         if certificate.view >= self.view:
             self._enter(certificate)
-        self._count_signers(certificate)
-        self._stale = True
 
-    def _count_signers(self, certificate: VoteCertificate) -> None:
-        """Count its votes one by one: they may convict somebody, or show an own vote that the log lacks."""
-        if certificate.view <= self._branches.final_view:
-            return
-        for signer, signature in certificate.signatures:
-            vote = Vote(certificate.kind, certificate.epoch, certificate.view, certificate.block_hash, signer)
-            if not self._tally.holds(vote):
-                self._take_vote(SignedVote(vote, signature))
-
-    def _finalize(self, certificate: VoteCertificate) -> None:
-        """Note a finalization above the last one; what it makes useless is dropped (rule 5)."""
-        self._branches.finalize(certificate)
-        self._ballot.raise_floor(certificate.view)
-        self._tally.drop_below(certificate.view + 1)
+    def _forget(self, certificate: VoteCertificate) -> None:
+        """Drop what a finalization makes useless (rule 5)."""
+        self._voting.ballot.raise_floor(certificate.view)
+        self._voting.tally.drop_below(certificate.view + 1)
         self._open = {view: held for view, held in self._open.items() if view > certificate.view}
         self._asking.calm()
 
@@ -456,7 +365,7 @@ class Engine:
         self._proposal_ms = self._now if self._branches.proposals_of(self.view) else None
         self._given_up = self._build_asked = False
         self._resend_ms = self._now + self._timeout_ms
-        self._tally.drop_below(self.view - VIEWS_BEHIND_MAX)
+        self._voting.tally.drop_below(self.view - VIEWS_BEHIND_MAX)
 
     def _review_leader(self, certificate: VoteCertificate) -> None:
         if certificate.kind is not Kind.NULLIFY:
@@ -482,10 +391,11 @@ class Engine:
         full = not certified and not self._branches.has_room(header.view)
         if full or self._branches.proposal(block_hash) or header.view <= self._branches.delivered_view:
             return
-        self._verify_proposal(proposal, certified=certified)
+        proposal = self._verify_proposal(proposal)
         if header.leader == self._epoch.own:
-            self._meet_foreign(header.view, "proposal")
-        self._blame_leader(proposal)
+            self._voting.meet_foreign(header.view, "proposal")
+        for other in self._branches.proposals_of(header.view):
+            self._voting.blame_leader(other, proposal)
         self._branches.add_proposal(proposal)
         self._branches.bound()
         self._judging.note_sender(block_hash, sender)
@@ -497,27 +407,25 @@ class Engine:
         if proposal.parent is not None:
             self._adopt(proposal.parent)
 
-    def _verify_proposal(self, proposal: Proposal, *, certified: bool) -> None:
-        """Raise `Rejected` unless the view's leader signed it and its parent's certificate holds.
+    def _verify_proposal(self, proposal: Proposal) -> Proposal:
+        """Return it, or raise `Rejected` unless the view's leader signed it and its parent's certificate holds.
 
-        A block that is certified already, or below a final one, needs no certificate of its parent: hashes link them.
+        A certificate that is held already takes the place of one that says the same: nobody has checked the other's
+        signatures. A block not above the last final one needs none, as hashes link them.
         """
         header, parent = proposal.block.header, proposal.parent
         reached = self.view if parent is None else max(self.view, parent.view + 1)
         if header.view > reached + VIEWS_AHEAD_MAX:
             raise Rejected(Reason.TOO_FAR_AHEAD, f"a proposal of view {header.view} in view {self.view}")
         self._epoch.verify_proposer(proposal)
-        if parent is not None:
-            self._verify_certificate(parent)
-        elif header.parent_view != 0 and not certified and header.view > self._branches.final_view:
-            raise Rejected(Reason.MALFORMED, "a proposal comes without its parent's certificate")
-
-    def _blame_leader(self, proposal: Proposal) -> None:
-        header = proposal.block.header
-        for other in self._branches.proposals_of(header.view):
-            if header.leader != self._epoch.own and self._tally.blame(header.view, header.leader):
-                first = (other.block.header, other.block.signature)
-                self._emit(Guilty(first, (header, proposal.block.signature)))
+        if parent is None:
+            if header.parent_view != 0 and header.view > self._branches.final_view:
+                raise Rejected(Reason.MALFORMED, "a proposal comes without its parent's certificate")
+            return proposal
+        held = self._branches.certifies(parent.view, parent.block_hash)
+        if held is None:
+            self._epoch.verify_certificate(parent)
+        return Proposal(proposal.block, held or parent)
 
     def _take_judged(self, item: Judged) -> None:
         if self._judging.verdict(item.block_hash) is Verdict.PENDING:
@@ -529,7 +437,7 @@ class Engine:
         header = item.block.header
         if item.view != self.view or not self._build_asked or self._branches.proposals_of(self.view):
             return
-        if not self._can_act(self.view):
+        if not self._voting.can_act(self.view):
             return
         parent = self._branches.header(header.parent_hash)
         assert (header.view, header.leader) == (self.view, self._epoch.own), "a block of another view or leader"
@@ -551,7 +459,9 @@ class Engine:
             self._stale = False
             self._asking.forget_lacks()
             self._deliver()
-            self._tend_silence()
+            if self.ended:
+                return
+            self._voting.tend_silence(self.view)
             self._vote_notarize()
             self._vote_finalize()
             self._vote_nullify()
@@ -585,9 +495,10 @@ class Engine:
         for proposal in self._branches.proposals_of(self.view):
             match self._judging.judge(proposal):
                 case Verdict.GOOD:
-                    if self._can_act(self.view) and self._ballot.cast(Kind.NOTARIZE, self.view) is None:
+                    if self._voting.can_act(self.view) and self._voting.ballot.cast(Kind.NOTARIZE, self.view) is None:
                         self._judging.keep(proposal)
-                        self._cast(Kind.NOTARIZE, proposal.block.header.view, proposal.block.hash)
+                        self._voting.cast(Kind.NOTARIZE, self.view, proposal.block.hash)
+                        return
                 case Verdict.BAD:
                     self._given_up = True
                 case _:
@@ -598,9 +509,7 @@ class Engine:
         if self._epoch.own is None:
             return
         for view, block_hash in list(self._open.items()):
-            if not self._ballot.allows(
-                Vote(Kind.FINALIZE, self._epoch.committee.epoch, view, block_hash, self._epoch.own)
-            ):
+            if not self._voting.allows(Kind.FINALIZE, view, block_hash):
                 self._open.pop(view, None)
                 continue
             proposal = self._branches.proposal(block_hash)
@@ -608,9 +517,9 @@ class Engine:
                 self._asking.lack(Lack(view, block_hash))
                 continue
             verdict = self._judging.judge(proposal, notarized=True)
-            if verdict is Verdict.GOOD and self._can_act(view):
+            if verdict is Verdict.GOOD and self._voting.can_act(view):
                 self._judging.keep(proposal)
-                self._cast(Kind.FINALIZE, view, block_hash)
+                self._voting.cast(Kind.FINALIZE, view, block_hash)
             if verdict is Verdict.BAD:
                 self._open.pop(view, None)
 
@@ -618,16 +527,16 @@ class Engine:
         """Rule 4: a timer fired, the proposal is bad, the leader or f + 1 shards gave up; and sending it again."""
         if self._epoch.own is None:
             return
-        gave_up = self._tally.has_nullified(self.view, self._leader)
-        if gave_up or self._tally.weight(Kind.NULLIFY, self.view, ZERO_HASH) > self._epoch.faulty:
+        gave_up = self._voting.tally.has_nullified(self.view, self._leader)
+        if gave_up or self._voting.tally.weight(Kind.NULLIFY, self.view, ZERO_HASH) > self._epoch.faulty:
             self._given_up = True
         at_ms = self._give_up_ms()
         if at_ms is not None and self._now >= at_ms:
             view, self._resend_ms = self.view, self._now + self._timeout_ms
-            self._cast(Kind.NULLIFY, view, ZERO_HASH)
+            self._voting.cast(Kind.NULLIFY, view, ZERO_HASH)
             return
-        cast = self._ballot.cast(Kind.NULLIFY, self.view)
-        if cast is not None and self._silence is None and self._now >= self._resend_ms:
+        cast = self._voting.ballot.cast(Kind.NULLIFY, self.view)
+        if cast is not None and self._voting.silence is None and self._now >= self._resend_ms:
             self._resend_ms = self._now + self._timeout_ms
             self._emit(Broadcast(cast))
             if self._entry is not None:
@@ -640,19 +549,17 @@ class Engine:
 
     def _give_up_ms(self) -> int | None:
         """Return when this node votes to nullify the view; None while nothing is wanted, or it did, or it may not."""
-        if self._epoch.own is None or self._silence is not None or self.view <= self._ballot.floor:
+        if self._voting.silence is not None:
             return None
-        if not self._ballot.allows(
-            Vote(Kind.NULLIFY, self._epoch.committee.epoch, self.view, ZERO_HASH, self._epoch.own)
-        ):
+        if not self._voting.allows(Kind.NULLIFY, self.view, ZERO_HASH):
             return None
         if self._given_up:
-            return max(self._entered_ms, self._listen_ms)
+            return max(self._entered_ms, self._voting.listen_ms)
         begun = [self._proposal_ms, None if self._due_ms is None else max(self._due_ms, self._entered_ms)]
         known = [at_ms for at_ms in begun if at_ms is not None]
         if not known:
             return None
-        begun_ms = max(min(known), self._listen_ms)
+        begun_ms = max(min(known), self._voting.listen_ms)
         if self._has_proposal():
             return begun_ms + self._timeout_ms * 3 // 2
         skipped = self._leader != self._epoch.own and self._skips.skips(self._leader)
@@ -660,9 +567,9 @@ class Engine:
 
     def _ask_to_build(self) -> None:
         """Rule 1, once a view, as soon as the parent and all that is skipped behind it are certified and held."""
-        if self._leader != self._epoch.own or self._build_asked or not self._can_act(self.view):
+        if self._leader != self._epoch.own or self._build_asked or not self._voting.can_act(self.view):
             return
-        if self._branches.proposals_of(self.view) or self._ballot.cast(Kind.NULLIFY, self.view) is not None:
+        if self._branches.proposals_of(self.view) or self._voting.ballot.cast(Kind.NULLIFY, self.view) is not None:
             return
         parent = self._branches.parent_for(self.view)
         if isinstance(parent, Lack):
@@ -677,12 +584,9 @@ class Engine:
     def _stir(self) -> None:
         """Rule 7."""
         wanted = self._due_ms is not None and self._due_ms <= self._now
-        above = self.view > self._branches.final_view + 1 or bool(self._ballot.votes())
+        above = self.view > self._branches.final_view + 1 or bool(self._voting.ballot.votes())
         under_way = self._epoch.own is not None and (wanted or above)
-        self._asking.stir(self._now, under_way=under_way, votes=self._votes_to_tell)
-
-    def _votes_to_tell(self) -> list[SignedVote]:
-        return self._ballot.votes() if self._silence is None else []
+        self._asking.stir(self._now, under_way=under_way, votes=self._voting.votes_to_tell)
 
     def _restore(self) -> None:
         """Take in what the log holds: blocks, own votes, certificates; then the own votes are counted again."""
@@ -693,8 +597,8 @@ class Engine:
                     self._restore_proposal(item)
                 case SignedVote():
                     assert (item.vote.signer, item.vote.epoch) == (self._epoch.own, self._epoch.committee.epoch)
-                    if item.vote.view > self._ballot.floor:
-                        self._ballot.record(item)
+                    if item.vote.view > self._voting.ballot.floor:
+                        self._voting.ballot.record(item)
                         votes.append(item)
                 case VoteCertificate():
                     assert item.epoch == self._epoch.committee.epoch
@@ -702,8 +606,8 @@ class Engine:
             if isinstance(item, VoteCertificate):
                 self._adopt(item, persisted=True)
         for signed in votes:
-            if signed.vote.view > self._branches.final_view and not self._tally.holds(signed.vote):
-                self._take_vote(signed)
+            if signed.vote.view > self._branches.final_view and not self._voting.tally.holds(signed.vote):
+                self._voting.take(signed)
 
     def _restore_proposal(self, proposal: Proposal) -> None:
         header = proposal.block.header
