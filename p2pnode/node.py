@@ -24,7 +24,7 @@ from economics.ledger import Ledger
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour, speaker
-from p2pnode.backup import clear_restored, is_restored, set_chain_aside
+from p2pnode.backup import clear_restored, is_restored, mark_restored, set_chain_aside
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
 from p2pnode.chain import ChainStore, DamagedChain
@@ -370,6 +370,7 @@ def join(
         votes=chain.votes,
         records=chain.replay.records,
         quiet=chain.quiet,
+        on_silenced=lambda: mark_restored(chain.home),
         on_loud=chain.end_quiet,
         chain_members=Members(network, genesis, chain_protocol(genesis), discovery),
         consensus_members=Members(network, genesis, consensus_protocol(genesis), discovery),

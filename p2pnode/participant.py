@@ -84,6 +84,7 @@ class Participant:
         votes: VoteLog,
         records: Sequence[tuple[int, bytes]],
         quiet: Quiet | None,
+        on_silenced: Callable[[], None],
         on_loud: Callable[[], None],
         chain_members: Members,
         consensus_members: Members,
@@ -118,7 +119,9 @@ class Participant:
             pull=self._pull,
         )
         if self.own is not None:
-            self._make_validator(self.own, clock_ms, votes, records, quiet, on_loud, consensus_members, speak)
+            self._make_validator(
+                self.own, clock_ms, votes, records, quiet, on_silenced, on_loud, consensus_members, speak
+            )
         rng = random.Random(os.urandom(16))
         self.sync = ChainSync(
             executor=executor,
@@ -142,6 +145,7 @@ class Participant:
         votes: VoteLog,
         records: Sequence[tuple[int, bytes]],
         quiet: Quiet | None,
+        on_silenced: Callable[[], None],
         on_loud: Callable[[], None],
         members: Members,
         speak: Speak,
@@ -165,6 +169,7 @@ class Participant:
             quiet=quiet,
             on_guilty=self._accuse,
             on_behind=self.fall_behind,
+            on_silenced=on_silenced,
             on_loud=on_loud,
             speak=speak,
         )

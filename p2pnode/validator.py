@@ -140,6 +140,7 @@ class Validator:
         quiet: Quiet | None,
         on_guilty: Callable[[Guilty], None],
         on_behind: Callable[[int | None], None],
+        on_silenced: Callable[[], None],
         on_loud: Callable[[], None],
         speak: Speak,
     ) -> None:
@@ -156,6 +157,7 @@ class Validator:
         self._speak = speak
         self._on_guilty = on_guilty
         self._on_behind = on_behind
+        self._on_silenced = on_silenced
         self._on_loud = on_loud
         self._was_quiet = quiet is not None
         self._riders: list[Record] = []
@@ -408,6 +410,7 @@ class Validator:
                     self._on_guilty(effect)
                 case Silenced(reason):
                     log.error("this node votes no more for now: %s", reason)
+                    await trio.to_thread.run_sync(self._on_silenced)
         if self._was_quiet and not self.is_quiet:
             log.warning("the chain has passed what this node may have signed: it votes again")
             await trio.to_thread.run_sync(self._on_loud)
