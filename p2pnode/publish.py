@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from economics.blob import BlobId
+from economics.commitments import ZERO_RESERVATION
 from economics.committee import Committee
 from economics.errors import Reason
 from economics.ledger import Code
@@ -100,8 +101,6 @@ class Publisher:
 
     async def _upload(self, path: Path, length: int, reserving: _Reserving) -> tuple[Stored, Outcome]:
         """Upload and certify; once more where an epoch ended between the two: no bytes move again."""
-        if length > PARALLEL_BYTES_MAX:
-            await reserving.wait()
         for left in reversed(range(ATTEMPTS)):
             try:
                 stored = await self._send(path, length, reserving)
@@ -133,6 +132,7 @@ class Publisher:
             return Deal(committee, head.height, reserved.reservation, self.terms.deletable)
 
         height = (await self.chain.head()).height
+        paid = (await reserving.wait()).reservation if length > PARALLEL_BYTES_MAX else ZERO_RESERVATION
         async with open_encoder(self.client.codec, length=length) as encoder:
             uploader = Uploader(
                 members=self.client.members,
@@ -140,6 +140,7 @@ class Publisher:
                 owner=self.key,
                 uploader=self.client.session.public,
                 height=height,
+                reservation=paid,
                 report=self.report,
             )
             return await uploader.run(path, length, agree)

@@ -19,6 +19,7 @@ from economics.commitments import (
     ZERO_RESERVATION,
     Commitment,
     OwnerStatement,
+    ReservationId,
     Ticket,
 )
 from economics.crypto import DIGEST_BYTES, SIGNATURE_BYTES, NodeId, Signature
@@ -44,6 +45,8 @@ HEADER_BYTES_MAX = HEADER_FIXED_BYTES + HEADER_ROOTS_MAX * DIGEST_BYTES
 REFUSED_MAX = 1_024
 """Peers whose refusals are counted: a key costs nothing to make, and who came first stays named."""
 WITH_PAYLOAD = ("have", "segment", "close")
+LAG_S = 3.0
+"""A client names a reservation as soon as one member has executed it; others may be a block behind, or busy."""
 REPLY_BUDGET_BYTES = 64 << 20
 """Slivers and headers on their way to readers at once: a reader that takes them slowly keeps them in memory."""
 BUDGET_WAIT_S = 8.0
@@ -234,7 +237,7 @@ class StorageServer:
             raise Rejected(Reason.MALFORMED, "this operation has no payload")
         match operation:
             case "open":
-                return self._open(session, message)
+                return await self._open(session, message)
             case "have":
                 return await self._have(session, message)
             case "segment":
@@ -260,12 +263,13 @@ class StorageServer:
 
     # --- uploads -------------------------------------------------------------------------------------------------
 
-    def _open(self, session: _Session, message: Incoming) -> Reply:
+    async def _open(self, session: _Session, message: Incoming) -> Reply:
         if self.index is None:
             raise Rejected(Reason.UNKNOWN_SIGNER, "this node has no shards in the current epoch")
         ticket = Ticket.decode(message.raw("ticket", TICKET_BYTES), chain_id=self.genesis.chain_id)
         signature = message.raw("signature", SIGNATURE_BYTES)
         ticket.verify(signature, uploader=session.stream.peer, height=self.height())
+        await self._await_reservation(ticket.reservation)
         self.admission.verify_ticket(ticket)
         session.ticket = ticket
         return {"height": self.height(), "index": self.index, "ok": True}, ()
@@ -302,7 +306,8 @@ class StorageServer:
         owed = len(self.store.shards) * code.pair_bytes(z)
         if not z or message.size != DIGEST_BYTES * (1 + 2 * code.n) + owed:
             raise Rejected(Reason.MALFORMED, "the payload is root, metadata and every sliver that this node owes")
-        await self._admit(session, owed)
+        if ticket.reservation == ZERO_RESERVATION:
+            await self._admit(session, owed)
         self.admission.accept(ticket, owed)  # last: what is refused unread is not charged
         async with self._payloads.taken(session.stream.peer, message.size):
             buffer = bytearray(message.size)
@@ -314,6 +319,7 @@ class StorageServer:
         return {"ok": True}, ()
 
     async def _admit(self, session: _Session, size: int) -> None:
+        """Find room for bytes that nothing pays for yet, in the budget of unclosed uploads."""
         session.upload.grow(size)
         unclosed = self.store.unclosed_bytes + size - self.admission.limits.unclosed_bytes_max
         if unclosed > 0:
@@ -348,6 +354,7 @@ class StorageServer:
             raise Rejected(Reason.UNKNOWN_SIGNER, "the statement and the ticket are not of one owner and reservation")
         if message.size != header_bytes(self.code, statement.length) or message.size > HEADER_BYTES_MAX:
             raise Rejected(Reason.MALFORMED, "the payload is the header of a blob of the statement's length")
+        await self._await_reservation(statement.reservation)
         self.admission.verify_statement(statement)  # first: what follows costs time for each segment
         data = await self._receive(session, message)
         header = Header.decode(data, code=self.code, blob_id=statement.blob_id)
@@ -359,6 +366,12 @@ class StorageServer:
         with self.admission.closing(statement):
             entry = await self._sign_for(header, statement, signature)
         return {"epoch": entry.epoch, "index": self.index, "ok": True, "signature": entry.signature}, ()
+
+    async def _await_reservation(self, reservation: ReservationId) -> None:
+        """Give a reservation that others know to be final a moment to be so here too."""
+        with trio.move_on_after(LAG_S):
+            while reservation != ZERO_RESERVATION and self._ledger().reservation(reservation) is None:  # noqa: ASYNC110
+                await trio.sleep(LAG_S / 60)
 
     async def _sign_for(self, header: Header, statement: OwnerStatement, signature: Signature) -> Entry:
         """Sign a statement under the current epoch, store that, and tell of it.

@@ -314,7 +314,7 @@ class TestSegment:
         owed = 2 * CODE.pair_bytes(167)
         node = Server(tmp_path, limits=UploadLimits(unclosed_peer_bytes_max=2 * owed - 1))
         async with node.stream() as stream:
-            await ask(stream, open_request())
+            await ask(stream, UNPAID)
             first, second, *_ = await send_segments(stream, replace(BLOB, segments=BLOB.segments[:2]))
             assert first.header["ok"] is True
             expect_refusal(second, Reason.OVER_BUDGET)
@@ -343,14 +343,12 @@ class TestSegment:
                     expect_refusal(reply, refused)
             node.chain.end_epoch()
 
-    async def test_that_is_refused_unread_is_not_charged_to_the_reservation(self, tmp_path: Path) -> None:
-        node = Server(tmp_path, limits=UploadLimits(unclosed_bytes_max=10))
+    async def test_that_is_paid_for_needs_no_room_among_unpaid_ones(self, tmp_path: Path) -> None:
+        node = Server(tmp_path, limits=UploadLimits(unclosed_peer_bytes_max=10, unclosed_bytes_max=10))
         async with node.stream() as stream:
             await ask(stream, open_request())
-            expect_refusal(
-                (await send_segments(stream, replace(BLOB, segments=BLOB.segments[:1])))[0], Reason.OVER_BUDGET
-            )
-        assert not node.admission._accepted
+            replies = await send_segments(stream, BLOB)
+        assert [reply.header["ok"] for reply in replies] == [True, True, True]
 
     async def test_over_the_node_s_limit_for_open_uploads_displaces_only_what_nobody_holds(
         self, tmp_path: Path
@@ -359,10 +357,10 @@ class TestSegment:
         size = SliverStore.file_bytes(Server(tmp_path / "other").store, 167) * 2
         node = Server(tmp_path / "node", limits=UploadLimits(unclosed_bytes_max=2 * size + 10))
         async with node.stream() as stream:
-            await ask(stream, open_request())
+            await ask(stream, UNPAID)
             await send_segments(stream, given_up)
         async with node.stream() as stream:
-            await ask(stream, open_request())
+            await ask(stream, UNPAID)
             replies = await send_segments(stream, BLOB)
             assert [reply.header["ok"] for reply in replies] == [True, True, False]
             expect_refusal(replies[2], Reason.OVER_BUDGET)
