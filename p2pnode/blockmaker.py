@@ -53,11 +53,14 @@ class BlockMaker:
         self._pull = pull
         self._held: dict[Digest, Candidate] = {}
         """Blocks above the head."""
+        self._bodies_held: dict[Digest, SignedTransaction] = {}
+        """Their transactions."""
 
     # --- blocks that are not final yet ---------------------------------------------------------------------------
 
     def hold(self, candidate: Candidate) -> None:
         self._held[candidate.block.hash] = candidate
+        self._bodies_held.update((signed.hash, signed) for signed in candidate.transactions)
 
     def held(self, block_hash: Digest) -> Candidate | None:
         return self._held.get(block_hash)
@@ -67,17 +70,14 @@ class BlockMaker:
         waiting = self.mempool.get(tx_hash)
         if waiting is not None:
             return waiting
-        for candidate in self._held.values():
-            for signed in candidate.transactions:
-                if signed.hash == tx_hash:
-                    return signed
-        return None
+        return self._bodies_held.get(tx_hash)
 
     def drop_passed(self) -> None:
         """Forget blocks at or below the head."""
         height = self.executor.height
         for block_hash in [key for key, item in self._held.items() if item.block.header.height <= height]:
             del self._held[block_hash]
+        self._bodies_held = {signed.hash: signed for item in self._held.values() for signed in item.transactions}
 
     def in_flight(self, tip: BlockHeader) -> list[SignedTransaction]:
         """Return the transactions of `tip` and of what it builds on, down to the head."""
@@ -90,12 +90,15 @@ class BlockMaker:
             block_hash = candidate.block.header.parent_hash
         return found
 
+    def earliest_ms(self, tip: BlockHeader) -> int:
+        return tip.time_ms + self.parameters.block_interval_ms
+
     def due_ms(self, tip: BlockHeader) -> int:
         """Return from when on a block after `tip` is wanted.
 
         At once for transactions, soon to settle, else at the next heartbeat or the epoch's end.
         """
-        earliest = tip.time_ms + self.parameters.block_interval_ms
+        earliest = self.earliest_ms(tip)
         if self.executor.ends_epoch(tip) and tip != self.executor.root_header:
             return earliest  # only what builds on a boundary can finalize it
         flight = self.in_flight(tip)
