@@ -54,7 +54,7 @@ class BlockMaker:
         self._held: dict[Digest, Candidate] = {}
         """Blocks above the head."""
         self._bodies_held: dict[Digest, SignedTransaction] = {}
-        """Their transactions."""
+        """Their transactions, by hash: whoever asks for bodies must not make this node search every block."""
 
     # --- blocks that are not final yet ---------------------------------------------------------------------------
 
@@ -66,18 +66,18 @@ class BlockMaker:
         return self._held.get(block_hash)
 
     def transaction(self, tx_hash: Digest) -> SignedTransaction | None:
-        """Return a transaction that waits, or is in a block that is not final yet."""
-        waiting = self.mempool.get(tx_hash)
-        if waiting is not None:
-            return waiting
-        return self._bodies_held.get(tx_hash)
+        """Return a transaction that waits, or is in a block that is not final yet; from any thread."""
+        return self.mempool.get(tx_hash) or self._bodies_held.get(tx_hash)
 
     def drop_passed(self) -> None:
         """Forget blocks at or below the head."""
         height = self.executor.height
-        for block_hash in [key for key, item in self._held.items() if item.block.header.height <= height]:
+        passed = [key for key, item in self._held.items() if item.block.header.height <= height]
+        for block_hash in passed:
             del self._held[block_hash]
-        self._bodies_held = {signed.hash: signed for item in self._held.values() for signed in item.transactions}
+        if passed:
+            kept = (signed for item in self._held.values() for signed in item.transactions)
+            self._bodies_held = {signed.hash: signed for signed in kept}
 
     def in_flight(self, tip: BlockHeader) -> list[SignedTransaction]:
         """Return the transactions of `tip` and of what it builds on, down to the head."""

@@ -4,20 +4,25 @@ Whatever is served can be checked by whoever asks; nothing here changes the chai
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import trio
 
 from economics import cbor
-from economics.block import BlockHeader, Finality
-from economics.crypto import DIGEST_BYTES, KEY_BYTES, Digest, OwnerId
+from economics.block import Block, BlockHeader, Finality
+from economics.crypto import DIGEST_BYTES, KEY_BYTES, Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
-from economics.state import BlobEntry, Reservation, state_key
+from economics.state import state_key
 from economics.transactions import TRANSACTION_BYTES_MAX, SignedTransaction
 from economics.tree import StateKey, Tree
+from p2pnode.chain import StoredTransaction
 from p2pnode.executor import TREES_KEPT, Executor
 from p2pnode.network.frames import Incoming, receive_message_or_end, send_message
-from p2pnode.network.stream import Stream
+from p2pnode.network.stream import Patience, Stream
 
 log = logging.getLogger("p2pnode.chainserver")
 
@@ -29,6 +34,18 @@ KEYS_MAX = 64
 EPOCHS_MAX = 256
 ROWS_MAX = 256
 WAIT_MS_MAX = 20_000
+WAITING_MAX = 512
+"""Who wait for an outcome; each looks again after every block. More are answered at once."""
+OWNED_MAX = 1_024
+LINKS_MAX = 255
+"""Of a finality: their number is one byte."""
+READERS = 4
+"""Threads that read for members, and as many for all others: neither keeps blocks and votes from being written."""
+LARGE_BYTES = 65_536
+SENDING_BYTES_MAX = 64 << 20
+"""Large replies in memory: so much to all who are no members, as much to each member."""
+LARGE_PATIENCE = Patience(floor_bytes_per_s=131_072)
+"""Whoever takes a large reply more slowly keeps others from theirs."""
 PAYLOAD_BYTES_MAX = BODIES_MAX * DIGEST_BYTES
 
 Reply = tuple[Mapping[str, cbor.Value], tuple[bytes, ...]]
@@ -54,24 +71,51 @@ class ChainServer:
         self._submit = submit
         self._waiting = waiting
         self._next_nonce = next_nonce
+        self._waiters = 0
+        self._sending: Counter[NodeId | None] = Counter()
+        """Bytes of large replies under way to each member, and under None to all others."""
+        self._member_readers = trio.CapacityLimiter(READERS)
+        self._readers = trio.CapacityLimiter(READERS)
 
     async def handle(self, stream: Stream) -> None:
         """Answer one stream until the peer ends it."""
-        while (message := await receive_message_or_end(stream)) is not None:
-            try:
+        is_member = self.executor.ledger.committee.index_of(stream.peer) is not None
+        try:
+            while (message := await receive_message_or_end(stream)) is not None:
                 if message.size > PAYLOAD_BYTES_MAX:
                     raise Rejected(Reason.TOO_LARGE, f"a payload of {message.size} bytes")
                 payload = await stream.receive_exactly(message.size)
-                header, parts = await self._dispatch(message, payload)
-            except Rejected as fault:
-                await refuse(stream, fault)
-                if message.size > PAYLOAD_BYTES_MAX:
-                    break
-                continue
-            await send_message(stream, {"ok": True, **header}, *parts)
+                try:
+                    header, parts = await self._dispatch(message, payload, is_member)
+                    with self._room(stream.peer if is_member else None, sum(map(len, parts))) as is_large:
+                        stream.patience = LARGE_PATIENCE if is_large else Patience()
+                        await send_message(stream, {"ok": True, **header}, *parts)
+                        stream.patience = Patience()
+                except Rejected as fault:
+                    await refuse(stream, fault)
+        except Rejected as fault:  # where the next message would begin is not known
+            await refuse(stream, fault)
         await stream.close()
 
-    async def _dispatch(self, message: Incoming, payload: bytes) -> Reply:
+    @contextmanager
+    def _room(self, name: NodeId | None, size: int) -> Iterator[bool]:
+        """Count a reply while it is sent, if it is large; a single one always has room."""
+        if size <= LARGE_BYTES:
+            yield False
+            return
+        if self._sending[name] and self._sending[name] + size > SENDING_BYTES_MAX:
+            raise Rejected(Reason.OVER_BUDGET, "too many large replies at once")
+        self._sending[name] += size
+        try:
+            yield True
+        finally:
+            self._sending[name] -= size
+            if not self._sending[name]:
+                del self._sending[name]
+
+    async def _dispatch(self, message: Incoming, payload: bytes, is_member: bool) -> Reply:
+        """Return the reply to a request. What reads the database or walks the state does so in a thread."""
+        read = partial(trio.to_thread.run_sync, limiter=self._member_readers if is_member else self._readers)
         match message.header.get("op"):
             case "head":
                 return self._head()
@@ -80,25 +124,25 @@ class ChainServer:
             case "nonce":
                 return {"nonce": self._next_nonce(OwnerId(message.raw("owner", KEY_BYTES)))}, ()
             case "outcome":
-                return await self._outcome(message)
+                return await self._outcome(message, read)
             case "bodies":
-                return await trio.to_thread.run_sync(self._bodies, payload)
+                return await read(self._bodies, payload)
             case "blocks":
-                return await trio.to_thread.run_sync(self._blocks, message)
+                return await read(self._blocks, message)
             case "headers":
-                return await trio.to_thread.run_sync(self._headers, message)
+                return await read(self._headers, message)
             case "epochs":
-                return await trio.to_thread.run_sync(self._epochs, message)
+                return await read(self._epochs, message)
             case "state":
-                return self._state(payload)
+                return await read(self._state, payload)
             case "owned":
-                return self._owned(message)
+                return await read(self._owned, message)
             case "history":
-                return await trio.to_thread.run_sync(self._history, message)
+                return await read(self._history, message)
             case "snapshot":
-                return await trio.to_thread.run_sync(self._snapshot, message)
+                return await read(self._snapshot, message)
             case "chunk":
-                return await trio.to_thread.run_sync(self._chunk, message)
+                return await read(self._chunk, message)
             case _:
                 raise Rejected(Reason.UNKNOWN_OPERATION, "no such operation")
 
@@ -111,37 +155,47 @@ class ChainServer:
         await self._submit(signed)
         return {"hash": signed.hash}, ()
 
-    async def _outcome(self, message: Incoming) -> Reply:
+    async def _outcome(self, message: Incoming, read: Callable[..., Awaitable[Any]]) -> Reply:
         """Return what became of a transaction, waiting a while for it to become final."""
         tx_hash = Digest(message.raw("hash", DIGEST_BYTES))
         wait_ms = message.integer("wait_ms", high=WAIT_MS_MAX)
-        with trio.move_on_after(wait_ms / 1000):
-            while True:
-                advanced = self.executor.advanced
-                row = await trio.to_thread.run_sync(self.store.transaction, tx_hash)
-                if row is not None:
-                    fields: dict[str, cbor.Value] = {
-                        "code": row.code,
-                        "fee_frost": row.fee_frost,
-                        "height": row.height,
-                        "index": row.index,
-                    }
-                    return fields, (row.raw,)
-                await advanced.wait()
-        raise Rejected(Reason.NOT_FOUND, "not in a final block")
+        deadline = trio.current_time() + wait_ms / 1000
+        while True:
+            advanced = self.executor.advanced
+            row: StoredTransaction | None = await read(self.store.transaction, tx_hash)
+            if row is not None:
+                return {
+                    "code": row.code,
+                    "fee_frost": row.fee_frost,
+                    "height": row.height,
+                    "index": row.index,
+                }, (row.raw,)
+            if self._waiters >= WAITING_MAX or trio.current_time() >= deadline:
+                raise Rejected(Reason.NOT_FOUND, "not in a final block")
+            self._waiters += 1
+            try:
+                with trio.move_on_at(deadline):
+                    await advanced.wait()
+            finally:
+                self._waiters -= 1
 
     def _bodies(self, payload: bytes) -> Reply:
-        hashes = [Digest(payload[at : at + DIGEST_BYTES]) for at in range(0, len(payload), DIGEST_BYTES)]
+        if len(payload) % DIGEST_BYTES:
+            raise Rejected(Reason.MALFORMED, "the payload is hashes of 32 bytes")
         parts: list[bytes] = []
         size = 0
-        for tx_hash in hashes:
-            signed = self._waiting(tx_hash)
-            raw = b"" if signed is None or size > BLOCKS_BYTES_MAX else signed.raw
-            if not raw and (row := self.store.transaction(tx_hash)) is not None:
-                raw = row.raw
+        for at in range(0, len(payload), DIGEST_BYTES):
+            raw = b"" if size > BLOCKS_BYTES_MAX else self._body(Digest(payload[at : at + DIGEST_BYTES]))
             size += len(raw)
             parts.append(sized(raw))
         return {}, tuple(parts)
+
+    def _body(self, tx_hash: Digest) -> bytes:
+        signed = self._waiting(tx_hash)
+        if signed is not None:
+            return signed.raw
+        row = self.store.transaction(tx_hash)
+        return b"" if row is None else row.raw
 
     def _history(self, message: Incoming) -> Reply:
         owner = message.raw("owner", KEY_BYTES)
@@ -170,13 +224,20 @@ class ChainServer:
         last = self._last_of(first, count)
         parts: list[bytes] = []
         for height in range(first, last + 1):
-            block = self.store.block(height)
-            assert block is not None
+            block = self._block(height)
             bodies = (sized(raw) for raw in self.store.bodies(height))
             parts += (sized(block.encode()), *bodies)
         finality = self.store.finality(last)
-        assert finality is not None
+        if finality is None:
+            raise Rejected(Reason.NOT_FOUND, "a snapshot has taken the place of these blocks")
         return {"count": last - first + 1}, (*parts, sized(finality.encode()))
+
+    def _block(self, height: int) -> Block:
+        """Return a block; while this is read a snapshot may take the place of what was held."""
+        block = self.store.block(height)
+        if block is None:
+            raise Rejected(Reason.NOT_FOUND, "no such block here")
+        return block
 
     def _last_of(self, first: int, count: int) -> int:
         """Return the last height of a reply: the highest with a finality within its bounds, else the next above."""
@@ -184,12 +245,9 @@ class ChainServer:
             raise Rejected(Reason.NOT_FOUND, "no such block here")
         found = None
         size = 0
-        header = self.store.header(first)
-        assert header is not None
-        epoch = header.epoch
+        epoch = self._block(first).header.epoch
         for height in range(first, self.store.head() + 1):
-            block = self.store.block(height)
-            assert block is not None
+            block = self._block(height)
             if block.header.epoch != epoch or (found is not None and (height >= first + count)):
                 break
             size += sum(map(len, self.store.bodies(height)))
@@ -197,7 +255,8 @@ class ChainServer:
                 break
             if self.store.finality(height) is not None:
                 found = height
-        assert found is not None, "the head has a finality"
+        if found is None:
+            raise Rejected(Reason.NOT_FOUND, "a snapshot has taken the place of these blocks")
         return found
 
     def _headers(self, message: Incoming) -> Reply:
@@ -250,11 +309,10 @@ class ChainServer:
     def _owned(self, message: Incoming) -> Reply:
         """Return the state keys of what an owner has: hints, which `state` then proves."""
         owner = OwnerId(message.raw("owner", KEY_BYTES))
-        ledger = self.executor.ledger
-        items: list[Reservation | BlobEntry] = [*ledger.reservations_of(owner), *ledger.entries_of(owner)]
+        slots = self.executor.ledger.slots_of(owner)
         first = message.integer("first", high=1 << 40)
-        page = items[first : first + 1_024]
-        return {"more": len(items) > first + len(page)}, tuple(state_key(item.slot) for item in page)
+        page = slots[first : first + OWNED_MAX]
+        return {"more": len(slots) > first + len(page)}, tuple(map(state_key, page))
 
     def _snapshot(self, message: Incoming) -> Reply:
         """Return how many chunks the snapshot of the state after an epoch has, and the next header, final."""
@@ -266,7 +324,10 @@ class ChainServer:
             raise Rejected(Reason.NOT_FOUND, "no snapshot of that epoch's end here")
         headers = [self.executor.header(item) for item in range(height + 1, found[0] + 1)]
         first, *links = (header for header in headers if header is not None)
-        finality = Finality(found[1].certificate, tuple(links))
+        chain = (*links, *found[1].links)
+        if len(chain) > LINKS_MAX:
+            raise Rejected(Reason.NOT_FOUND, "no short proof of what follows that epoch's end here")
+        finality = Finality(found[1].certificate, chain)
         return {"chunks": chunks}, (first.encode(), finality.encode())
 
     def _chunk(self, message: Incoming) -> Reply:

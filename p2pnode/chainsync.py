@@ -5,25 +5,36 @@ A peer's claim of a height moves nothing: what it sends must carry a finality by
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
 from economics import cbor
 from economics.block import HEADER_BYTES, Block, BlockHeader, Finality, verify_successor
-from economics.crypto import DIGEST_BYTES, Digest
+from economics.crypto import Digest, Level, digest
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
 from economics.light import Boundary, Trusted, follow
 from economics.transactions import SignedTransaction
+from p2pnode.errors import TooSlow
 from p2pnode.executor import Candidate, Executor
 from p2pnode.members import REQUEST_FAULTS, Members, Refused
+from p2pnode.network.frames import Incoming
+from p2pnode.snapshots import CHUNK_BYTES_MAX
 
 log = logging.getLogger("p2pnode.chainsync")
 
 BLOCKS_AT_ONCE = 256
 REPLY_BYTES_MAX = 32 << 20
-CHUNK_BYTES_MAX = 2 << 20
+REPLY_BLOCKS_MAX = 2 * BLOCKS_AT_ONCE
+"""A reply ends with a block whose finality is known, which may be behind what was asked for."""
+REQUEST_S = 60.0
+"""One reply of the largest size over 4 Mbit/s; a member that drips must not keep this node from the others."""
+PULL_S = 5.0
+"""The bodies of one block; a view is over soon after."""
+CHUNKS_MAX = 512
+"""Of a snapshot: 512 MiB. Only the last chunk tells whether they are the state, and memory holds them until then."""
 HEAD_BYTES_MAX = 1 << 20
 
 Apply = Callable[[Sequence[Candidate], Finality], Awaitable[None]]
@@ -64,6 +75,8 @@ class ChainSync:
         self._rng = rng
         self._snapshot_blocks = snapshot_blocks
         self._turn = trio.Lock()
+        self._faults: Counter[int] = Counter()
+        """How often each member was no help; they are asked in this order."""
         self.blocks = 0
         """Blocks taken from peers since the start."""
 
@@ -73,7 +86,8 @@ class ChainSync:
             begin = self.executor.height
             others = [index for index in range(self.members.count) if index != self.own]
             self._rng.shuffle(others)
-            if prefer in others:
+            others.sort(key=lambda member: self._faults[member])
+            if prefer in others and not self._faults[prefer]:
                 others.remove(prefer)
                 others.insert(0, prefer)
             level = 0
@@ -81,10 +95,13 @@ class ChainSync:
                 before = self.executor.height
                 try:
                     await self._follow(member)
+                    self._faults.pop(member, None)
                 except Refused as fault:
                     log.debug("member %d refused: %s", member, fault)
+                    self._faults[member] += self.executor.height == before
                 except REQUEST_FAULTS as fault:
                     log.debug("member %d is no help in catching up: %s", member, fault)
+                    self._faults[member] += 1
                     continue
                 level += self.executor.height == before
                 if level >= 2:
@@ -93,7 +110,9 @@ class ChainSync:
 
     async def _follow(self, member: int) -> None:
         """Take from one member all that it has above the head."""
-        reply, _ = await self.members.request(member, {"op": "head"}, size_max=HEAD_BYTES_MAX)
+        reply, _ = await request_within(
+            self.members, member, {"op": "head"}, size_max=HEAD_BYTES_MAX, deadline_s=REQUEST_S
+        )
         height, epoch = reply.integer("height", high=1 << 62), reply.integer("epoch", high=1 << 62)
         base = reply.integer("base", high=1 << 62)
         far = height - self.executor.height > self._snapshot_blocks and epoch > self.executor.ledger.epoch
@@ -104,10 +123,14 @@ class ChainSync:
 
     async def _take_blocks(self, member: int) -> None:
         first = self.executor.height + 1
-        reply, payload = await self.members.request(
-            member, {"count": BLOCKS_AT_ONCE, "first": first, "op": "blocks"}, size_max=REPLY_BYTES_MAX
+        reply, payload = await request_within(
+            self.members,
+            member,
+            {"count": BLOCKS_AT_ONCE, "first": first, "op": "blocks"},
+            size_max=REPLY_BYTES_MAX,
+            deadline_s=REQUEST_S,
         )
-        count = reply.integer("count", high=1 << 20)
+        count = reply.integer("count", high=REPLY_BLOCKS_MAX)
         candidates, finality = await trio.to_thread.run_sync(self._check_blocks, count, payload)
         self.blocks += len(candidates)
         await self._apply(candidates, finality)
@@ -153,15 +176,23 @@ class ChainSync:
         boundary = last.header
         if boundary.height <= executor.height:
             return
-        reply, payload = await self.members.request(
-            member, {"epoch": boundary.epoch, "op": "snapshot"}, size_max=HEAD_BYTES_MAX
+        reply, payload = await request_within(
+            self.members,
+            member,
+            {"epoch": boundary.epoch, "op": "snapshot"},
+            size_max=HEAD_BYTES_MAX,
+            deadline_s=REQUEST_S,
         )
-        chunks = reply.integer("chunks", high=1 << 32)
+        chunks = reply.integer("chunks", high=CHUNKS_MAX)
         root = self._check_snapshot_root(payload, trusted)
         values: list[bytes] = []
         for index in range(chunks):
             request: dict[str, cbor.Value] = {"chunk": index, "epoch": boundary.epoch, "op": "chunk"}
-            _, chunk = await self.members.request(member, request, size_max=CHUNK_BYTES_MAX)
+            _, chunk = await request_within(
+                self.members, member, request, size_max=CHUNK_BYTES_MAX, deadline_s=REQUEST_S
+            )
+            if not chunk:
+                raise Rejected(Reason.MALFORMED, "a snapshot's chunk holds something")
             fields = Fields(chunk, "a snapshot's chunk")
             while fields.left:
                 values.append(fields.take_sized(4))
@@ -185,7 +216,7 @@ async def take_epochs(members: Members, member: int, trusted: Trusted) -> list[t
     trail: list[tuple[Boundary, Trusted]] = []
     while True:
         request: dict[str, cbor.Value] = {"first": trusted.epoch, "op": "epochs"}
-        _, payload = await members.request(member, request, size_max=REPLY_BYTES_MAX)
+        _, payload = await request_within(members, member, request, size_max=REPLY_BYTES_MAX, deadline_s=REQUEST_S)
         if not payload:
             return trail
         fields = Fields(payload, "epochs")
@@ -198,8 +229,28 @@ async def take_epochs(members: Members, member: int, trusted: Trusted) -> list[t
             await trio.lowlevel.checkpoint()
 
 
-async def pull_bodies(members: Members, own: int, hashes: Sequence[Digest], sender: int | None) -> list[bytes]:
-    """Fetch transactions by their hashes, from one member first; raises the last fault if nobody has them all."""
+async def request_within(
+    members: Members,
+    member: int,
+    header: Mapping[str, cbor.Value],
+    *,
+    size_max: int,
+    payload: bytes = b"",
+    deadline_s: float,
+) -> tuple[Incoming, bytes]:
+    """Ask once; raises what `REQUEST_FAULTS` lists, `TooSlow` after the deadline."""
+    with trio.move_on_after(deadline_s):
+        return await members.request(member, header, size_max=size_max, payload=payload)
+    raise TooSlow(f"no whole reply within {deadline_s:.0f} s")
+
+
+async def pull_bodies(
+    members: Members, own: int, hashes: Sequence[Digest], sender: int | None, *, bytes_max: int
+) -> list[bytes]:
+    """Fetch transactions by their hashes, from one member first; raises the last fault if nobody has them all.
+
+    What does not hash to what was asked for counts as not sent: whoever is asked next may have it.
+    """
     others = [index for index in range(members.count) if index != own]
     if sender in others:
         others.remove(sender)
@@ -211,15 +262,21 @@ async def pull_bodies(members: Members, own: int, hashes: Sequence[Digest], send
         if not missing:
             break
         try:
-            _, payload = await members.request(
-                member, {"op": "bodies"}, size_max=REPLY_BYTES_MAX, payload=b"".join(missing)
+            _, payload = await request_within(
+                members,
+                member,
+                {"op": "bodies"},
+                size_max=bytes_max + 4 * len(missing),
+                payload=b"".join(missing),
+                deadline_s=PULL_S,
             )
             fields = Fields(payload, "bodies")
             for tx_hash in missing:
-                wanted[tx_hash] = fields.take_sized(4)
+                raw = fields.take_sized(4)
+                if digest(Level.TRANSACTION, raw) == tx_hash:
+                    wanted[tx_hash] = raw
         except REQUEST_FAULTS as fault:
             last = fault
     if not all(wanted.values()):
         raise last if isinstance(last, Rejected) else Rejected(Reason.NOT_FOUND, str(last))
-    assert all(len(tx_hash) == DIGEST_BYTES for tx_hash in wanted)
     return [wanted[tx_hash] for tx_hash in hashes]

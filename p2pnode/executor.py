@@ -58,6 +58,8 @@ class Executor:
         height = store.head()
         self.ledger = Ledger.load(genesis, items=store.state_values(), height=height) if height else start
         self.head = self.genesis_header if not height else self._stored_header(height)
+        self.finality = store.finality(height) if height else None
+        """What proves the head final; None at genesis."""
         self.root_header = self._epoch_root()
         """The root of the current epoch: what its view 0 stands for."""
         self.advanced = trio.Event()
@@ -84,16 +86,14 @@ class Executor:
     def height(self) -> int:
         return self.ledger.height
 
-    @property
-    def finality(self) -> Finality | None:
-        """What proves the head final; None at genesis."""
-        return self.store.finality(self.height) if self.height else None
-
     def header(self, height: int) -> BlockHeader | None:
         return self.store.header(height) if height else self.genesis_header
 
     def root(self, height: int) -> Digest | None:
         """Return the state root after the block of `height`, None if it is not executed here or too old."""
+        recent = self._trees.get(height)
+        if recent is not None:  # without the store, which may be busy with the next block
+            return recent.root
         return self.store.root(height) if height else self.genesis_header.state_root
 
     def tree(self, height: int) -> Tree | None:
@@ -116,7 +116,7 @@ class Executor:
                 return ()
             with trio.CancelScope(shield=True):  # half done it would be on disk and not in memory
                 ledger, receipts, trees = await trio.to_thread.run_sync(self._execute, fresh, finality)
-                self._take(ledger, trees, fresh[-1].block.header)
+                self._take(ledger, trees, fresh[-1].block.header, finality)
             return receipts
 
     def _execute(
@@ -145,11 +145,11 @@ class Executor:
             self.snapshots.write(self.ledger.epoch, (value for _, value in ledger.tree.items()))
         return ledger, tuple(receipts), trees
 
-    def _take(self, ledger: Ledger, trees: dict[int, Tree], head: BlockHeader) -> None:
+    def _take(self, ledger: Ledger, trees: dict[int, Tree], head: BlockHeader, finality: Finality) -> None:
         if ledger.epoch != self.ledger.epoch:
             self.root_header = head
             log.info("epoch %d begins at height %d", ledger.epoch, head.height)
-        self.ledger, self.head = ledger, head
+        self.ledger, self.head, self.finality = ledger, head, finality
         self._trees.update(trees)
         while len(self._trees) > TREES_KEPT:
             self._trees.popitem(last=False)
@@ -177,7 +177,7 @@ class Executor:
             with trio.CancelScope(shield=True):
                 ledger = await trio.to_thread.run_sync(load)
                 self._trees.clear()
-                self._take(ledger, {boundary.height: ledger.tree}, boundary)
+                self._take(ledger, {boundary.height: ledger.tree}, boundary, trail[-1].finality)
 
     def ends_epoch(self, header: BlockHeader) -> bool:
         """Return whether a block of the current epoch is its boundary, or builds on it."""

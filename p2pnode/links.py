@@ -28,6 +28,8 @@ QUEUE_FRAMES_MAX = 4_096
 RETRY_S_MIN = 0.2
 RETRY_S_MAX = 5.0
 READ_BYTES = 65_536
+SHUN_S = 10.0
+"""A member that sent what no honest one sends is not listened to for so long: each lie costs a signature check."""
 PATIENT = Patience(idle_s=math.inf, floor_bytes_per_s=0)
 """A member may have nothing to say for as long as it likes."""
 
@@ -111,6 +113,7 @@ class Links:
         self._greet = greet
         self._outboxes = {index: _Outbox() for index in range(len(committee.members)) if index != own}
         self._inbound: dict[int, Stream] = {}
+        self._shunned: dict[int, float] = {}
         self.up: set[int] = set()
         """Members that this node's stream leads to."""
 
@@ -120,6 +123,17 @@ class Links:
     def broadcast(self, frame: bytes) -> None:
         for outbox in self._outboxes.values():
             outbox.put(frame)
+
+    async def shun(self, member: int) -> None:
+        """End a member's stream and take no other for a while."""
+        self._shunned[member] = trio.current_time() + SHUN_S
+        stream = self._inbound.pop(member, None)
+        if stream is not None:
+            log.warning("member %d sent what no honest one sends: not listened to for %d s", member, SHUN_S)
+            await stream.reset()
+
+    def is_shunned(self, member: int) -> bool:
+        return trio.current_time() < self._shunned.get(member, -math.inf)
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -171,7 +185,7 @@ class Links:
     async def handle(self, stream: Stream) -> None:
         """Take the frames of one member's stream; a later stream of the same member ends an earlier one."""
         sender = self.committee.index_of(stream.peer)
-        if sender is None or sender == self.own:
+        if sender is None or sender == self.own or self.is_shunned(sender):
             await stream.reset()
             return
         old = self._inbound.pop(sender, None)
@@ -182,6 +196,7 @@ class Links:
             await self._take_frames(sender, stream)
         except Rejected as fault:
             log.warning("member %d broke the rules of its stream: %s", sender, fault)
+            await self.shun(sender)
             await stream.reset()
         finally:
             if self._inbound.get(sender) is stream:

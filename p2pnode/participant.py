@@ -18,7 +18,7 @@ from economics.crypto import Digest, NodeId, Signature
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
 from economics.genesis import Genesis
-from economics.transactions import Certify, Evidence, SignedTransaction
+from economics.transactions import BLOCK_BYTES_MAX, Certify, Evidence, SignedTransaction
 from economics.votes import SignedVote
 from gossip.pubsub import Gossip
 from p2pnode.blockmaker import BlockMaker
@@ -304,7 +304,7 @@ class Participant:
 
     async def _pull(self, hashes: Sequence[Digest], sender: int | None) -> list[bytes]:
         assert self.own is not None
-        return await pull_bodies(self._members, self.own, hashes, sender)
+        return await pull_bodies(self._members, self.own, hashes, sender, bytes_max=BLOCK_BYTES_MAX)
 
     # --- blocks --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
-from economics.block import BlockHeader, Finality, Proposal
+from economics.block import Finality, Proposal
 from economics.consensus import (
     Ask,
     Broadcast,
@@ -51,6 +51,8 @@ log = logging.getLogger("p2pnode.validator")
 INBOX_MAX = 1_024
 TURN_INPUTS_MAX = 32
 """Each may cost a signature check of 55 us: a turn stays below some 5 ms."""
+SENDER_INPUTS_MAX = 32
+"""Of one member in the inbox: whoever floods waits for itself, and the others' votes do not wait behind it."""
 JUDGE_S_MAX = 30.0
 LOG_BYTES_MAX = 8 << 20
 """The vote log is written anew with what still matters when it has grown so far."""
@@ -59,6 +61,19 @@ HEADER_EPOCH_AT = 16 + 32 + 2
 RIDERS_MAX = 64
 STUCK_S = 5.0
 """So long without a new final block, while others may be ahead, and this node asks them."""
+
+MISDEEDS = frozenset(
+    {
+        Reason.BAD_SIGNATURE,
+        Reason.MALFORMED,
+        Reason.NO_QUORUM,
+        Reason.NOT_MINIMAL,
+        Reason.UNKNOWN_SIGNER,
+        Reason.WRONG_LEADER,
+        Reason.WRONG_PARENT,
+    }
+)
+"""What no honest member sends of its own. A proposal of another it may pass on without having checked all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +172,12 @@ class Validator:
         """What the log holds of the current epoch and of what is not executed yet."""
         self._send_inbox, self._inbox = trio.open_memory_channel[Input | _Synced | _Made](INBOX_MAX)
         self._send_final, self._final = trio.open_memory_channel[Finalized](INBOX_MAX)
+        self._shares = [trio.Semaphore(SENDER_INPUTS_MAX) for _ in executor.ledger.committee.members]
         self._arrived = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._due_ms: int | None = None
+        self._wish: Build | None = None
+        """The block that the engine waits for."""
         self._building: trio.CancelScope | None = None
         self.engine = self._make_engine(quiet)
 
@@ -251,7 +269,12 @@ class Validator:
                 fields.end()
             case FrameType.TRANSACTIONS:
                 raise Rejected(Reason.UNKNOWN_OPERATION, "transactions are no consensus message")
-        await self._send_inbox.send(Heard(message, sender))
+        await self._shares[sender].acquire()
+        try:
+            await self._send_inbox.send(Heard(message, sender))
+        except BaseException:
+            self._shares[sender].release()
+            raise
 
     def _post(self, item: Input | _Synced | _Made) -> None:
         """Give the engine's task something of this node's own."""
@@ -285,14 +308,26 @@ class Validator:
                 if item.engine is not self.engine:
                     continue
                 item = item.built
+            if not self._is_welcome(item):
+                continue
             try:
                 effects += self.engine.handle(self.clock_ms(), item)
             except Rejected as fault:
                 self._refuse(item, fault)
+                liar = self._liar(item, fault)
+                if liar is not None:
+                    await self.links.shun(liar)
         await self._perform(effects)
 
     async def _next_items(self) -> list[Input | _Synced | _Made]:
         """Return what waits; after the engine's deadline, that it has passed."""
+        items = await self._await_items()
+        for item in items:
+            if isinstance(item, Heard) and item.sender is not None:
+                self._shares[item.sender].release()
+        return items
+
+    async def _await_items(self) -> list[Input | _Synced | _Made]:
         deadline = self.engine.deadline()
         wait_s = float("inf") if deadline is None else max(0.0, (deadline - self.clock_ms()) / 1000)
         items: list[Input | _Synced | _Made] = []
@@ -306,6 +341,26 @@ class Validator:
             except trio.WouldBlock:
                 break
         return items
+
+    def _is_welcome(self, item: Input) -> bool:
+        """Return whether the engine is to see this: nothing of a member that lied just now, no block for an older one.
+
+        An engine that a catch-up has replaced may have had a block made on a parent that the new one never saw.
+        """
+        match item:
+            case Heard(_, sender):
+                return sender is None or not self.links.is_shunned(sender)
+            case Built(_, block):
+                return self._wish is not None and self._wish.parent.hash == block.header.parent_hash
+            case _:
+                return True
+
+    def _liar(self, item: Input, fault: Rejected) -> int | None:
+        """Return the sender of what no honest member sends."""
+        if not isinstance(item, Heard) or fault.reason not in MISDEEDS:
+            return None
+        passed_on = isinstance(item.message, Proposal) and item.message.block.header.leader != item.sender
+        return None if passed_on else item.sender
 
     def _refuse(self, item: Input, fault: Rejected) -> None:
         self.refused[fault.reason] += 1
@@ -403,7 +458,7 @@ class Validator:
     def _start_building(self, wish: Build) -> None:
         if self._building is not None:
             self._building.cancel()
-        self._building = trio.CancelScope()
+        self._wish, self._building = wish, trio.CancelScope()
         assert self._nursery is not None
         self._nursery.start_soon(self._build, wish, self._building)
 
@@ -412,7 +467,7 @@ class Validator:
         engine = self.engine
         with scope:
             while True:
-                if engine is not self.engine or engine.view != wish.view or self._is_overtaken(wish.parent):
+                if engine is not self.engine or engine.view != wish.view or self._is_overtaken(wish):
                     return
                 wait_ms = self.maker.due_ms(wish.parent) - self.clock_ms()
                 if wait_ms <= 0 and self.executor.height >= wish.parent.executed_height:
@@ -422,10 +477,10 @@ class Validator:
             block = self.maker.build(view=wish.view, parent=wish.parent, is_empty=wish.parent_is_boundary)
             self._post(_Made(engine, Built(wish.view, block)))
 
-    def _is_overtaken(self, parent: BlockHeader) -> bool:
-        """Return whether a catch-up has executed more than the engine knows to be final: it gets a new one soon."""
-        ledger = self.executor.ledger
-        return ledger.epoch != self.engine.epoch or ledger.height > parent.height
+    def _is_overtaken(self, wish: Build) -> bool:
+        """Return whether a catch-up has executed more than the block would build on; the next engine will know."""
+        executor = self.executor
+        return executor.height > wish.parent.height or executor.ledger.epoch != self.engine.epoch
 
     async def _judge(self, wish: Judge) -> None:
         block = wish.proposal.block
@@ -466,17 +521,21 @@ class Validator:
         if self.votes.size > LOG_BYTES_MAX:
             await self._prune_log()
 
-    def _forget(self) -> None:
-        """Forget what the log holds of the head and what is below it."""
+    @property
+    def _passed(self) -> tuple[int, int]:
+        """Epoch and view of the head: what the log holds up to here is needless."""
         head = self.executor.head
-        place = (self.executor.ledger.epoch, 0 if head == self.executor.root_header else head.view)
-        self._live = [record for record in self._live if record.place > place]
+        return self.executor.ledger.epoch, 0 if head == self.executor.root_header else head.view
+
+    def _forget(self) -> None:
+        self._live = [record for record in self._live if record.place > self._passed]
 
     async def _prune_log(self) -> None:
         """Keep of the log what is of the current epoch and above the head."""
+        place = self._passed
         self._forget()
-        kept = {(int(record.kind), record.body) for record in self._live}
-        await trio.to_thread.run_sync(self.votes.prune, lambda kind, body: (kind, body) in kept)
+        # Each record is judged by what it says: a vote that is logged while this runs must stay.
+        await trio.to_thread.run_sync(self.votes.prune, lambda kind, body: Record(FrameType(kind), body).place > place)
 
     def _renew(self) -> list[Effect]:
         """Put a new engine in place of one whose epoch has ended, or that the executor has overtaken."""
@@ -484,6 +543,9 @@ class Validator:
         ended = old.epoch != self.executor.ledger.epoch
         self.engine = self._make_engine(old.quiet_next_epoch if ended else old.quiet)
         self._due_ms = None
+        self._wish = None
+        if self._building is not None:
+            self._building.cancel()
         return self.engine.start(self.clock_ms())
 
     async def _watch_progress(self) -> None:

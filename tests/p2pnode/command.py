@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from p2pnode.testnet import Network
 
@@ -52,7 +52,13 @@ class Result:
         return json.loads(self.out)
 
 
-def start(*words: object, home: Path | None = None, passphrase: str | None = None) -> "subprocess.Popen[bytes]":
+def start(
+    *words: object,
+    home: Path | None = None,
+    passphrase: str | None = None,
+    out: IO[bytes] | None = None,
+    log: IO[bytes] | None = None,
+) -> "subprocess.Popen[bytes]":
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     if passphrase is not None:
         environment["P2PNODE_PASSPHRASE"] = passphrase
@@ -60,7 +66,7 @@ def start(*words: object, home: Path | None = None, passphrase: str | None = Non
         environment["P2PNODE_HOME"] = str(home)
     command = [sys.executable, "-m", "p2pnode", *map(str, words)]
     return subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=out or subprocess.PIPE, stderr=log or subprocess.PIPE
     )
 
 

@@ -1,0 +1,101 @@
+"""One member's validator with all that it drives, and nobody else: its links lead nowhere, its inbox takes anything."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import trio
+
+from economics.consensus import Guilty
+from economics.crypto import Digest
+from economics.errors import Reason, Rejected
+from p2pnode.blockmaker import BlockMaker
+from p2pnode.errors import PeerUnreachable
+from p2pnode.executor import Executor
+from p2pnode.links import FrameType, Links
+from p2pnode.members import Members
+from p2pnode.mempool import Mempool
+from p2pnode.network.stream import Stream
+from p2pnode.validator import Validator, speak_honestly
+from p2pnode.votelog import VoteLog
+from tests.p2pnode.finalchain import GENESIS, open_executor
+from tests.small import OPERATORS
+
+
+class Nobody:
+    """Members that cannot be reached."""
+
+    async def open_stream(self, member: int) -> Stream:
+        await trio.lowlevel.checkpoint()
+        raise PeerUnreachable("nobody is there")
+
+
+@dataclass
+class Member:
+    """A validator on real files. `clock_ms` is trio's clock from the genesis time on."""
+
+    directory: Path
+    own: int
+    late_ms: int = 0
+    behind: list[int | None] = field(default_factory=list)
+    guilty: list[Guilty] = field(default_factory=list)
+    sent: list[bytes] = field(default_factory=list)
+    pull: Callable[[Sequence[Digest], int | None], list[bytes]] | None = None
+
+    def __post_init__(self) -> None:
+        self.executor: Executor = open_executor(self.directory)
+        self.mempool = Mempool()
+        self.key = OPERATORS[self.own]
+        self.maker = BlockMaker(
+            executor=self.executor,
+            mempool=self.mempool,
+            sign=self.key.sign,
+            own=self.own,
+            clock_ms=self.clock_ms,
+            pull=self._pull,
+        )
+        self.links = Links(
+            members=cast(Members, Nobody()),
+            committee=self.executor.ledger.committee,
+            own=self.own,
+            receive=self.receive,
+            greet=lambda: b"",
+        )
+        self.votes, replay = VoteLog.open(self.directory / "votes.log", GENESIS.chain_id)
+        self.validator = Validator(
+            executor=self.executor,
+            maker=self.maker,
+            votes=self.votes,
+            records=replay.records,
+            links=self.links,
+            sign=self.key.sign,
+            own=self.own,
+            clock_ms=self.clock_ms,
+            quiet=None,
+            on_guilty=self.guilty.append,
+            on_behind=self.behind.append,
+            on_loud=lambda: None,
+            speak=speak_honestly,
+        )
+
+    def clock_ms(self) -> int:
+        return GENESIS.time_ms + self.late_ms + int(trio.current_time() * 1000)
+
+    async def _pull(self, hashes: Sequence[Digest], sender: int | None) -> list[bytes]:
+        await trio.lowlevel.checkpoint()
+        if self.pull is None:
+            raise Rejected(Reason.NOT_FOUND, "nobody has them")
+        return self.pull(hashes, sender)
+
+    async def receive(self, sender: int, kind: FrameType, body: bytes) -> None:
+        await self.validator.receive(sender, kind, body)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.validator.run)
+            yield
+            nursery.cancel_scope.cancel()
+        self.votes.close()

@@ -1,0 +1,207 @@
+"""A node catches up with the help of anyone, whatever others tell it."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+import trio.testing
+
+from economics.block import Finality
+from economics.crypto import Digest, OwnerId
+from economics.errors import Reason, Rejected
+from economics.transactions import Transfer
+from p2pnode import chainsync as chainsync_module
+from p2pnode.chainserver import sized
+from p2pnode.chainsync import ChainSync, pull_bodies
+from p2pnode.executor import Candidate, Executor
+from tests.p2pnode.chainnet import ChainNet, Handler, liar, serve, silent
+from tests.p2pnode.finalchain import GENESIS, Maker, end_epoch, extend, finalize, open_executor, sign
+from tests.small import OTHER_OWNER, OWNER
+
+PAY = Transfer(OwnerId(OTHER_OWNER.public), 5)
+
+
+async def grow(executor: Executor, blocks: int) -> None:
+    for _ in range(blocks):
+        await extend(executor, sign(executor.ledger, OWNER, PAY))
+
+
+@asynccontextmanager
+async def syncing(
+    executor: Executor, handlers: Sequence[Handler | None], *, seed: int = 0, snapshot_blocks: int = 5_000
+) -> AsyncIterator[tuple[ChainSync, ChainNet]]:
+    async with trio.open_nursery() as nursery:
+        net = ChainNet(handlers, nursery)
+        apply: Callable[[Sequence[Candidate], Finality], Awaitable[object]] = executor.apply
+        sync = ChainSync(
+            executor=executor,
+            members=net.members(),
+            own=3,
+            apply=apply,  # type: ignore[arg-type]
+            rng=Random(seed),
+            snapshot_blocks=snapshot_blocks,
+        )
+        with trio.fail_after(100):
+            yield sync, net
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Executor:
+    return open_executor(tmp_path / "full")
+
+
+@pytest.fixture
+def late(tmp_path: Path) -> Executor:
+    return open_executor(tmp_path / "late")
+
+
+async def test_it_takes_blocks_over_the_ends_of_epochs(full: Executor, late: Executor) -> None:
+    await grow(full, 3)
+    await end_epoch(full)
+    await grow(full, 2)
+    async with syncing(late, [None, serve(full).handle, None]) as (sync, _):
+        assert await sync.catch_up()
+        assert (late.height, late.ledger.epoch, late.ledger.root) == (6, 1, full.ledger.root)
+        assert not await sync.catch_up()
+
+
+async def test_far_behind_it_takes_a_snapshot_and_goes_on_from_there(full: Executor, late: Executor) -> None:
+    await grow(full, 3)
+    await end_epoch(full)
+    await grow(full, 2)
+    async with syncing(late, [serve(full).handle] * 3, snapshot_blocks=2) as (sync, _):
+        assert await sync.catch_up()
+        assert (late.height, late.ledger.root) == (6, full.ledger.root)
+        assert late.store.base() == 5
+
+
+class TestForgeries:
+    async def refused(self, late: Executor, candidates: Sequence[Candidate], finality: Finality) -> bool:
+        """Return whether a node refuses these blocks, and stays where it is."""
+        parts = [
+            sized(item.block.encode()) + b"".join(sized(tx.raw) for tx in item.transactions) for item in candidates
+        ]
+        payload = b"".join((*parts, sized(finality.encode())))
+
+        def answer(message: object, _: bytes) -> tuple[dict[str, object], bytes]:
+            if message.header["op"] == "head":  # type: ignore[attr-defined]
+                return {"base": 1, "epoch": 0, "height": len(candidates)}, b""
+            return {"count": len(candidates)}, payload
+
+        async with syncing(late, [liar(answer), None, None]) as (sync, _):  # type: ignore[arg-type]
+            return not await sync.catch_up() and late.height == 0
+
+    async def test_without_a_quorum_are_refused(self, full: Executor, late: Executor) -> None:
+        made = Maker(full).make()
+        assert await self.refused(late, [made], finalize(made.block.header, signers=(0, 1)))
+        good = finalize(made.block.header)
+        bad = tuple((index, signature[::-1]) for index, signature in good.certificate.signatures)
+        assert await self.refused(late, [made], Finality(replace(good.certificate, signatures=bad)))  # type: ignore[arg-type]
+        assert not await self.refused(late, [made], good)
+
+    async def test_with_another_transaction_than_the_block_names_are_refused(
+        self, full: Executor, late: Executor
+    ) -> None:
+        made = Maker(full).make(sign(full.ledger, OWNER, PAY))
+        other = replace(made, transactions=(sign(full.ledger, OTHER_OWNER, PAY),))
+        assert await self.refused(late, [other], finalize(made.block.header))
+
+    async def test_that_skip_a_block_are_refused(self, full: Executor, late: Executor) -> None:
+        maker = Maker(full)
+        maker.make()
+        second = maker.make()
+        assert await self.refused(late, [second], finalize(second.block.header))
+
+    async def test_behind_the_end_of_an_epoch_are_refused(self, full: Executor, late: Executor) -> None:
+        maker = Maker(full)
+        end = maker.make(after_ms=GENESIS.parameters.epoch_ms)
+        behind = maker.make(next_committee_hash=Digest(bytes(32)))
+        assert await self.refused(late, [end, behind], finalize(behind.block.header))
+
+
+class TestLiars:
+    async def test_that_claim_a_height_and_fall_silent_are_left_and_asked_last(
+        self, full: Executor, late: Executor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(chainsync_module, "REQUEST_S", 1.0)
+        await grow(full, 3)
+        async with syncing(late, [silent, serve(full).handle, serve(full).handle]) as (sync, net):
+            assert await sync.catch_up(0)
+            assert late.height == 3
+            net.asked.clear()
+            await sync.catch_up(0)
+            assert 0 not in net.asked
+
+    async def test_with_a_snapshot_that_never_ends_are_left(
+        self, full: Executor, late: Executor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(chainsync_module, "CHUNKS_MAX", 3)
+        await end_epoch(full)
+        await grow(full, 2)
+        honest = serve(full)
+        asked: list[str] = []
+        chunk = sized(b"x" * 1_000)
+
+        def answer(message: object, _: bytes) -> tuple[dict[str, object], bytes]:
+            op = message.header["op"]  # type: ignore[attr-defined]
+            asked.append(op)
+            match op:
+                case "head":
+                    return {"base": 2, "epoch": 1, "height": 1 << 40}, b""
+                case "epochs" if message.header["first"] == 0:  # type: ignore[attr-defined]
+                    return {}, b"".join(honest._epochs(message)[1])  # type: ignore[arg-type]
+                case "epochs":
+                    return {}, b""
+                case "snapshot":
+                    return {"chunks": chunks}, b"".join(honest._snapshot(message)[1])  # type: ignore[arg-type]
+                case _:
+                    return {}, chunk
+
+        for chunks, reply in ((4, chunk), (3, b""), (3, chunk)):
+            asked.clear()
+            chunk = reply
+            async with syncing(late, [liar(answer), None, None], snapshot_blocks=1) as (sync, _):  # type: ignore[arg-type]
+                assert not await sync.catch_up()
+            assert asked.count("chunk") == {(4, True): 0, (3, False): 1, (3, True): 3}[chunks, bool(reply)]
+            assert late.height == 0
+
+
+class TestBodies:
+    async def test_come_from_whoever_has_them_whatever_others_send(self, full: Executor) -> None:
+        """A liar asked first must not make a good block look bad."""
+        signed = sign(full.ledger, OWNER, PAY)
+        honest = serve(full)
+        await honest._submit(signed)
+        lies = [b"junk", sign(full.ledger, OTHER_OWNER, PAY).raw, b""]
+        for lie in lies:
+            async with trio.open_nursery() as nursery:
+                net = ChainNet([liar(lambda _, __, lie=lie: ({}, sized(lie))), honest.handle], nursery)  # type: ignore[misc]
+                pulled = await pull_bodies(net.members(), 3, [signed.hash], 0, bytes_max=1 << 20)
+                assert (pulled, net.asked) == ([signed.raw], [0, 1])
+                nursery.cancel_scope.cancel()
+
+    async def test_are_not_waited_for_where_a_member_drips(
+        self, full: Executor, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        signed = sign(full.ledger, OWNER, PAY)
+        honest = serve(full)
+        await honest._submit(signed)
+        async with trio.open_nursery() as nursery:
+            net = ChainNet([silent, honest.handle], nursery)
+            begun = trio.current_time()
+            assert await pull_bodies(net.members(), 3, [signed.hash], 0, bytes_max=1 << 20) == [signed.raw]
+            assert trio.current_time() - begun < 10
+            nursery.cancel_scope.cancel()
+
+    async def test_that_nobody_has_are_named(self, full: Executor) -> None:
+        async with trio.open_nursery() as nursery:
+            net = ChainNet([serve(full).handle] * 3, nursery)
+            with pytest.raises(Rejected) as verdict:
+                await pull_bodies(net.members(), 3, [Digest(b"x" * 32)], 1, bytes_max=1 << 20)
+            assert verdict.value.reason is Reason.NOT_FOUND
+            nursery.cancel_scope.cancel()
