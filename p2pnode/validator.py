@@ -528,7 +528,9 @@ class Validator:
         return self.executor.ledger.epoch, 0 if head == self.executor.root_header else head.view
 
     def _forget(self) -> None:
-        self._live = [record for record in self._live if record.place > self._passed]
+        """Forget what the log holds that is needless by now."""
+        place = self._passed
+        self._live = [record for record in self._live if record.place > place]
 
     async def _prune_log(self) -> None:
         """Keep of the log what is of the current epoch and above the head."""
