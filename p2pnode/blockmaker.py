@@ -90,12 +90,15 @@ class BlockMaker:
             block_hash = candidate.block.header.parent_hash
         return found
 
+    def earliest_ms(self, tip: BlockHeader) -> int:
+        return tip.time_ms + self.parameters.block_interval_ms
+
     def due_ms(self, tip: BlockHeader) -> int:
         """Return from when on a block after `tip` is wanted.
 
         At once for transactions, soon to settle, else at the next heartbeat or the epoch's end.
         """
-        earliest = tip.time_ms + self.parameters.block_interval_ms
+        earliest = self.earliest_ms(tip)
         if self.executor.ends_epoch(tip) and tip != self.executor.root_header:
             return earliest  # only what builds on a boundary can finalize it
         flight = self.in_flight(tip)

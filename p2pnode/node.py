@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -56,6 +57,9 @@ log = logging.getLogger("p2pnode.node")
 BATCH_SECONDS_PER_MEMBER = 0.1
 """A gossip message costs each node 5 ms of CPU (scripts/bench): one batch per max(1 s, members / 10 s)."""
 
+SWITCH_S = 0.0005
+"""How long a worker thread may keep the interpreter while the trio thread wants it. Each of its system calls gives it
+away: at Python's 5 ms every frame sent while a block is executed takes that long."""
 STREAMS_PER_PEER = 16
 """A reader keeps a few requests open at each node, an uploader one stream; both may share a peer key."""
 
@@ -386,6 +390,7 @@ def join(
 
 async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> None:
     """Run a node until SIGINT or SIGTERM; says on standard output, in one line of JSON, when it is ready."""
+    sys.setswitchinterval(SWITCH_S)
     async with open_node(home, behaviour=behaviour) as (node, network):
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             ready = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}

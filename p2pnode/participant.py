@@ -232,7 +232,7 @@ class Participant:
         if isinstance(signed.transaction.operation, Certify):
             ledger.verify_certificate(signed.transaction.operation.certificate)
         if self.mempool.add(signed, ledger=ledger) and self.validator is not None:
-            self.validator.wake()
+            self.validator.transaction_came()
 
     async def _pass_on(self) -> None:
         """Send fresh transactions to the other members, or gossip them from a node that is none."""
