@@ -3,7 +3,7 @@
 Whether a transaction has an effect is the ledger's to say; what is wrong here makes every block that holds it invalid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from struct import Struct
@@ -35,6 +35,10 @@ TRANSACTION_BYTES_MAX = 24_576
 """Holds a certificate of 256 members of one shard each twice over."""
 TEXT_BYTES_MAX = 255
 """Of a blob's content type or name: their lengths are one byte."""
+BLOCK_BYTES_MAX = 2 << 20
+"""Of the transactions of one block: two seconds of a 10 Mbit/s uplink."""
+BLOCK_SIGNATURES_MAX = 2_000
+"""Inside the arguments of a block's transactions: a tenth of a second to check, should the mempool not have."""
 VOTES_FORM = 1
 HEADERS_FORM = 2
 
@@ -410,3 +414,18 @@ def build(transaction: Transaction, sign: Callable[[bytes], Signature]) -> Signe
     signature = sign(message)
     raw = message + signature
     return SignedTransaction(transaction, signature, raw, digest(Level.TRANSACTION, raw))
+
+
+def verify_bodies(transactions: Sequence[SignedTransaction], *, height: int) -> None:
+    """Raise `Rejected` unless a block of this height may hold these transactions together (FORMATS.md 10).
+
+    Each has been verified by itself.
+    """
+    if len({signed.hash for signed in transactions}) != len(transactions):
+        raise Rejected(Reason.MALFORMED, "a transaction twice in one block")
+    if sum(len(signed.raw) for signed in transactions) > BLOCK_BYTES_MAX:
+        raise Rejected(Reason.TOO_LARGE, f"transactions of over {BLOCK_BYTES_MAX} bytes in one block")
+    if sum(inner_signatures(signed.transaction.operation) for signed in transactions) > BLOCK_SIGNATURES_MAX:
+        raise Rejected(Reason.TOO_LARGE, f"over {BLOCK_SIGNATURES_MAX} signatures in the arguments of one block")
+    if any(signed.transaction.expiry_height <= height for signed in transactions):
+        raise Rejected(Reason.EXPIRED, "a block holds a transaction that has expired")

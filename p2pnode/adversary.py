@@ -5,8 +5,8 @@ from dataclasses import replace
 from enum import StrEnum
 
 import trio
-from economics.consensus import Message
 
+from economics.consensus import Message
 from economics.crypto import Digest, Signature
 from economics.votes import Kind, SignedVote
 from p2pnode.network.frames import build_header, send_message

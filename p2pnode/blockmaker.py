@@ -11,7 +11,13 @@ import trio
 from economics.block import AHEAD_MS_MAX, Block, BlockHeader, transactions_root
 from economics.crypto import Digest, Signature
 from economics.errors import Reason, Rejected
-from economics.transactions import SignedTransaction
+from economics.transactions import (
+    BLOCK_BYTES_MAX,
+    BLOCK_SIGNATURES_MAX,
+    SignedTransaction,
+    inner_signatures,
+    verify_bodies,
+)
 from economics.votes import ZERO_HASH
 from p2pnode.executor import Candidate, Executor
 from p2pnode.mempool import Mempool
@@ -20,8 +26,6 @@ log = logging.getLogger("p2pnode.blockmaker")
 
 SETTLE_MS = 500
 """After the last transactions one more block is made this soon: only it shows their effect in its state root."""
-BLOCK_BYTES_MAX = 2 << 20
-"""Of the transactions of one block: two seconds of a 10 Mbit/s uplink."""
 
 Pull = Callable[[Sequence[Digest], int | None], Awaitable[list[bytes]]]
 """Fetches the transactions of these hashes, from this member first; raises `NetworkError` or `Rejected`."""
@@ -86,9 +90,15 @@ class BlockMaker:
             block_hash = candidate.block.header.parent_hash
         return found
 
+    def earliest_ms(self, tip: BlockHeader) -> int:
+        return tip.time_ms + self.parameters.block_interval_ms
+
     def due_ms(self, tip: BlockHeader) -> int:
-        """Return from when on a block after `tip` is wanted: now for transactions, soon to settle, else a heartbeat."""
-        earliest = tip.time_ms + self.parameters.block_interval_ms
+        """Return from when on a block after `tip` is wanted.
+
+        At once for transactions, soon to settle, else at the next heartbeat or the epoch's end.
+        """
+        earliest = self.earliest_ms(tip)
         if self.executor.ends_epoch(tip) and tip != self.executor.root_header:
             return earliest  # only what builds on a boundary can finalize it
         flight = self.in_flight(tip)
@@ -97,7 +107,8 @@ class BlockMaker:
         shown = tip != self.executor.root_header and tip.state_root == self.executor.ledger.root
         settled = shown and tip.height == self.executor.height
         pause = self.parameters.heartbeat_ms if settled else min(SETTLE_MS, self.parameters.heartbeat_ms)
-        return tip.time_ms + max(pause, self.parameters.block_interval_ms)
+        epoch_end = self.executor.root_header.time_ms + self.parameters.epoch_ms
+        return max(earliest, min(tip.time_ms + pause, epoch_end))
 
     # --- making --------------------------------------------------------------------------------------------------
 
@@ -132,13 +143,15 @@ class BlockMaker:
 
     def _choose(self, parent: BlockHeader) -> tuple[SignedTransaction, ...]:
         chosen: list[SignedTransaction] = []
-        size = 0
+        size = signatures = 0
         waiting = self.mempool.executable(ledger=self.executor.ledger, in_flight=self.in_flight(parent))
         for signed in waiting:
-            if len(chosen) >= self.parameters.block_transactions_max or size + len(signed.raw) > BLOCK_BYTES_MAX:
+            size += len(signed.raw)
+            signatures += inner_signatures(signed.transaction.operation)
+            full = size > BLOCK_BYTES_MAX or signatures > BLOCK_SIGNATURES_MAX
+            if full or len(chosen) >= self.parameters.block_transactions_max:
                 break
             chosen.append(signed)
-            size += len(signed.raw)
         return tuple(chosen)
 
     # --- judging -------------------------------------------------------------------------------------------------
@@ -149,8 +162,6 @@ class BlockMaker:
         ahead_ms = header.time_ms - self.clock_ms()
         if ahead_ms > AHEAD_MS_MAX:
             raise Rejected(Reason.WRONG_TIME, f"a block {ahead_ms} ms ahead of this clock")
-        if len(set(block.transactions)) != len(block.transactions):
-            raise Rejected(Reason.MALFORMED, "a transaction twice in one block")
         bodies = await self._bodies(block, sender)
         await self.executor.wait_beyond(header.executed_height - 1)
         root = self.executor.root(header.executed_height)
@@ -170,10 +181,7 @@ class BlockMaker:
             fresh = [found[tx_hash] for tx_hash in missing]
             await trio.to_thread.run_sync(self._verify_all, fresh)
         bodies = tuple(found[tx_hash] for tx_hash in block.transactions)
-        if sum(len(signed.raw) for signed in bodies) > BLOCK_BYTES_MAX:
-            raise Rejected(Reason.TOO_LARGE, f"transactions of over {BLOCK_BYTES_MAX} bytes in one block")
-        if any(signed.transaction.expiry_height <= block.header.height for signed in bodies):
-            raise Rejected(Reason.EXPIRED, "a block holds a transaction that has expired")
+        verify_bodies(bodies, height=block.header.height)
         return bodies
 
     def _verify_all(self, transactions: Sequence[SignedTransaction]) -> None:

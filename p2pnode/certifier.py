@@ -81,20 +81,21 @@ class Certifier:
     def verify_batch(self, data: bytes, *, height: int) -> list[Entry]:
         """Return the entries of a batch that are of this epoch; raises `Rejected` if a signature does not hold.
 
-        Those of the epoch before or after are left out: their sender is at another block, which is no offence.
+        Those of the epoch before or after are left out: their sender is at another block, which is no offence. Their
+        signatures are checked all the same: a batch is passed on whole, and may be counted when the epoch has ended.
         """
-        parsed = parse_batch(data, chain_id=self.chain_id)
-        near = (self.committee.epoch - 1, self.committee.epoch + 1)
-        entries = [entry for entry in parsed if entry[2].epoch not in near]
+        entries = parse_batch(data, chain_id=self.chain_id)
         for statement, statement_signature, commitment, signature in entries:
             tally = self._tallies.get(statement.hash)
             if tally is None or tally.statement_signature != statement_signature:
                 statement.verify(statement_signature, height=height)
-            commitment.verify(signature, committee=self.committee)
-        return entries
+            is_near = abs(commitment.epoch - self.committee.epoch) == 1
+            committee = Committee(commitment.epoch, self.committee.members) if is_near else self.committee
+            commitment.verify(signature, committee=committee)  # the members are those of genesis in every epoch
+        return [entry for entry in entries if entry[2].epoch == self.committee.epoch]
 
     def add(self, entry: Entry, *, own: bool = False) -> Certificate | None:
-        """Count a commitment whose signatures have been checked.
+        """Count a commitment whose signatures have been checked; one of another epoch counts for nothing.
 
         Returns the statement's certificate when this completes it, and with each own commitment after that: the node
         may have come to hold the blob only now.
@@ -104,6 +105,8 @@ class Certifier:
             self._unsent[statement.hash] = entry
             if len(self._unsent) > UNSENT_MAX:
                 self._unsent.popitem(last=False)
+        if commitment.epoch != self.committee.epoch:
+            return None
         tally = self._tallies.get(statement.hash)
         if tally is None:
             tally = self._tallies[statement.hash] = _Tally(statement, statement_signature)

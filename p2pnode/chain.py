@@ -14,7 +14,6 @@ from pathlib import Path
 from economics.block import HEADER_BYTES, Block, BlockHeader, Finality
 from economics.crypto import Digest
 from economics.errors import Rejected
-from economics.tree import StateKey
 from p2pnode.errors import ConfigError, DiskFailed, SpaceError
 from p2pnode.files import make_directory, sync_directory
 
@@ -209,7 +208,7 @@ class ChainStore:
     # --- writing -------------------------------------------------------------------------------------------------
 
     def append(
-        self, blocks: Sequence[FinalBlock], *, finality: Finality, changes: Mapping[StateKey, bytes | None]
+        self, blocks: Sequence[FinalBlock], *, finality: Finality, changes: Mapping[bytes, bytes | None]
     ) -> None:
         """Store blocks that follow the head, what proves the last of them final, and the state's changes by all.
 
@@ -226,7 +225,7 @@ class ChainStore:
         run: sqlite3.Connection,
         blocks: Sequence[FinalBlock],
         finality: Finality,
-        changes: Mapping[StateKey, bytes | None],
+        changes: Mapping[bytes, bytes | None],
     ) -> None:
         parent = self._hash_of(self._head)
         for height, item in enumerate(blocks, self._head + 1):

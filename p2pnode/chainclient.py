@@ -43,8 +43,8 @@ from economics.transactions import (
 from economics.tree import Proof, StateKey
 from p2pnode.chainsync import HEAD_BYTES_MAX, REPLY_BYTES_MAX, request_within, take_epochs
 from p2pnode.chainview import Head, HistoryRow, Outcome
-from p2pnode.errors import ConfigError, NetworkError, NodeError, TooSlow, TransactionFailed
-from p2pnode.files import replace_synced
+from p2pnode.errors import ConfigError, NetworkError, TooSlow, TransactionFailed
+from p2pnode.files import write_synced
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Members, Refused
 
@@ -89,6 +89,7 @@ class ChainClient:
         self.origin = trusted_genesis(self.genesis)
         """Where trust begins: the genesis, or a checkpoint that the user named."""
         self._trusted = self._load_trusted()
+        self._keeping = trio.Lock()
         self._order = list(range(self.members.count))
         rotation = int.from_bytes(os.urandom(2), "big") % len(self._order)
         self._order = self._order[rotation:] + self._order[:rotation]
@@ -113,18 +114,23 @@ class ChainClient:
         """Begin from a checkpoint that the user vouches for; raises `Rejected` if it is none of this network."""
         self._trusted = self.origin = Trusted.decode(checkpoint, chain_id=self.genesis.chain_id)
 
-    async def _follow(self, member: int) -> None:
-        if is_stale(self._trusted, now_ms=self.clock_ms(), parameters=self.genesis.parameters):
+    async def _follow(self, member: int) -> Trusted:
+        """Follow the committees as far as a member leads, and return the epoch that its next answer is to be of."""
+        begin = self._trusted
+        if is_stale(begin, now_ms=self.clock_ms(), parameters=self.genesis.parameters):
             raise ConfigError(
                 "the newest epoch this client has followed is older than the unbonding time, so old keys could forge "
                 "what came after it: name a recent checkpoint with --checkpoint, from a source you trust"
             )
-        trail = await take_epochs(self.members, member, self._trusted)
+        trail = await take_epochs(self.members, member, begin)
         if not trail:
-            return
-        self._trusted = trail[-1][1]
-        self._cache.parent.mkdir(parents=True, exist_ok=True)
-        await trio.to_thread.run_sync(replace_synced, self._cache, (self._trusted.encode(),))
+            return begin
+        newest = trail[-1][1]
+        async with self._keeping:
+            if newest.epoch > self._trusted.epoch:  # another request may have followed further meanwhile
+                self._trusted = newest
+                await trio.to_thread.run_sync(keep_trusted, self._cache, newest)
+        return newest
 
     async def _from_anyone(self, ask: Callable[[int], Awaitable[T]]) -> T:
         """Return the first answer that holds; members that lie, fail or do not know are passed over."""
@@ -139,9 +145,9 @@ class ChainClient:
                 last = fault
                 self._order.remove(member)
                 self._order.append(member)
-        if isinstance(last, NodeError):
+        if isinstance(last, Refused):
             raise last
-        raise NetworkError(f"no member gave an answer that holds: {last}") from last
+        raise NetworkError(f"no member gave an answer that holds, the last of them: {last}") from last
 
     # --- proven --------------------------------------------------------------------------------------------------
 
@@ -149,33 +155,35 @@ class ChainClient:
         """Return a member's head: final, and as new as that member says."""
 
         async def ask(member: int) -> Head:
-            await self._follow(member)
+            trusted = await self._follow(member)
             reply, payload = await self.members.request(member, {"op": "head"}, size_max=HEAD_BYTES_MAX)
             if not reply.integer("height", high=1 << 62):
                 header = self.origin.root
             else:
-                header = self._final_header(Fields(payload, "a head"), sized=False)[0]
+                header = self._final_header(Fields(payload, "a head"), trusted, sized=False)[0]
             return Head(header.epoch, header.height, header.hash, header.time_ms)
 
         return await self._from_anyone(ask)
 
-    def _final_header(self, fields: Fields, *, sized: bool) -> tuple[BlockHeader, Finality]:
+    def _final_header(self, fields: Fields, trusted: Trusted, *, sized: bool) -> tuple[BlockHeader, Finality]:
+        """Return a header of the trusted epoch, or its root, and its finality, which is not looked at for the root."""
         header = BlockHeader.decode(fields.take(HEADER_BYTES), chain_id=self.genesis.chain_id)
         raw = fields.take_sized(4) if sized else fields.take(fields.left)
         finality = Finality.decode(raw, chain_id=self.genesis.chain_id)
-        verify_final(self._trusted, header=header, finality=finality)
+        if header != trusted.root:  # a member's head is the boundary until the next epoch's first block is final
+            verify_final(trusted, header=header, finality=finality)
         return header, finality
 
     async def prove(self, keys: Sequence[StateKey]) -> Proven:
         """Return the values of these keys, each proven; None where the state has none."""
 
         async def ask(member: int) -> Proven:
-            await self._follow(member)
+            trusted = await self._follow(member)
             _, payload = await self.members.request(
                 member, {"op": "state"}, size_max=REPLY_BYTES_MAX, payload=b"".join(keys)
             )
             fields = Fields(payload, "a proven state")
-            header, finality = self._final_header(fields, sized=True)
+            header, finality = self._final_header(fields, trusted, sized=True)
             values: list[bytes | None] = []
             proofs: list[Proof] = []
             for key in keys:
@@ -214,7 +222,9 @@ class ChainClient:
             raise Rejected(Reason.NOT_FOUND, "the chain has no such blob")
         trail = await self._from_anyone(lambda member: take_epochs(self.members, member, self.origin))
         epochs = tuple(boundary for boundary, _ in trail if boundary.header.epoch < proven.header.epoch)
-        return Receipt(blob_id, epochs, proven.header, proven.finality, proven.proofs[0], proven.values[0])
+        checked = (boundary.finality for boundary, _ in trail if boundary.header == proven.header)
+        finality = next(checked, proven.finality)
+        return Receipt(blob_id, epochs, proven.header, finality, proven.proofs[0], proven.values[0])
 
     async def owned(self, owner: OwnerId) -> tuple[list[Reservation], list[BlobEntry]]:
         """Return an owner's reservations and entries, each proven; a member could leave some out."""
@@ -258,16 +268,21 @@ class ChainClient:
 
         Raises `TransactionFailed` with its code where it had no effect or failed, `TooSlow` where nothing is known.
         """
+        outcome = await self.settle(key, operation, deadline_s=deadline_s)
+        if outcome.code != "ok":
+            raise TransactionFailed(outcome.code, fee_frost=outcome.fee_frost)
+        return outcome
+
+    async def settle(self, key: Key, operation: Operation, *, deadline_s: float = 30.0) -> Outcome:
+        """Do the same, and return the outcome whatever its code; raises `TransactionFailed` only if nobody takes it."""
         signed = await self.sign(key, operation)
         try:
             await self.submit(signed)
         except Refused as fault:
             raise TransactionFailed(str(fault.reason), fee_frost=0) from fault
         outcome = await self.wait(signed.hash, deadline_s=deadline_s)
-        if outcome.fee_frost:
+        if outcome.fee_frost:  # without one it may have had no effect
             self._spent[signed.transaction.sender] = signed.transaction.nonce + 1
-        if outcome.code != "ok":
-            raise TransactionFailed(outcome.code, fee_frost=outcome.fee_frost)
         return outcome
 
     async def sign(self, key: Key, operation: Operation) -> SignedTransaction:
@@ -394,7 +409,6 @@ class ChainClient:
         """Return the newest headers, newest first: linked to each other, the first of them proven final."""
 
         async def ask(member: int) -> list[BlockHeader]:
-            await self._follow(member)
             head = await self.head()
             request: dict[str, cbor.Value] = {"count": limit, "height": head.height, "op": "headers"}
             _, payload = await self.members.request(member, request, size_max=REPLY_BYTES_MAX)
@@ -410,6 +424,14 @@ class ChainClient:
             return headers
 
         return await self._from_anyone(ask)
+
+
+def keep_trusted(cache: Path, trusted: Trusted) -> None:
+    """Write down the newest epoch followed; commands that run at the same time share the file."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    fresh = cache.with_name(f"{cache.name}.{os.getpid()}.new")
+    write_synced(fresh, (trusted.encode(),))
+    fresh.replace(cache)
 
 
 def trusted_genesis(genesis: Genesis) -> Trusted:

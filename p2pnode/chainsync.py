@@ -35,8 +35,6 @@ PULL_S = 5.0
 """The bodies of one block; a view is over soon after."""
 CHUNKS_MAX = 512
 """Of a snapshot: 512 MiB. Only the last chunk tells whether they are the state, and memory holds them until then."""
-SNAPSHOT_BLOCKS = 5_000
-"""Behind by more blocks than this, and by an epoch, a node takes a snapshot: some minutes of executing."""
 HEAD_BYTES_MAX = 1 << 20
 
 Apply = Callable[[Sequence[Candidate], Finality], Awaitable[None]]
@@ -68,7 +66,7 @@ class ChainSync:
         own: int | None,
         apply: Apply,
         rng: random.Random,
-        snapshot_blocks: int = SNAPSHOT_BLOCKS,
+        snapshot_blocks: int,
     ) -> None:
         self.executor = executor
         self.members = members

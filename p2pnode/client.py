@@ -157,6 +157,18 @@ def clean(value: object) -> object:
             return "?"
 
 
+def once_a_member(on_fault: Callable[[Fault], None]) -> Callable[[Fault], None]:
+    """Return how to tell of a member's first fault alone: one that is down fails in each protocol."""
+    told: set[int] = set()
+
+    def tell(fault: Fault) -> None:
+        if fault.member not in told:
+            told.add(fault.member)
+            on_fault(fault)
+
+    return tell
+
+
 @asynccontextmanager
 async def open_client(home: Home, *, on_fault: Callable[[Fault], None] = lambda fault: None) -> AsyncIterator[Client]:
     """Join the network of a home as a client while the block lasts. Raises `ConfigError`."""
@@ -178,9 +190,10 @@ async def open_client(home: Home, *, on_fault: Callable[[Fault], None] = lambda 
             clock_ms=clock_ms,
         ) as discovery,
     ):
-        members = Members(network, genesis, storage_protocol(genesis), discovery, on_fault=on_fault)
+        tell = once_a_member(on_fault)
+        members = Members(network, genesis, storage_protocol(genesis), discovery, on_fault=tell)
         chain = ChainClient(
-            members=Members(network, genesis, chain_protocol(genesis), discovery),
+            members=Members(network, genesis, chain_protocol(genesis), discovery, on_fault=tell),
             cache=home.trusted_path,
             clock_ms=clock_ms,
         )

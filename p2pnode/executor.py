@@ -18,7 +18,7 @@ from economics.genesis import Genesis
 from economics.ledger import Ledger, Receipt
 from economics.light import Boundary
 from economics.transactions import HandOver, SignedTransaction, Transfer
-from economics.tree import StateKey, Tree
+from economics.tree import Tree
 from p2pnode.chain import ChainStore, FinalBlock, StoredReceipt
 from p2pnode.snapshots import Snapshots
 
@@ -65,6 +65,9 @@ class Executor:
         self.advanced = trio.Event()
         """Set, and replaced, whenever the head moves."""
         self._trees: OrderedDict[int, Tree] = OrderedDict({self.ledger.height: self.ledger.tree})
+        if self.head.state_root == self.ledger.root:  # the head vouches for it: nobody need wait for the next block
+            self._trees[self.head.executed_height] = self.ledger.tree
+            self._trees.move_to_end(self.ledger.height)
         self._turn = trio.Lock()
 
     def _stored_header(self, height: int) -> BlockHeader:
@@ -121,7 +124,7 @@ class Executor:
     ) -> tuple[Ledger, tuple[Receipt, ...], dict[int, Tree]]:
         """For a worker thread."""
         ledger = self.ledger.fork()
-        changes: dict[StateKey, bytes | None] = {}
+        changes: dict[bytes, bytes | None] = {}
         rows: list[FinalBlock] = []
         receipts: list[Receipt] = []
         trees: dict[int, Tree] = {}
@@ -132,7 +135,7 @@ class Executor:
             if expected is not None and expected != header.state_root:
                 raise Diverged(f"block {header.height} has another state root for height {header.executed_height}")
             applied = ledger.apply(header, item.transactions)
-            changes.update(applied.changes)
+            changes.update(applied.changes.items())
             receipts += applied.receipts
             trees[header.height] = ledger.tree
             roots[header.height] = ledger.root

@@ -38,6 +38,8 @@ class Config:
     quota_bytes: int = QUOTA_BYTES
     spot_check_s: int = 30
     """Seconds between two spot checks of other members; 0 for none."""
+    snapshot_blocks: int = 5_000
+    """Behind by more blocks than this, and by an epoch, a node takes a snapshot: some minutes of executing."""
     unclosed_peer_bytes_max: int = UploadLimits().unclosed_peer_bytes_max
     unclosed_bytes_max: int = UploadLimits().unclosed_bytes_max
 

@@ -11,7 +11,7 @@ TRANSACTIONS_MAX = 20_000
 BYTES_MAX = 16 << 20
 """Of all waiting transactions: 20 s of blocks at 1,000 transactions a second and 800 bytes each."""
 NONCES_AHEAD_MAX = 64
-"""One sender's transactions that may wait: each costs the others a signature check before it has paid anything."""
+"""How far ahead of its account a nonce may be: each costs all nodes a signature check before it has paid anything."""
 GAP_SHARE = 2
 """What cannot be executed yet, for want of a nonce before it, is taken only while this part of the room is free: it may
 never have to pay, so it must not shut out what does."""

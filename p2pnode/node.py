@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -24,7 +25,7 @@ from economics.ledger import Ledger
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour, speaker
-from p2pnode.backup import clear_restored, is_restored, set_chain_aside
+from p2pnode.backup import clear_restored, is_restored, mark_restored, set_chain_aside
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
 from p2pnode.chain import ChainStore, DamagedChain
@@ -56,6 +57,9 @@ log = logging.getLogger("p2pnode.node")
 BATCH_SECONDS_PER_MEMBER = 0.1
 """A gossip message costs each node 5 ms of CPU (scripts/bench): one batch per max(1 s, members / 10 s)."""
 
+SWITCH_S = 0.0005
+"""How long a worker thread may keep the interpreter while the trio thread wants it. Each of its system calls gives it
+away: at Python's 5 ms every frame sent while a block is executed takes that long."""
 STREAMS_PER_PEER = 16
 """A reader keeps a few requests open at each node, an uploader one stream; both may share a peer key."""
 
@@ -291,7 +295,9 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                         validate=node.verify_gossip,
                         handle=node.handle_gossip,
                     )
-                    node.participant = participant = join(chain, node, network, discovery, gossip, behaviour)
+                    node.participant = participant = join(
+                        chain, node, network, discovery, gossip, config=config, behaviour=behaviour
+                    )
                     nursery.start_soon(participant.run)
                     nursery.start_soon(node.watch_epochs)
                     nursery.start_soon(node.gossip_commitments, gossip)
@@ -350,7 +356,14 @@ def open_store(home: Home, genesis: Genesis) -> ChainStore:
 
 
 def join(
-    chain: OpenChain, node: Node, network: Network, discovery: Discovery, gossip: Gossip, behaviour: Behaviour
+    chain: OpenChain,
+    node: Node,
+    network: Network,
+    discovery: Discovery,
+    gossip: Gossip,
+    *,
+    config: Config,
+    behaviour: Behaviour,
 ) -> Participant:
     """Return this node's part in the chain, its protocols served from here on."""
     genesis = node.genesis
@@ -361,10 +374,12 @@ def join(
         votes=chain.votes,
         records=chain.replay.records,
         quiet=chain.quiet,
+        on_silenced=lambda: mark_restored(chain.home),
         on_loud=chain.end_quiet,
         chain_members=Members(network, genesis, chain_protocol(genesis), discovery),
         consensus_members=Members(network, genesis, consensus_protocol(genesis), discovery),
         gossip=gossip,
+        snapshot_blocks=config.snapshot_blocks,
         speak=speaker(behaviour, sign=node.key.sign, chain_id=genesis.chain_id),
     )
     network.serve(chain_protocol(genesis), participant.server.handle, streams_per_peer=STREAMS_PER_PEER)
@@ -375,6 +390,7 @@ def join(
 
 async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> None:
     """Run a node until SIGINT or SIGTERM; says on standard output, in one line of JSON, when it is ready."""
+    sys.setswitchinterval(SWITCH_S)
     async with open_node(home, behaviour=behaviour) as (node, network):
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             ready = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}

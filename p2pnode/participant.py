@@ -18,10 +18,10 @@ from economics.crypto import Digest, NodeId, Signature
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
 from economics.genesis import Genesis
-from economics.transactions import Certify, Evidence, SignedTransaction
+from economics.transactions import BLOCK_BYTES_MAX, Certify, Evidence, SignedTransaction
 from economics.votes import SignedVote
 from gossip.pubsub import Bucket, Gossip, Ignored
-from p2pnode.blockmaker import BLOCK_BYTES_MAX, BlockMaker
+from p2pnode.blockmaker import BlockMaker
 from p2pnode.chainserver import ChainServer, sized
 from p2pnode.chainsync import ChainSync, pull_bodies
 from p2pnode.executor import Candidate, Executor
@@ -108,10 +108,12 @@ class Participant:
         votes: VoteLog,
         records: Sequence[tuple[int, bytes]],
         quiet: Quiet | None,
+        on_silenced: Callable[[], None],
         on_loud: Callable[[], None],
         chain_members: Members,
         consensus_members: Members,
         gossip: Gossip,
+        snapshot_blocks: int,
         speak: Speak = speak_honestly,
     ) -> None:
         self.executor = executor
@@ -145,9 +147,18 @@ class Participant:
             pull=self._pull,
         )
         if self.own is not None:
-            self._make_validator(self.own, clock_ms, votes, records, quiet, on_loud, consensus_members, speak)
+            self._make_validator(
+                self.own, clock_ms, votes, records, quiet, on_silenced, on_loud, consensus_members, speak
+            )
         rng = random.Random(os.urandom(16))
-        self.sync = ChainSync(executor=executor, members=chain_members, own=self.own, apply=self.apply, rng=rng)
+        self.sync = ChainSync(
+            executor=executor,
+            members=chain_members,
+            own=self.own,
+            apply=self.apply,
+            rng=rng,
+            snapshot_blocks=snapshot_blocks,
+        )
         self.server = ChainServer(
             executor=executor,
             submit=self.submit,
@@ -162,6 +173,7 @@ class Participant:
         votes: VoteLog,
         records: Sequence[tuple[int, bytes]],
         quiet: Quiet | None,
+        on_silenced: Callable[[], None],
         on_loud: Callable[[], None],
         members: Members,
         speak: Speak,
@@ -185,6 +197,7 @@ class Participant:
             quiet=quiet,
             on_guilty=self._accuse,
             on_behind=self.fall_behind,
+            on_silenced=on_silenced,
             on_loud=on_loud,
             speak=speak,
         )
@@ -261,7 +274,7 @@ class Participant:
         if isinstance(operation, Certify) and operation.certificate.epoch == ledger.epoch:
             ledger.remember_certificate(operation.certificate)
         if self.mempool.add(signed, ledger=ledger) and self.validator is not None:
-            self.validator.wake()
+            self.validator.transaction_came()
 
     async def _pass_on(self) -> None:
         """Send fresh transactions to the other members, or gossip them from a node that is none."""
@@ -322,6 +335,7 @@ class Participant:
         while True:
             await trio.sleep(TIDY_S)
             self.mempool.drop_expired(ledger=self.executor.ledger)
+            self.mempool.review(ledger=self.executor.ledger)
 
     def _check_batch(self, body: bytes) -> tuple[list[SignedTransaction], Counter[Reason]]:
         """Return those that are new and may wait, and why others may not, up to the first lie; for a worker thread."""

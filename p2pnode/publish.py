@@ -4,13 +4,14 @@ Interrupted, the same call goes on: what was sent stays, what was paid is found 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from economics.blob import BlobId
+from economics.commitments import ZERO_RESERVATION
 from economics.committee import Committee
 from economics.errors import Reason
 from economics.ledger import Code
@@ -100,12 +101,10 @@ class Publisher:
 
     async def _upload(self, path: Path, length: int, reserving: _Reserving) -> tuple[Stored, Outcome]:
         """Upload and certify; once more where an epoch ended between the two: no bytes move again."""
-        if length > PARALLEL_BYTES_MAX:
-            await reserving.wait()
         for left in reversed(range(ATTEMPTS)):
             try:
                 stored = await self._send(path, length, reserving)
-                return stored, await self.chain.transact(self.key, Certify(stored.certificate))
+                return stored, await self._certify(stored)
             except TransactionFailed as fault:
                 if fault.code != Code.WRONG_EPOCH or not left:
                     raise
@@ -116,6 +115,15 @@ class Publisher:
                 self.client.members.faults.clear()
         raise AssertionError("the last attempt returns or raises")
 
+    async def _certify(self, stored: Stored) -> Outcome:
+        """Put the certificate on the chain; where a member was quicker, the outcome has the height of its block."""
+        outcome = await self.chain.settle(self.key, Certify(stored.certificate))
+        if outcome.code == Code.USED_STATEMENT and (blob := await self.chain.blob(stored.blob_id)) is not None:
+            return replace(outcome, height=blob.certified_height)
+        if outcome.code != Code.OK:
+            raise TransactionFailed(outcome.code, fee_frost=outcome.fee_frost)
+        return outcome
+
     async def _send(self, path: Path, length: int, reserving: _Reserving) -> Stored:
         async def agree() -> Deal:
             reserved = await reserving.wait()
@@ -124,6 +132,7 @@ class Publisher:
             return Deal(committee, head.height, reserved.reservation, self.terms.deletable)
 
         height = (await self.chain.head()).height
+        paid = (await reserving.wait()).reservation if length > PARALLEL_BYTES_MAX else ZERO_RESERVATION
         async with open_encoder(self.client.codec, length=length) as encoder:
             uploader = Uploader(
                 members=self.client.members,
@@ -131,6 +140,7 @@ class Publisher:
                 owner=self.key,
                 uploader=self.client.session.public,
                 height=height,
+                reservation=paid,
                 report=self.report,
             )
             return await uploader.run(path, length, agree)

@@ -19,6 +19,7 @@ from economics.commitments import (
     ZERO_RESERVATION,
     Commitment,
     OwnerStatement,
+    ReservationId,
     Ticket,
 )
 from economics.crypto import DIGEST_BYTES, SIGNATURE_BYTES, NodeId, Signature
@@ -44,6 +45,8 @@ HEADER_BYTES_MAX = HEADER_FIXED_BYTES + HEADER_ROOTS_MAX * DIGEST_BYTES
 REFUSED_MAX = 1_024
 """Peers whose refusals are counted: a key costs nothing to make, and who came first stays named."""
 WITH_PAYLOAD = ("have", "segment", "close")
+LAG_S = 3.0
+"""A client names a reservation as soon as one member has executed it; others may be a block behind, or busy."""
 REPLY_BUDGET_BYTES = 64 << 20
 """Slivers and headers on their way to readers at once: a reader that takes them slowly keeps them in memory."""
 BUDGET_WAIT_S = 8.0
@@ -234,7 +237,7 @@ class StorageServer:
             raise Rejected(Reason.MALFORMED, "this operation has no payload")
         match operation:
             case "open":
-                return self._open(session, message)
+                return await self._open(session, message)
             case "have":
                 return await self._have(session, message)
             case "segment":
@@ -260,12 +263,13 @@ class StorageServer:
 
     # --- uploads -------------------------------------------------------------------------------------------------
 
-    def _open(self, session: _Session, message: Incoming) -> Reply:
+    async def _open(self, session: _Session, message: Incoming) -> Reply:
         if self.index is None:
             raise Rejected(Reason.UNKNOWN_SIGNER, "this node has no shards in the current epoch")
         ticket = Ticket.decode(message.raw("ticket", TICKET_BYTES), chain_id=self.genesis.chain_id)
         signature = message.raw("signature", SIGNATURE_BYTES)
         ticket.verify(signature, uploader=session.stream.peer, height=self.height())
+        await self._await_reservation(ticket.reservation)
         self.admission.verify_ticket(ticket)
         session.ticket = ticket
         return {"height": self.height(), "index": self.index, "ok": True}, ()
@@ -302,8 +306,9 @@ class StorageServer:
         owed = len(self.store.shards) * code.pair_bytes(z)
         if not z or message.size != DIGEST_BYTES * (1 + 2 * code.n) + owed:
             raise Rejected(Reason.MALFORMED, "the payload is root, metadata and every sliver that this node owes")
-        self.admission.accept(ticket, owed)
-        await self._admit(session, owed)
+        if ticket.reservation == ZERO_RESERVATION:
+            await self._admit(session, owed)
+        self.admission.accept(ticket, owed)  # last: what is refused unread is not charged
         async with self._payloads.taken(session.stream.peer, message.size):
             buffer = bytearray(message.size)
             with self._payloads.moving(message.size):
@@ -314,6 +319,7 @@ class StorageServer:
         return {"ok": True}, ()
 
     async def _admit(self, session: _Session, size: int) -> None:
+        """Find room for bytes that nothing pays for yet, in the budget of unclosed uploads."""
         session.upload.grow(size)
         unclosed = self.store.unclosed_bytes + size - self.admission.limits.unclosed_bytes_max
         if unclosed > 0:
@@ -348,6 +354,7 @@ class StorageServer:
             raise Rejected(Reason.UNKNOWN_SIGNER, "the statement and the ticket are not of one owner and reservation")
         if message.size != header_bytes(self.code, statement.length) or message.size > HEADER_BYTES_MAX:
             raise Rejected(Reason.MALFORMED, "the payload is the header of a blob of the statement's length")
+        await self._await_reservation(statement.reservation)
         self.admission.verify_statement(statement)  # first: what follows costs time for each segment
         data = await self._receive(session, message)
         header = Header.decode(data, code=self.code, blob_id=statement.blob_id)
@@ -360,22 +367,40 @@ class StorageServer:
             entry = await self._sign_for(header, statement, signature)
         return {"epoch": entry.epoch, "index": self.index, "ok": True, "signature": entry.signature}, ()
 
+    async def _await_reservation(self, reservation: ReservationId) -> None:
+        """Give a reservation that others know to be final a moment to be so here too."""
+        with trio.move_on_after(LAG_S):
+            while reservation != ZERO_RESERVATION and self._ledger().reservation(reservation) is None:  # noqa: ASYNC110
+                await trio.sleep(LAG_S / 60)
+
     async def _sign_for(self, header: Header, statement: OwnerStatement, signature: Signature) -> Entry:
-        """Store what is signed for, then sign it under the current epoch and tell of it."""
+        """Sign a statement under the current epoch, store that, and tell of it.
+
+        Once more where an epoch ends meanwhile: `sign_again` may have looked before this was on disk.
+        """
         assert self.index is not None
-        commitment = Commitment.build(statement, epoch=self._ledger().epoch, signer=self.index)
-        entry = Entry(statement, signature, commitment.epoch, self.sign(commitment.encode()))
-        await trio.to_thread.run_sync(self.store.put_entry, header, entry)
-        await self.on_commitment((statement, signature, commitment, entry.signature))
+        while True:
+            commitment = Commitment.build(statement, epoch=self._ledger().epoch, signer=self.index)
+            entry = Entry(statement, signature, commitment.epoch, self.sign(commitment.encode()))
+            await trio.to_thread.run_sync(self.store.put_entry, header, entry)
+            if entry.epoch == self._ledger().epoch:
+                break
+        await self.on_commitment(entry.as_commitment(self.index))
         return entry
 
     async def sign_again(self) -> None:
-        """Sign for a new epoch what was signed for under an earlier one and is not on chain yet; no bytes move."""
-        live = {statement.hash for statement in self.admission.live_statements()}
+        """Sign for a new epoch what was signed for under an earlier one and is not on chain yet; no bytes move.
+
+        A full disk leaves out what it has no room for: nothing is told that is not on it.
+        """
+        live = self.admission.live_statements()
         for record in self.store.records().values():
             for entry in record.entries:
-                if entry.statement.hash in live and entry.epoch < self._ledger().epoch:
-                    await self._sign_for(record.header, entry.statement, entry.statement_signature)
+                if entry.epoch < self._ledger().epoch and entry.statement.hash in live:
+                    try:
+                        await self._sign_for(record.header, entry.statement, entry.statement_signature)
+                    except SpaceError as fault:
+                        log.error("a blob held here is not signed for again: %s", fault)
 
     def _check_held(self, header: Header) -> None:
         """Raise `Rejected` unless this node holds all that it owes of a blob; for a worker thread."""

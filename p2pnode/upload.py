@@ -34,6 +34,7 @@ from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, Refused, give_up, verify_reply
 from p2pnode.network import frames
 from p2pnode.network.frames import receive_message, send_message
+from p2pnode.network.host import sole_exception
 from p2pnode.network.stream import Stream
 
 BEHIND_SEGMENTS = 2
@@ -150,6 +151,7 @@ class Uploader:
         owner: Key,
         uploader: bytes,
         height: int,
+        reservation: ReservationId = ZERO_RESERVATION,
         report: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self.members = members
@@ -161,6 +163,8 @@ class Uploader:
         self.uploader = uploader
         self.report = report
         self.height = height
+        self.reservation = reservation
+        """What the ticket names; the zero reservation while the real one is on its way: the statement will name it."""
         self.sent_bytes = 0
         self.present_segments = 0
         self._parts: dict[int, _Part] = {}
@@ -177,6 +181,12 @@ class Uploader:
 
     async def run(self, path: Path, length: int, agree: Agree) -> Stored:
         """Store the file; raises `TooFewNodes`, `SpaceError`, `InputError`, and whatever `agree` does."""
+        try:
+            return await self._run(path, length, agree)
+        except BaseExceptionGroup as group:
+            raise sole_exception(group) from None
+
+    async def _run(self, path: Path, length: int, agree: Agree) -> Stored:
         self._segments = self.code.segment_count(length)
         async with trio.open_nursery() as nursery:
             for member in range(self.members.count):
@@ -345,8 +355,8 @@ class Uploader:
 
     async def _open(self, stream: Stream) -> None:
         expiry_height = self.height + EXPIRY_HEIGHTS
-        owner = OwnerId(self.owner.public)  # the reservation may be on its way still: the statement will name it
-        ticket = Ticket(self.genesis.chain_id, owner, ZERO_RESERVATION, self.uploader, expiry_height)
+        owner = OwnerId(self.owner.public)
+        ticket = Ticket(self.genesis.chain_id, owner, self.reservation, self.uploader, expiry_height)
         signature = self.owner.sign(ticket.encode())
         await send_message(stream, {"op": "open", "signature": signature, "ticket": ticket.encode()})
         verify_reply(await receive_message(stream))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
-from economics.block import HEADER_BYTES, BlockHeader, Finality, Proposal
+from economics.block import Finality, Proposal
 from economics.consensus import (
     Ask,
     Broadcast,
@@ -56,6 +56,8 @@ SENDER_INPUTS_MAX = 32
 JUDGE_S_MAX = 30.0
 LOG_BYTES_MAX = 8 << 20
 """The vote log is written anew with what still matters when it has grown so far."""
+HEADER_EPOCH_AT = 16 + 32 + 2
+"""In a header, behind its tag, chain ID and protocol."""
 RIDERS_MAX = 64
 STUCK_S = 5.0
 """So long without a new final block, while others may be ahead, and this node asks them."""
@@ -80,11 +82,25 @@ class _Synced:
 
 
 @dataclass(frozen=True, slots=True)
+class _Made:
+    """A block for the engine that asked for it: to one that took its place meanwhile it means nothing."""
+
+    engine: Engine
+    built: Built
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What the log holds of one thing: its frame type, and the bytes of FORMATS.md 12 (a proposal with its bodies)."""
 
     kind: FrameType
     body: bytes
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Return epoch and view, from where FORMATS.md 9 and 12 put them: decoding a block's bodies takes 0.1 s."""
+        at = 2 * 4 + HEADER_EPOCH_AT if self.kind is FrameType.PROPOSAL else 1
+        return int.from_bytes(self.body[at : at + 8], "big"), int.from_bytes(self.body[at + 8 : at + 16], "big")
 
 
 def encode_message(message: Message) -> bytes:
@@ -132,6 +148,7 @@ class Validator:
         quiet: Quiet | None,
         on_guilty: Callable[[Guilty], None],
         on_behind: Callable[[int | None], None],
+        on_silenced: Callable[[], None],
         on_loud: Callable[[], None],
         speak: Speak,
     ) -> None:
@@ -148,13 +165,14 @@ class Validator:
         self._speak = speak
         self._on_guilty = on_guilty
         self._on_behind = on_behind
+        self._on_silenced = on_silenced
         self._on_loud = on_loud
         self._was_quiet = quiet is not None
         self._riders: list[Record] = []
         """Records that may wait for the next write: nothing sent depends on them."""
         self._live: list[Record] = [Record(FrameType(kind), body) for kind, body in records]
         """What the log holds of the current epoch and of what is not executed yet."""
-        self._send_inbox, self._inbox = trio.open_memory_channel[Input | _Synced](INBOX_MAX)
+        self._send_inbox, self._inbox = trio.open_memory_channel[Input | _Synced | _Made](INBOX_MAX)
         self._send_final, self._final = trio.open_memory_channel[Finalized](INBOX_MAX)
         self._shares = [trio.Semaphore(SENDER_INPUTS_MAX) for _ in executor.ledger.committee.members]
         self._arrived = trio.Event()
@@ -170,6 +188,7 @@ class Validator:
     def _make_engine(self, quiet: Quiet | None) -> Engine:
         """Return an engine for the current epoch that knows what the log and the store know."""
         executor = self.executor
+        self._forget()
         restored: list[SignedVote | VoteCertificate | Proposal] = []
         for record in self._live:
             restored += self._restore(record)
@@ -259,7 +278,7 @@ class Validator:
             self._shares[sender].release()
             raise
 
-    def _post(self, item: Input | _Synced) -> None:
+    def _post(self, item: Input | _Synced | _Made) -> None:
         """Give the engine's task something of this node's own."""
         try:
             self._send_inbox.send_nowait(item)
@@ -287,6 +306,10 @@ class Validator:
                 await self._perform(effects)
                 effects = self._renew()
                 continue
+            if isinstance(item, _Made):
+                if item.engine is not self.engine:
+                    continue
+                item = item.built
             if not self._is_welcome(item):
                 continue
             try:
@@ -298,7 +321,7 @@ class Validator:
                     await self.links.shun(liar)
         await self._perform(effects)
 
-    async def _next_items(self) -> list[Input | _Synced]:
+    async def _next_items(self) -> list[Input | _Synced | _Made]:
         """Return what waits; after the engine's deadline, that it has passed."""
         items = await self._await_items()
         for item in items:
@@ -306,10 +329,10 @@ class Validator:
                 self._shares[item.sender].release()
         return items
 
-    async def _await_items(self) -> list[Input | _Synced]:
+    async def _await_items(self) -> list[Input | _Synced | _Made]:
         deadline = self.engine.deadline()
         wait_s = float("inf") if deadline is None else max(0.0, (deadline - self.clock_ms()) / 1000)
-        items: list[Input | _Synced] = []
+        items: list[Input | _Synced | _Made] = []
         with trio.move_on_after(wait_s):
             items.append(await self._inbox.receive())
         if not items:
@@ -369,6 +392,11 @@ class Validator:
             self._arrived.set()
             self._arrived = trio.Event()
 
+    def transaction_came(self) -> None:
+        """Do so unless a block is wanted as early as one can be: looking costs more the more waits."""
+        if self._due_ms is None or self._due_ms > self.maker.earliest_ms(self.engine.tip):
+            self.wake()
+
     # --- effects -------------------------------------------------------------------------------------------------
 
     async def _perform(self, effects: Sequence[Effect]) -> None:
@@ -396,6 +424,7 @@ class Validator:
                     self._on_guilty(effect)
                 case Silenced(reason):
                     log.error("this node votes no more for now: %s", reason)
+                    await trio.to_thread.run_sync(self._on_silenced)
         if self._was_quiet and not self.is_quiet:
             log.warning("the chain has passed what this node may have signed: it votes again")
             await trio.to_thread.run_sync(self._on_loud)
@@ -413,7 +442,9 @@ class Validator:
                     fresh.append(Record(FrameType.CERTIFICATE, certificate.encode()))
                 case Keep(proposal):
                     candidate = self.maker.held(proposal.block.hash)
-                    assert candidate is not None, "a block is judged before it is voted for"
+                    if candidate is None:  # a catch-up has executed it: it is in the store with all that it holds
+                        assert proposal.block.header.height <= self.executor.height, "it is judged before voted for"
+                        continue
                     fresh.append(Record(FrameType.PROPOSAL, encode_kept(proposal, candidate.transactions)))
                     binds = True
                 case _:
@@ -436,9 +467,10 @@ class Validator:
 
     async def _build(self, wish: Build, scope: trio.CancelScope) -> None:
         """Wait until a block is wanted, then make it; a later wish ends this one."""
+        engine = self.engine
         with scope:
             while True:
-                if self.engine.view != wish.view or self._is_overtaken(wish):
+                if engine is not self.engine or engine.view != wish.view or self._is_overtaken(wish):
                     return
                 wait_ms = self.maker.due_ms(wish.parent) - self.clock_ms()
                 if wait_ms <= 0 and self.executor.height >= wish.parent.executed_height:
@@ -446,12 +478,12 @@ class Validator:
                 with trio.move_on_after(max(wait_ms, 5) / 1000):
                     await self._arrived.wait()
             block = self.maker.build(view=wish.view, parent=wish.parent, is_empty=wish.parent_is_boundary)
-            self._post(Built(wish.view, block))
+            self._post(_Made(engine, Built(wish.view, block)))
 
     def _is_overtaken(self, wish: Build) -> bool:
         """Return whether a catch-up has executed more than the block would build on; the next engine will know."""
         executor = self.executor
-        return executor.height > wish.parent.height or executor.ledger.epoch != self.engine.committee.epoch
+        return executor.height > wish.parent.height or executor.ledger.epoch != self.engine.epoch
 
     async def _judge(self, wish: Judge) -> None:
         block = wish.proposal.block
@@ -492,37 +524,28 @@ class Validator:
         if self.votes.size > LOG_BYTES_MAX:
             await self._prune_log()
 
+    @property
+    def _passed(self) -> tuple[int, int]:
+        """Epoch and view of the head: what the log holds up to here is needless."""
+        head = self.executor.head
+        return self.executor.ledger.epoch, 0 if head == self.executor.root_header else head.view
+
+    def _forget(self) -> None:
+        """Forget what the log holds that is needless by now."""
+        place = self._passed
+        self._live = [record for record in self._live if record.place > place]
+
     async def _prune_log(self) -> None:
         """Keep of the log what is of the current epoch and above the head."""
-        head = self.executor.head
-        epoch = self.executor.ledger.epoch
-        view = 0 if head == self.executor.root_header else head.view
-
-        def matters(kind: int, body: bytes) -> bool:
-            """Judge by what a record says: a vote that is logged while this runs must stay."""
-            return self._place(Record(FrameType(kind), body)) > (epoch, view)
-
-        self._live = [record for record in self._live if matters(record.kind, record.body)]
-        await trio.to_thread.run_sync(self.votes.prune, matters)
-
-    def _place(self, record: Record) -> tuple[int, int]:
-        """Return (epoch, view) of what a record holds."""
-        match record.kind:
-            case FrameType.VOTE:
-                vote = SignedVote.decode(record.body).vote
-                return vote.epoch, vote.view
-            case FrameType.CERTIFICATE:
-                certificate = VoteCertificate.decode(record.body)
-                return certificate.epoch, certificate.view
-            case _:
-                block = Fields(Fields(record.body, "a kept proposal").take_sized(4), "a proposal").take_sized(4)
-                header = BlockHeader.decode(block[:HEADER_BYTES], chain_id=self.genesis.chain_id)
-                return header.epoch, header.view
+        place = self._passed
+        self._forget()
+        # Each record is judged by what it says: a vote that is logged while this runs must stay.
+        await trio.to_thread.run_sync(self.votes.prune, lambda kind, body: Record(FrameType(kind), body).place > place)
 
     def _renew(self) -> list[Effect]:
         """Put a new engine in place of one whose epoch has ended, or that the executor has overtaken."""
         old = self.engine
-        ended = old.committee.epoch != self.executor.ledger.epoch
+        ended = old.epoch != self.executor.ledger.epoch
         self.engine = self._make_engine(old.quiet_next_epoch if ended else old.quiet)
         self._due_ms = None
         self._wish = None

@@ -11,9 +11,9 @@ from economics.ledger import Applied, Code, Ledger
 from economics.transactions import Operation, SignedTransaction, Transaction, build, least_fee
 from economics.votes import ZERO_HASH
 from p2pnode.keys import Key
-from tests.small import certify
-
-EXPIRY_HEIGHT = 1_000_000
+from tests.small import EXPIRY_HEIGHT as EXPIRY_HEIGHT
+from tests.small import OTHER_OWNER, OWNER, certify, reserve
+from tests.small import made_by as made_by
 
 
 def key_of(key: Key) -> OwnerId:
@@ -34,11 +34,6 @@ def sign(
     )
     fee = least_fee(plain, ledger.genesis.parameters) if fee_frost is None else fee_frost
     return build(replace(plain, fee_frost=fee), key.sign)
-
-
-def made_by(signed: SignedTransaction) -> ReservationId:
-    """Return the ID of the reservation that a transaction makes."""
-    return ReservationId(digest(Level.RESERVATION, signed.hash))
 
 
 def make_header(ledger: Ledger, transactions: Sequence[SignedTransaction], *, time_ms: int) -> BlockHeader:
@@ -72,6 +67,19 @@ class Chain:
     def begin(cls, genesis: Genesis) -> "Chain":
         return cls(Ledger.at_genesis(genesis), genesis.time_ms)
 
+    @classmethod
+    def begin_reserved(cls, genesis: Genesis) -> "Chain":
+        """Return a chain of one block, in which both owners of tests/small.py have bought their storage."""
+        chain = cls.begin(genesis)
+        applied = chain.block(*(reserve(genesis, key) for key in (OWNER, OTHER_OWNER)))
+        assert all(receipt.code is Code.OK for receipt in applied.receipts)
+        return chain
+
+    def pass_blocks(self, height: int) -> None:
+        """Apply empty blocks up to a height."""
+        while self.ledger.height < height:
+            self.block()
+
     def block(self, *transactions: SignedTransaction, after_ms: int = 1) -> Applied:
         """Apply one block, and prove the supply whole."""
         self.time_ms += after_ms
@@ -93,6 +101,11 @@ class Chain:
         applied = self.block(after_ms=self.ledger.genesis.parameters.epoch_ms)
         assert applied.epoch_ended
         return applied
+
+    def end_epochs(self, epoch: int) -> None:
+        """End epochs until the current one is `epoch`."""
+        while self.ledger.epoch < epoch:
+            self.end_epoch()
 
     def certificate(self, statement: OwnerStatement, owner: Key, *, epoch: int | None = None) -> Certificate:
         """Return what a quorum of the current committee gives for an owner's statement; four members of one shard."""

@@ -171,7 +171,38 @@ def sliver_file(n: int, matrix: list[list[bytes]], hashes: bytes, shard: int) ->
     return head + root + hashes + leaves + primary + secondary
 
 
-# 9. Votes and blocks: as evidence holds them
+# 9. Votes and blocks
+
+VOTES = {"notarize": (1, "voteN"), "nullify": (2, "voteX"), "finalize": (3, "voteF")}
+
+
+def vote(kind: str, chain: bytes, epoch: int, view: int, block_hash: bytes, signer: int) -> bytes:
+    return tag(VOTES[kind][1]) + chain + u(8, epoch) + u(8, view) + block_hash + u(2, signer)
+
+
+def vote_on_wire(kind: str, epoch: int, view: int, block_hash: bytes, signer: int, signature: bytes) -> bytes:
+    return u(1, VOTES[kind][0]) + u(8, epoch) + u(8, view) + block_hash + u(2, signer) + signature
+
+
+def vote_certificate(kind: str, epoch: int, view: int, block_hash: bytes, signers: list[tuple[int, bytes]]) -> bytes:
+    entries = b"".join(u(2, index) + signature for index, signature in signers)
+    return u(1, VOTES[kind][0]) + u(8, epoch) + u(8, view) + block_hash + u(2, len(signers)) + entries
+
+
+def block_header(chain: bytes, numbers: list[tuple[int, int]], parent: bytes, roots: list[bytes]) -> bytes:
+    """`numbers` are (width, value) of epoch, view, height, parent view, time, leader, count, executed height."""
+    epoch, view, height, parent_view, time, leader, count, executed = (u(*number) for number in numbers)
+    transactions, state, committee, following = roots
+    front = tag("header") + chain + u(2, 1) + epoch + view + height + parent_view + parent + time + leader
+    return front + transactions + count + executed + state + committee + following + bytes(32)
+
+
+def leader(root_hash: bytes, view: int, shards: list[int]) -> int:
+    drawn = int.from_bytes(hashed("leader", root_hash + u(8, view)), "big") % sum(shards)
+    return next(index for index in range(len(shards)) if drawn < sum(shards[: index + 1]))
+
+
+# The vectors
 
 
 def signed_vote(chain: bytes, kind: int, epoch: int, view: int, block: bytes, index: int, key: SigningKey) -> bytes:
@@ -258,9 +289,6 @@ def state_proof(leaves: dict[bytes, bytes], key: bytes) -> bytes:
         return head + u(1, 1)
     other, value = next(iter(leaves.items()))
     return head + u(1, 2) + other + hashed("state-value", value)
-
-
-# The vectors
 
 
 def content(length: int) -> bytes:
@@ -437,6 +465,35 @@ def chain_vector() -> dict[str, Any]:
     }
 
 
+def blocks_vector() -> dict[str, Any]:
+    """Member i's key is from a seed of i + 1, repeated; the members have 2, 2 and 3 shards."""
+    members = [SigningKey(bytes([index + 1]) * 32) for index in range(3)]
+    chain, block_hash, state, committee, following = (bytes([byte]) * 32 for byte in (7, 8, 9, 10, 11))
+    votes = {}
+    for kind in VOTES:
+        named = bytes(32) if kind == "nullify" else block_hash
+        signed = vote(kind, chain, 5, 1_000, named, 2)
+        wire = vote_on_wire(kind, 5, 1_000, named, 2, members[2].sign(signed).signature)
+        votes[kind] = {"signed": signed.hex(), "wire": wire.hex()}
+    signers = [
+        (index, members[index].sign(vote("notarize", chain, 5, 1_000, block_hash, index)).signature) for index in (0, 2)
+    ]
+    transactions = [bytes([4]) * 32, bytes([5]) * 32]
+    root = hashed("txs", b"".join(transactions))
+    numbers = [(8, 5), (8, 1_000), (8, 70_000), (8, 998), (8, 1_700_000_000_123), (2, 2), (4, 2), (8, 69_990)]
+    header_bytes = block_header(chain, numbers, block_hash, [root, state, committee, following])
+    block = header_bytes + members[2].sign(header_bytes).signature + b"".join(transactions)
+    return {
+        "votes": votes,
+        "certificate": vote_certificate("notarize", 5, 1_000, block_hash, signers).hex(),
+        "transactions_root": root.hex(),
+        "header": header_bytes.hex(),
+        "block_hash": hashed("block", header_bytes).hex(),
+        "block": block.hex(),
+        "leaders": [leader(block_hash, view, [2, 2, 3]) for view in range(1, 33)],
+    }
+
+
 SHARDS = (4, 7, 10, 21, 31, 100, 256)
 
 
@@ -450,7 +507,7 @@ def vectors() -> dict[str, Any]:
     """File name to content."""
     blobs = {f"blobs-{n}.json": [blob_vector(n, *case) for case in blob_cases(n)] for n in SHARDS}
     codes = [code_vector(n) for n in SHARDS]
-    chain = {"chain.json": chain_vector(), "tree.json": tree_vectors()}
+    chain = {"chain.json": chain_vector(), "tree.json": tree_vectors(), "blocks.json": blocks_vector()}
     return {"codes.json": codes, "signed.json": signed_vector(), **chain, **blobs}
 
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from random import Random
 from typing import Any
 
 from economics.blob import Header
-from economics.commitments import ZERO_RESERVATION, Certificate, Commitment, OwnerStatement, Ticket
+from economics.commitments import Certificate, Commitment, OwnerStatement, ReservationId, Ticket
 from economics.committee import Member
-from economics.crypto import NodeId, OwnerId, Signature
+from economics.crypto import Level, NodeId, OwnerId, Signature, digest
 from economics.genesis import Genesis, GenesisAccount
 from economics.geometry import Code
+from economics.transactions import Reserve, SignedTransaction, Transaction, build, least_fee
 from p2pnode.codec import Codec, EncodedSegment, Kind
 from p2pnode.kernel import load_kernel
 from p2pnode.keys import Key
@@ -24,6 +26,10 @@ UPLOADER = Key(bytes([0x11]) * 32)
 SEGMENT_BYTES = 1000
 BALANCE_FROST = 10**12
 """What each owner and operator of a small network begins with."""
+RESERVATION = Reserve(units=1_000, start_epoch=0, end_epoch=4)
+"""What each owner buys first, where a test has a chain."""
+EXPIRY_HEIGHT = 1_000_000
+"""Of transactions: no test goes on for so long."""
 
 
 def make_genesis(shards: Sequence[int] = (1, 1, 1, 1), *, segment_bytes: int = SEGMENT_BYTES) -> Genesis:
@@ -80,8 +86,25 @@ def make_payload(segment: EncodedSegment, shards: Sequence[int]) -> bytes:
     return segment.root + segment.metadata.encode() + slivers
 
 
+@cache
+def reserve(genesis: Genesis, key: Key = OWNER) -> SignedTransaction:
+    """Return an owner's first transaction: it buys `RESERVATION`."""
+    plain = Transaction(genesis.chain_id, OwnerId(key.public), 0, 0, EXPIRY_HEIGHT, RESERVATION)
+    return build(replace(plain, fee_frost=least_fee(plain, genesis.parameters)), key.sign)
+
+
+def made_by(signed: SignedTransaction) -> ReservationId:
+    """Return the ID of the reservation that a transaction makes."""
+    return ReservationId(digest(Level.RESERVATION, signed.hash))
+
+
+def reservation_of(genesis: Genesis, key: Key = OWNER) -> ReservationId:
+    """Return the ID of what an owner buys first."""
+    return made_by(reserve(genesis, key))
+
+
 def make_ticket(genesis: Genesis, **changes: Any) -> Ticket:
-    plain = Ticket(genesis.chain_id, OwnerId(OWNER.public), ZERO_RESERVATION, UPLOADER.public, 1000)
+    plain = Ticket(genesis.chain_id, OwnerId(OWNER.public), reservation_of(genesis), UPLOADER.public, 1000)
     return replace(plain, **changes)
 
 
@@ -89,7 +112,7 @@ def make_statement(genesis: Genesis, header: Header, **changes: Any) -> OwnerSta
     plain = OwnerStatement(
         chain_id=genesis.chain_id,
         owner=OwnerId(OWNER.public),
-        reservation=ZERO_RESERVATION,
+        reservation=reservation_of(genesis),
         blob_id=header.blob_id,
         length=header.length,
         deletable=True,

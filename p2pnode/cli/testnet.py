@@ -45,7 +45,10 @@ def up(
     limits: dict[str, int] = {}
     if quota is not None:
         limits["quota_bytes"] = quota
-    parameters = Parameters() if epoch is None else Parameters(epoch_ms=1000 * epoch)
+    parameters = Parameters()
+    if epoch is not None:  # a client that was away for a day still follows
+        bound = max(parameters.unbonding_epochs, 86_400 // epoch)
+        parameters = Parameters(epoch_ms=1000 * epoch, unbonding_epochs=bound)
     started = room.up(
         directory.absolute(), nodes=nodes, shards=shards, behaviours=behaviours, limits=limits, parameters=parameters
     )

@@ -1,7 +1,8 @@
 """The benchmark: each figure stands beside its floor, measured in the same run, since machines are noisy.
 
 Parts: `codec` (encode and decode against plain zfec), `stages` (CPU-seconds per GiB of each stage), `wire` (two
-processes), `gossip` (seven), `network` (a testnet of ten nodes), `large` (2 GiB through it, for the client's memory).
+processes), `gossip` (seven), `network` (a testnet of ten nodes), `chain` (finality and transactions per second on
+testnets of four, seven and ten), `large` (2 GiB through a testnet of ten, for the client's memory).
 MB are 10^6 bytes.
 """
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p2pnode.kernel import load_kernel
+from scripts.benchmarks.chain import bench_chain
 from scripts.benchmarks.codec import bench_codec
 from scripts.benchmarks.gossip import bench_gossip, run_gossip_node
 from scripts.benchmarks.network import bench_network
@@ -40,7 +42,7 @@ def show(title: str, rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = ("codec", "stages", "wire", "gossip", "network", "large")
+    parts = ("codec", "stages", "wire", "gossip", "network", "chain", "large")
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(parts)}; all but large if none"
     )
@@ -68,6 +70,7 @@ def main() -> None:
             "wire": lambda: bench_wire(directory),
             "gossip": bench_gossip,
             "network": lambda: bench_network(directory, nodes=10, shards=10, size=100 * MIB),
+            "chain": lambda: bench_chain(directory),
             "large": lambda: bench_network(directory, nodes=10, shards=10, size=2 * GIB),
         }
         for part in chosen:

@@ -217,13 +217,11 @@ class TestRewards:
         signed = sign(chain.ledger, OWNER, Reserve(7, 1, 3), fee_frost=7_000)
         chain.block(signed)
         due = [7_000 + 7 * 500, 7_000, 7_000, 0]
-        paid = 0
         for epoch, rewards in enumerate(due):
-            paid += rewards
+            held, carried = sum(self.balances(chain)), chain.ledger.bucket(epoch).rewards_frost - rewards
+            assert 0 <= carried < GENESIS.committee.n
             chain.end_epoch()
-            assert sum(self.balances(chain)) + chain.ledger.bucket(epoch + 1).rewards_frost == paid + sum(
-                due[epoch + 1 : epoch + 2]
-            )
+            assert rewards + carried - (sum(self.balances(chain)) - held) < GENESIS.committee.n
         assert sum(self.balances(chain)) == sum(due)
 
     def test_of_one_owner_of_two_nodes_add_up(self) -> None:

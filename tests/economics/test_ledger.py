@@ -108,6 +108,12 @@ class TestNonceAndFee:
         assert chain.block(sign(chain.ledger, NEWCOMER, Transfer(ALICE, 10), fee_frost=fee)).receipts[0].code is Code.OK
         assert chain.ledger.account(NEW) == Account(NEW, 0, 2)
 
+    def test_a_balance_of_just_the_fee_is_taken_for_it(self, chain: Chain) -> None:
+        assert chain.run(OWNER, Transfer(NEW, 5_000)) is Code.OK
+        signed = sign(chain.ledger, NEWCOMER, Transfer(ALICE, 1), fee_frost=5_000)
+        assert chain.block(signed).receipts == (Receipt(signed.hash, NEW, Code.UNFUNDED, 5_000),)
+        assert chain.ledger.account(NEW) == Account(NEW, 0, 1)
+
     def test_a_failed_operation_leaves_its_fee_and_no_other_trace(self, chain: Chain) -> None:
         """A merge has taken one reservation away by the time it finds that the two do not fit."""
         short, long = chain.reserve(OWNER, Reserve(1, 0, 2)), chain.reserve(OWNER, Reserve(2, 0, 3))

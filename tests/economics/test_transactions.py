@@ -17,6 +17,8 @@ from economics.crypto import Digest, NodeId, OwnerId, Signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Parameters
 from economics.transactions import (
+    BLOCK_BYTES_MAX,
+    BLOCK_SIGNATURES_MAX,
     TRANSACTION_BYTES_MAX,
     Attributes,
     Certify,
@@ -35,8 +37,10 @@ from economics.transactions import (
     Transaction,
     Transfer,
     build,
+    inner_signatures,
     least_fee,
     node_message,
+    verify_bodies,
 )
 from economics.votes import SIGNED_VOTE_BYTES, SignedVote
 from p2pnode.keys import Key
@@ -228,3 +232,36 @@ class TestRegisterNode:
     )
     def test_with_any_other_is_refused(self, changes: dict[str, Any]) -> None:
         assert reason(self.verify, **changes) is Reason.BAD_SIGNATURE
+
+
+class TestBodies:
+    """What one block may hold of transactions that are valid by themselves."""
+
+    def signed(self, nonce: int, **changes: Any) -> SignedTransaction:
+        return build(replace(PLAIN, nonce=nonce, **changes), SENDER.sign)
+
+    def test_may_be_none_or_many(self) -> None:
+        verify_bodies((), height=1)
+        verify_bodies([self.signed(nonce) for nonce in range(3)], height=PLAIN.expiry_height - 1)
+
+    def test_are_distinct(self) -> None:
+        assert reason(verify_bodies, [self.signed(1)] * 2, height=1) is Reason.MALFORMED
+
+    def test_have_not_expired(self) -> None:
+        assert reason(verify_bodies, [self.signed(1)], height=PLAIN.expiry_height) is Reason.EXPIRED
+
+    def test_are_bounded_in_bytes(self) -> None:
+        one = self.signed(1, operation=OPERATIONS["transfer"])
+        count = BLOCK_BYTES_MAX // len(one.raw)
+        many = [replace(one, hash=Digest(number.to_bytes(32, "big"))) for number in range(count + 1)]
+        verify_bodies(many[:-1], height=1)
+        assert reason(verify_bodies, many, height=1) is Reason.TOO_LARGE
+
+    def test_are_bounded_in_inner_signatures(self) -> None:
+        one = self.signed(1, operation=OPERATIONS["evidence_of_votes"])
+        assert inner_signatures(one.transaction.operation) == 2
+        many = [
+            replace(one, hash=Digest(number.to_bytes(32, "big"))) for number in range(BLOCK_SIGNATURES_MAX // 2 + 1)
+        ]
+        verify_bodies(many[:-1], height=1)
+        assert reason(verify_bodies, many, height=1) is Reason.TOO_LARGE

@@ -76,6 +76,7 @@ class Member:
             quiet=None,
             on_guilty=self.guilty.append,
             on_behind=self.behind.append,
+            on_silenced=lambda: None,
             on_loud=lambda: None,
             speak=speak_honestly,
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +18,7 @@ from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
 from p2pnode.storage import Manner, StorageServer, send_honestly
 from p2pnode.store import SliverStore
+from tests.chain import Chain
 from tests.small import OPERATORS, UPLOADER, make_codec, make_genesis
 from tests.streams import MemoryStream, as_stream, stream_pair
 
@@ -27,43 +27,52 @@ GENESIS = make_genesis((2, 1, 1))
 """n = 4: P = 2, S = 3."""
 
 
-@dataclass
 class Server:
     """A node's storage server on a store in a directory, and what it told and signed."""
 
-    directory: Path
-    limits: UploadLimits = field(default_factory=UploadLimits)
-    quota: int = 1 << 30
-    height: int = 0
-    genesis: Genesis = GENESIS
-    key: Key = OPERATORS[0]
-    manner: Manner = send_honestly
-
-    def __post_init__(self) -> None:
-        index = self.genesis.committee.index_of(NodeId(self.key.public))
-        codec = make_codec(self.genesis)
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        limits: UploadLimits | None = None,
+        quota: int = 1 << 30,
+        genesis: Genesis = GENESIS,
+        key: Key = OPERATORS[0],
+        manner: Manner = send_honestly,
+        chain: Chain | None = None,
+    ) -> None:
+        self.directory = directory
+        self.key = key
+        self.chain = chain or Chain.begin_reserved(genesis)
+        index = genesis.committee.index_of(NodeId(key.public))
+        codec = make_codec(genesis)
         self.store = SliverStore(
-            self.directory,
+            directory,
             codec=codec,
-            chain_id=self.genesis.chain_id,
-            shards=() if index is None else self.genesis.committee.shards_of(index),
-            quota_bytes=self.quota,
+            chain_id=genesis.chain_id,
+            shards=() if index is None else genesis.committee.shards_of(index),
+            quota_bytes=quota,
         )
         self.told: list[Entry] = []
         self.signed: list[bytes] = []
-        self.admission = Admission(self.limits)
+        self.admission = Admission(
+            limits or UploadLimits(),
+            code=genesis.code,
+            shards=len(self.store.shards),
+            ledger=lambda: self.chain.ledger,
+        )
         self.server = StorageServer(
-            genesis=self.genesis,
-            node=NodeId(self.key.public),
+            genesis=genesis,
+            node=NodeId(key.public),
             store=self.store,
             codec=codec,
             admission=self.admission,
-            certifier=Certifier(chain_id=self.genesis.chain_id, committee=self.genesis.committee),
+            certifier=Certifier(chain_id=genesis.chain_id, committee=genesis.committee),
             sign=self.sign,
-            height=lambda: self.height,
+            ledger=lambda: self.chain.ledger,
             status=lambda: {"blobs": len(self.store.records())},
             on_commitment=self.tell,
-            manner=self.manner,
+            manner=manner,
         )
 
     def sign(self, message: bytes) -> Signature:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from economics import cbor
 from economics.commitments import Certificate, OwnerStatement
+from economics.committee import Committee
 from economics.crypto import Digest, Signature
 from economics.errors import Reason, Rejected
 from p2pnode.certifier import (
@@ -34,13 +35,17 @@ def statement(salt: int = 0) -> OwnerStatement:
     return replace(PLAIN, salt=salt.to_bytes(16, "big"))
 
 
-def entry(signer: int, salt: int = 0) -> Entry:
+def entry(signer: int, salt: int = 0, *, epoch: int = 0) -> Entry:
     made = statement(salt)
-    return made, sign_statement(made), *commit(made, signer)
+    return made, sign_statement(made), *commit(made, signer, epoch=epoch)
 
 
-def certifier() -> Certifier:
-    return Certifier(chain_id=CHAIN, committee=GENESIS.committee)
+def committee_of(epoch: int) -> Committee:
+    return Committee(epoch, GENESIS.members)
+
+
+def certifier(epoch: int = 0) -> Certifier:
+    return Certifier(chain_id=CHAIN, committee=committee_of(epoch))
 
 
 def unsigned(salt: int) -> Entry:
@@ -119,6 +124,81 @@ class TestBatch:
         assert one.verify_batch(build_batch([entry(1)]), height=1000) == [entry(1)]  # known: checked once
         forged = made, sign_statement(made, OTHER_OWNER), commitment, signature
         assert reason(one.verify_batch, build_batch([forged]), height=0) is Reason.BAD_SIGNATURE
+
+
+class TestNeighbouringEpochs:
+    """Nodes execute the block that ends an epoch at different times; that is nobody's fault, and no commitment."""
+
+    @pytest.mark.parametrize("epoch", [1, 3])
+    def test_are_left_out_of_a_batch_and_the_rest_is_taken(self, epoch: int) -> None:
+        batch = build_batch([entry(0, epoch=epoch), entry(1, epoch=2)])
+        assert certifier(epoch=2).verify_batch(batch, height=0) == [entry(1, epoch=2)]
+        assert certifier(epoch=2).verify_batch(build_batch([entry(0, epoch=epoch)]), height=0) == []
+
+    @pytest.mark.parametrize("epoch", [0, 4, 2**64 - 1])
+    def test_end_there_and_a_batch_of_any_other_is_refused(self, epoch: int) -> None:
+        made = statement()
+        far = made, sign_statement(made), *commit(made, 1, epoch=epoch)
+        batch = build_batch([entry(0, epoch=2), far])
+        assert reason(certifier(epoch=2).verify_batch, batch, height=0) is Reason.WRONG_EPOCH
+
+    @pytest.mark.parametrize("epoch", [1, 3])
+    def test_excuse_no_forged_signature(self, epoch: int) -> None:
+        """A batch is passed on whole, and may be counted only when the next epoch has begun here too."""
+        made, signature, commitment, _ = entry(1, epoch=epoch)
+        forged = made, signature, commitment, OPERATORS[2].sign(commitment.encode())
+        batch = build_batch([entry(0, epoch=2), forged])
+        assert reason(certifier(epoch=2).verify_batch, batch, height=0) is Reason.BAD_SIGNATURE
+        stranger = made, signature, *commit(made, 7, epoch=epoch)
+        assert reason(certifier(epoch=2).verify_batch, build_batch([stranger]), height=0) is Reason.UNKNOWN_SIGNER
+
+    @pytest.mark.parametrize("epoch", [0, 2])
+    def test_give_a_commitment_no_weight(self, epoch: int) -> None:
+        one = certifier(epoch=1)
+        assert one.add(entry(1, epoch=1)) is None
+        assert one.add(entry(2, epoch=epoch)) is None
+        certificate = one.add(entry(2, epoch=1))
+        assert certificate == certify(GENESIS, statement(), (1, 2), epoch=1)
+        assert one.add(entry(0, epoch=epoch), own=True) is None
+
+
+class TestBoundary:
+    def test_makes_what_was_signed_before_it_count_for_nothing(self) -> None:
+        one = certifier()
+        one.add(entry(2))
+        one.begin_epoch(committee_of(1))
+        assert one.add(entry(1, epoch=1)) is None
+        assert one.add(entry(0, epoch=1)) is None
+        assert one.add(entry(2, epoch=1)) == certify(GENESIS, statement(), (1, 2), epoch=1)
+
+    def test_makes_what_is_signed_anew_a_certificate_anew(self) -> None:
+        one = certifier()
+        one.add(entry(1))
+        assert one.add(entry(2)) is not None
+        one.begin_epoch(committee_of(1))
+        one.add(entry(1, epoch=1))
+        certificate = one.add(entry(2, epoch=1))
+        assert certificate is not None
+        certificate.verify(committee=committee_of(1))
+
+    def test_keeps_what_is_still_to_be_gossiped(self) -> None:
+        one = certifier()
+        one.add(entry(0), own=True)
+        one.begin_epoch(committee_of(1))
+        one.add(entry(0, salt=1, epoch=1), own=True)
+        batch = one.take_batch()
+        assert batch is not None
+        assert parse_batch(batch, chain_id=CHAIN) == [entry(0), entry(0, salt=1, epoch=1)]
+        assert one.verify_batch(batch, height=0) == [entry(0, salt=1, epoch=1)]
+
+    def test_has_a_statement_s_newest_commitment_gossiped_alone(self) -> None:
+        one = certifier()
+        one.add(entry(0), own=True)
+        one.begin_epoch(committee_of(1))
+        one.add(entry(0, epoch=1), own=True)
+        batch = one.take_batch()
+        assert batch is not None
+        assert parse_batch(batch, chain_id=CHAIN) == [entry(0, epoch=1)]
 
 
 class TestTally:

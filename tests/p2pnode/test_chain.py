@@ -159,6 +159,8 @@ class TestAppend:
     def test_takes_only_what_follows_the_head(self, path: Path) -> None:
         chain = make_chain(5)
         store = open_store(path)
+        with pytest.raises(AssertionError):
+            append(store, chain[1:2])
         append(store, chain[:3])
         other = make_block(4, make_header(3, chain[0].block.header))
         for wrong in ([chain[2]], [chain[4]], [chain[3], chain[3]], [other], []):
@@ -340,7 +342,7 @@ class TestReading:
 
     def test_history_takes_any_place_to_start_from(self, store: ChainStore, chain: list[FinalBlock]) -> None:
         account, whole = ACCOUNTS[0], self.history_of(chain, ACCOUNTS[0])
-        for before in ((1 << 62, 1 << 32), (1 << 43, 0), (26, 0), (25, 1 << 32), (9, 2), (9, 0), (0, 0)):
+        for before in ((1 << 62, 1 << 32), (1 << 43, 0), (26, 0), (25, 1 << 32), (9, 1 << 32), (9, 2), (9, 0), (0, 0)):
             rows = store.history(account, before=before, limit=100)
             assert [(row.height, row.index) for row in rows] == [place for place in whole if place < before]
         assert store.history(b"n" * 32, before=None, limit=100) == []

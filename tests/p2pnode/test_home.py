@@ -16,10 +16,8 @@ OTHER = Config(
     listen=("/ip4/127.0.0.1/tcp/1", '/dns/"odd"\\/tcp/2'),
     quota_bytes=1,
     spot_check_s=0,
-    free_owner_bytes_max=2,
-    free_bytes_max=3,
-    unclosed_peer_bytes_max=4,
-    unclosed_bytes_max=5,
+    unclosed_peer_bytes_max=2,
+    unclosed_bytes_max=3,
 )
 
 
@@ -31,20 +29,21 @@ class TestConfig:
     def test_shows_defaults_as_comments(self) -> None:
         lines = Config(quota_bytes=7).to_toml().splitlines()
         assert [line for line in lines if not line.startswith("# ")] == ["quota_bytes = 7"]
-        assert len(lines) == 9
+        assert len(lines) == 8
 
     def test_names_peers_to_start_from(self) -> None:
         peer = "A" * 43 + "@/ip4/203.0.113.5/tcp/4001"
         assert Config(bootstrap=(peer,)).bootstrap_peers == [(bytes(32), ("/ip4/203.0.113.5/tcp/4001",))]
 
     def test_holds_the_upload_limits(self) -> None:
-        assert OTHER.upload_limits == UploadLimits(2, 3, 4, 5)
+        assert OTHER.upload_limits == UploadLimits(unclosed_peer_bytes_max=2, unclosed_bytes_max=3)
         assert Config().upload_limits == UploadLimits()
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
             ("quota_bytes = ", "not TOML"),
+            ("free_bytes_max = 1", "no setting is called free_bytes_max"),
             ("quota = 1", "no setting is called quota; there are listen, announce, bootstrap, quota_bytes"),
             ("quota_bytes = -1", "quota_bytes is a whole number, not negative"),
             ("quota_bytes = 1.5", "quota_bytes is a whole number"),

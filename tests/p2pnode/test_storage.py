@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from economics import cbor
 from economics.blob import Header, Root
-from economics.commitments import Commitment, ReservationId
-from economics.crypto import NodeId, Signature
+from economics.commitments import ZERO_RESERVATION, Commitment, OwnerStatement, ReservationId
+from economics.crypto import Digest, NodeId, Signature
 from economics.errors import Reason
-from economics.geometry import STORAGE_UNIT_BYTES, Code
+from economics.geometry import Code
+from economics.ledger import Code as Outcome
+from economics.transactions import Certify, Reserve
 from p2pnode import storage
 from p2pnode.admission import UploadLimits
 from p2pnode.certifier import Entry
@@ -26,7 +28,9 @@ from p2pnode.errors import NetworkError, SpaceError, StreamBroken, TooSlow
 from p2pnode.keys import Key
 from p2pnode.network.frames import Incoming, receive_message, send_message
 from p2pnode.storage import PAYLOAD_BUDGET_BYTES
+from p2pnode.store import Entry as Kept
 from p2pnode.store import SliverStore
+from tests.chain import key_of
 from tests.p2pnode.server import CLIENT, GENESIS, Server
 from tests.p2pnode.test_store import State, path_of, state
 from tests.small import (
@@ -40,6 +44,7 @@ from tests.small import (
     make_payload,
     make_statement,
     make_ticket,
+    reservation_of,
     sign_statement,
 )
 from tests.streams import MemoryStream, as_stream, ask, stream_pair
@@ -51,10 +56,9 @@ SHARDS = range(2)
 BLOB = make_blob(CODE, 2500)
 
 
-def state_of(node: Server, blob: Blob = BLOB) -> tuple[State, list[Entry], int]:
-    """Return all that a refusal must leave as it was."""
-    free = sum(sum(blobs.values()) for blobs in node.admission._free.values())
-    return state(node.store, *blob.header.roots), list(node.told), free
+def state_of(node: Server, blob: Blob = BLOB) -> tuple[State, list[Entry], dict[Digest, OwnerStatement]]:
+    """Return all that a refusal must leave as it was: the disk, what was told, what counts as signed."""
+    return state(node.store, *blob.header.roots), list(node.told), node.admission.live_statements()
 
 
 @pytest.fixture
@@ -62,14 +66,20 @@ def node(tmp_path: Path) -> Server:
     return Server(tmp_path)
 
 
-def open_request(genesis: Any = GENESIS, owner: Key = OWNER, **changes: Any) -> dict[str, cbor.Value]:
-    ticket = make_ticket(genesis, owner=owner.public, **changes)
+def open_request(owner: Key = OWNER, **changes: Any) -> dict[str, cbor.Value]:
+    changes = {"reservation": reservation_of(GENESIS, owner), **changes}
+    ticket = make_ticket(GENESIS, owner=key_of(owner), **changes)
     return {"op": "open", "signature": owner.sign(ticket.encode()), "ticket": ticket.encode()}
 
 
 def close_request(header: Header, owner: Key = OWNER, **changes: Any) -> dict[str, cbor.Value]:
-    statement = make_statement(GENESIS, header, owner=owner.public, **changes)
+    changes = {"reservation": reservation_of(GENESIS, owner), **changes}
+    statement = make_statement(GENESIS, header, owner=key_of(owner), **changes)
     return {"op": "close", "signature": sign_statement(statement, owner), "statement": statement.encode()}
+
+
+UNPAID = open_request(reservation=ZERO_RESERVATION)
+"""Opens an upload whose reservation is still on its way."""
 
 
 async def send_segments(stream: MemoryStream, blob: Blob, shards: range = SHARDS) -> list[Incoming]:
@@ -79,11 +89,12 @@ async def send_segments(stream: MemoryStream, blob: Blob, shards: range = SHARDS
     ]
 
 
-async def upload(node: Server, blob: Blob = BLOB) -> Incoming:
+async def upload(node: Server, blob: Blob = BLOB, **changes: Any) -> Incoming:
+    """Store a blob the whole way; `changes` are to OWNER's statement."""
     async with node.stream() as stream:
-        assert (await ask(stream, open_request()))[0].header["ok"] is True
+        assert (await ask(stream, UNPAID))[0].header["ok"] is True
         assert all(reply.header == {"ok": True} for reply in await send_segments(stream, blob))
-        return (await ask(stream, close_request(blob.header), blob.header.encode()))[0]
+        return (await ask(stream, close_request(blob.header, **changes), blob.header.encode()))[0]
 
 
 def expect_refusal(reply: Incoming, reason: Reason) -> None:
@@ -118,7 +129,7 @@ class TestUpload:
         assert node.store.used_bytes == sum(2 * node.store.file_bytes(segment.z) for segment in BLOB.segments)
 
     async def test_opens_with_the_node_s_place_and_height(self, node: Server) -> None:
-        node.height = 7
+        node.chain.pass_blocks(7)
         async with node.stream() as stream:
             assert (await ask(stream, open_request()))[0].header == {"height": 7, "index": 0, "ok": True}
 
@@ -131,7 +142,7 @@ class TestUpload:
         monkeypatch.setattr(node.store, "put_entry", fail)
         before = state_of(node)
         expect_refusal(await upload(node), Reason.OVER_BUDGET)
-        assert (node.told, state_of(node)[2]) == (before[1], 0)
+        assert state_of(node)[1:] == before[1:]
         monkeypatch.undo()
         assert (await upload(node)).header["ok"] is True
 
@@ -209,6 +220,7 @@ class TestTicket:
             (open_request(expiry_height=2_000_000), Reason.TOO_FAR_AHEAD),
             (open_request(chain_id=bytes(32)), Reason.WRONG_CHAIN),
             (open_request(reservation=ReservationId(bytes([1]) * 32)), Reason.NOT_FOUND),
+            (open_request(reservation=reservation_of(GENESIS, OTHER_OWNER)), Reason.UNKNOWN_SIGNER),
             ({**open_request(), "signature": bytes(64)}, Reason.BAD_SIGNATURE),
             ({**open_request(), "signature": bytes(63)}, Reason.MALFORMED),
             ({**open_request(), "ticket": bytes(152)}, Reason.MALFORMED),
@@ -218,13 +230,23 @@ class TestTicket:
     async def test_that_does_not_hold_opens_nothing(
         self, node: Server, request_: dict[str, cbor.Value], want: Reason
     ) -> None:
-        node.height = 10
+        node.chain.pass_blocks(10)
         before = state_of(node)
         async with node.stream() as stream:
             expect_refusal((await ask(stream, request_))[0], want)
             expect_refusal((await ask(stream, {"op": "have"}))[0], Reason.UNKNOWN_SIGNER)  # still not open
             assert (await ask(stream, open_request(expiry_height=11)))[0].header["ok"] is True
         assert state_of(node) == before
+
+    async def test_over_a_reservation_opens_only_while_its_epochs_last(self, node: Server) -> None:
+        early = node.chain.reserve(OWNER, Reserve(units=1, start_epoch=1, end_epoch=2))
+        request = open_request(reservation=early)
+        async with node.stream() as stream:
+            expect_refusal((await ask(stream, request))[0], Reason.EXPIRED)
+            node.chain.end_epochs(1)
+            assert (await ask(stream, request))[0].header["ok"] is True
+            node.chain.end_epochs(2)
+            expect_refusal((await ask(stream, request))[0], Reason.NOT_FOUND)
 
     @pytest.mark.parametrize("operation", ["have", "segment", "close"])
     async def test_is_needed_for_every_part_of_an_upload(self, node: Server, operation: str) -> None:
@@ -292,13 +314,41 @@ class TestSegment:
         owed = 2 * CODE.pair_bytes(167)
         node = Server(tmp_path, limits=UploadLimits(unclosed_peer_bytes_max=2 * owed - 1))
         async with node.stream() as stream:
-            await ask(stream, open_request())
+            await ask(stream, UNPAID)
             first, second, *_ = await send_segments(stream, replace(BLOB, segments=BLOB.segments[:2]))
             assert first.header["ok"] is True
             expect_refusal(second, Reason.OVER_BUDGET)
             await expect_end(stream)
         assert [node.store.has_segment(root) for root in BLOB.header.roots] == [True, False, False]
         assert not node.admission._open  # returned with the stream
+
+    async def test_is_taken_half_as_often_again_as_is_paid_for_whatever_becomes_of_it(self, node: Server) -> None:
+        """One unit pays for 32,768 bytes here; what is dropped, or held already, was sent all the same."""
+        paid = node.chain.reserve(OWNER, Reserve(units=1, start_epoch=0, end_epoch=4))
+        header: dict[str, cbor.Value] = {"op": "segment", "symbol_bytes": 167}
+        payload = make_payload(self.segment, SHARDS)
+        taken = 49_152 // (2 * CODE.pair_bytes(167))
+        async with node.stream() as stream:
+            await ask(stream, open_request(reservation=paid))
+            expect_refusal((await ask(stream, header, mangle(400)(payload)))[0], Reason.HASH_MISMATCH)
+        for refused in (Reason.OVER_BUDGET, None):
+            async with node.stream() as stream:
+                await ask(stream, open_request(reservation=paid))
+                for _ in range(taken - 1):
+                    assert (await ask(stream, header, payload))[0].header == {"ok": True}
+                reply, _ = await ask(stream, header, payload)
+                if refused is None:
+                    assert reply.header == {"ok": True}
+                else:
+                    expect_refusal(reply, refused)
+            node.chain.end_epoch()
+
+    async def test_that_is_paid_for_needs_no_room_among_unpaid_ones(self, tmp_path: Path) -> None:
+        node = Server(tmp_path, limits=UploadLimits(unclosed_peer_bytes_max=10, unclosed_bytes_max=10))
+        async with node.stream() as stream:
+            await ask(stream, open_request())
+            replies = await send_segments(stream, BLOB)
+        assert [reply.header["ok"] for reply in replies] == [True, True, True]
 
     async def test_over_the_node_s_limit_for_open_uploads_displaces_only_what_nobody_holds(
         self, tmp_path: Path
@@ -307,10 +357,10 @@ class TestSegment:
         size = SliverStore.file_bytes(Server(tmp_path / "other").store, 167) * 2
         node = Server(tmp_path / "node", limits=UploadLimits(unclosed_bytes_max=2 * size + 10))
         async with node.stream() as stream:
-            await ask(stream, open_request())
+            await ask(stream, UNPAID)
             await send_segments(stream, given_up)
         async with node.stream() as stream:
-            await ask(stream, open_request())
+            await ask(stream, UNPAID)
             replies = await send_segments(stream, BLOB)
             assert [reply.header["ok"] for reply in replies] == [True, True, False]
             expect_refusal(replies[2], Reason.OVER_BUDGET)
@@ -434,10 +484,10 @@ class TestSlowReaders:
 
 
 class TestClose:
-    async def test_over_the_budget_costs_no_work_for_each_segment(
+    async def test_over_more_units_than_are_paid_for_costs_no_work_for_each_segment(
         self, node: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One root that is held, named 100,000 times: each was read and hashed before the budget refused it."""
+        """One root that is held, named 100,000 times: each would be read and hashed before anyone asks who pays."""
         checked: list[Root] = []
         check = node.store.check_segment
 
@@ -446,7 +496,6 @@ class TestClose:
             check(root, length)
 
         monkeypatch.setattr(node.store, "check_segment", count)
-        node.admission.limits = UploadLimits(free_owner_bytes_max=1 << 20)
         full = encode_blob(CODE, bytes(CODE.segment_bytes))
         for times, accepted in ((100_000, False), (10, True)):
             header = Header(CODE, times * CODE.segment_bytes, full.header.roots * times)
@@ -456,12 +505,20 @@ class TestClose:
                 await send_message(stream, close_request(header), header.encode())
                 reply = await receive_message(stream)
             assert reply.header["ok"] is accepted
-            assert len(checked) <= 2
+            assert len(checked) == 2 * accepted
 
-    async def refused(self, node: Server, request: dict[str, cbor.Value], payload: bytes, want: Reason) -> None:
+    async def refused(
+        self,
+        node: Server,
+        request: dict[str, cbor.Value],
+        payload: bytes,
+        want: Reason,
+        *,
+        ticket: dict[str, cbor.Value] = UNPAID,
+    ) -> None:
         """Everything has been sent; the close is refused and leaves no more than that."""
         async with node.stream() as stream:
-            await ask(stream, open_request())
+            assert (await ask(stream, ticket))[0].header["ok"] is True
             await send_segments(stream, BLOB)
             before = state_of(node)
             expect_refusal((await ask(stream, request, payload))[0], want)
@@ -477,7 +534,9 @@ class TestClose:
             (close_request(BLOB.header, expiry_height=10), Reason.EXPIRED),
             (close_request(BLOB.header, expiry_height=2_000_000), Reason.TOO_FAR_AHEAD),
             (close_request(BLOB.header, chain_id=bytes(32)), Reason.WRONG_CHAIN),
+            (close_request(BLOB.header, reservation=ZERO_RESERVATION), Reason.UNPAID),
             (close_request(BLOB.header, reservation=ReservationId(bytes([1]) * 32)), Reason.NOT_FOUND),
+            (close_request(BLOB.header, reservation=reservation_of(GENESIS, OTHER_OWNER)), Reason.UNKNOWN_SIGNER),
             (close_request(BLOB.header, length=2499), Reason.MALFORMED),
             (close_request(BLOB.header, length=1), Reason.MALFORMED),
             (close_request(BLOB.header, length=2**64 - 1), Reason.MALFORMED),
@@ -489,8 +548,63 @@ class TestClose:
     async def test_by_a_statement_that_does_not_hold_is_refused(
         self, node: Server, request_: dict[str, cbor.Value], want: Reason
     ) -> None:
-        node.height = 10
+        node.chain.pass_blocks(10)
         await self.refused(node, request_, BLOB.header.encode(), want)
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            close_request(BLOB.header, OTHER_OWNER),
+            close_request(BLOB.header, reservation=ZERO_RESERVATION),
+            close_request(BLOB.header, reservation=ReservationId(bytes([1]) * 32)),
+        ],
+        ids=["another owner", "none", "another"],
+    )
+    async def test_over_another_reservation_than_the_ticket_s_is_refused(
+        self, node: Server, request_: dict[str, cbor.Value]
+    ) -> None:
+        await self.refused(node, request_, BLOB.header.encode(), Reason.UNKNOWN_SIGNER, ticket=open_request())
+
+    @pytest.mark.parametrize("ticket", [UNPAID, open_request()], ids=["a ticket over none", "a ticket over the same"])
+    async def test_over_a_paid_reservation_is_signed_for(self, node: Server, ticket: dict[str, cbor.Value]) -> None:
+        async with node.stream() as stream:
+            await ask(stream, ticket)
+            await send_segments(stream, BLOB)
+            assert (await ask(stream, close_request(BLOB.header), BLOB.header.encode()))[0].header["ok"] is True
+
+    async def test_over_a_reservation_outside_of_its_epochs_is_refused(self, node: Server) -> None:
+        early = node.chain.reserve(OWNER, Reserve(units=1, start_epoch=1, end_epoch=2))
+        request = close_request(BLOB.header, reservation=early)
+        await self.refused(node, request, BLOB.header.encode(), Reason.EXPIRED)
+        node.chain.end_epochs(2)
+        await self.refused(node, request, BLOB.header.encode(), Reason.NOT_FOUND)
+
+    async def test_unpaid_keeps_the_bytes_only_until_somebody_needs_the_room(self, node: Server) -> None:
+        unpaid = close_request(BLOB.header, reservation=ZERO_RESERVATION)
+        await self.refused(node, unpaid, BLOB.header.encode(), Reason.UNPAID)
+        assert node.store.unclosed_bytes == node.store.used_bytes > 0
+        assert (await upload(node, make_blob(CODE, 10, 1))).header["ok"] is True
+        node.store.evict(1 << 30)
+        assert node.store.used_bytes == 2 * node.store.file_bytes(CODE.symbol_bytes(10))
+
+    async def test_of_many_blobs_over_one_reservation_is_signed_for_up_to_its_units(
+        self, node: Server, tmp_path: Path
+    ) -> None:
+        """Each node refuses by itself, so showing every node another blob gains nothing."""
+        paid = node.chain.reserve(OWNER, Reserve(units=2, start_epoch=0, end_epoch=4))
+        another = Server(tmp_path / "another", key=OPERATORS[1], chain=node.chain)
+        blobs = [make_blob(CODE, 10, seed) for seed in range(3)]
+        for server in (node, another):
+            shards = GENESIS.committee.shards_of(int(server is another))
+            for blob, signed in zip(blobs, (True, True, False), strict=True):
+                async with server.stream() as stream:
+                    await ask(stream, UNPAID)
+                    await send_segments(stream, blob, shards)
+                    request = close_request(blob.header, reservation=paid)
+                    reply, _ = await ask(stream, request, blob.header.encode())
+                assert reply.header["ok"] is signed
+            expect_refusal(reply, Reason.UNPAID)
+            assert len(server.signed) == len(server.told) == 2
 
     async def test_with_another_header_is_refused(self, node: Server) -> None:
         data = BLOB.header.encode()
@@ -538,23 +652,6 @@ class TestClose:
         pairs = [CODE.pair_of_shard(shard, root) for shard in GENESIS.committee.shards_of(member)]
         return any(pair == CODE.rows - 1 or CODE.n - 1 - pair == CODE.columns - 1 for pair in pairs)
 
-    async def test_over_the_owner_s_budget_is_refused_for_that_owner_alone(self, tmp_path: Path) -> None:
-        size = Server(tmp_path / "other").store.owed_bytes(BLOB.header.length)
-        assert size == STORAGE_UNIT_BYTES  # a tiny blob counts for a unit
-        limits = UploadLimits(free_owner_bytes_max=size, free_bytes_max=2 * size)
-        node, more = Server(tmp_path / "node", limits=limits), make_blob(CODE, 1, 1)
-        assert (await upload(node)).header["ok"] is True
-        before = state_of(node)
-        reply = await upload(node, more)
-        expect_refusal(reply, Reason.OVER_BUDGET)
-        assert state_of(node)[0].records == before[0].records
-        assert state_of(node)[1:] == before[1:]
-        async with node.stream() as stream:
-            await ask(stream, open_request(owner=OTHER_OWNER))
-            await send_segments(stream, more)
-            request = close_request(more.header, OTHER_OWNER)
-            assert (await ask(stream, request, more.header.encode()))[0].header["ok"] is True
-
     async def test_over_a_file_that_was_lost_is_refused_and_may_be_made_good(self, node: Server) -> None:
         async with node.stream() as stream:
             await ask(stream, open_request())
@@ -567,6 +664,87 @@ class TestClose:
             await send_segments(stream, replace(BLOB, segments=BLOB.segments[1:2]))
             close = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
             assert close[0].header["ok"] is True
+
+
+def sliver_files(node: Server) -> dict[str, bytes]:
+    return {name: data for name, data in state(node.store).files.items() if name.startswith("slivers")}
+
+
+class TestNextEpoch:
+    """What was signed in one epoch makes no certificate in the next: nodes sign anew, and nothing is sent again."""
+
+    async def test_has_live_statements_signed_anew_without_moving_bytes(self, node: Server) -> None:
+        await upload(node)
+        slivers = sliver_files(node)
+        node.chain.end_epoch()
+        await node.server.sign_again()
+        _, (statement, statement_signature, commitment, signature) = node.told
+        assert commitment == Commitment.build(make_statement(GENESIS, BLOB.header), epoch=1, signer=0)
+        commitment.verify(signature, committee=node.chain.ledger.committee)
+        record = node.store.record(BLOB.header.blob_id)
+        assert record is not None
+        assert record.entries == (Kept(statement, statement_signature, 1, signature),)
+        assert sliver_files(node) == slivers
+        await node.server.sign_again()
+        assert len(node.signed) == 2
+
+    async def test_has_a_blob_that_is_closed_again_signed_for_under_it(self, node: Server) -> None:
+        await upload(node)
+        node.chain.end_epoch()
+        async with node.stream() as stream:
+            await ask(stream, UNPAID)
+            reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
+        assert (reply.header["ok"], reply.header["epoch"]) == (True, 1)
+
+    async def test_leaves_alone_what_can_no_longer_reach_the_chain(self, node: Server) -> None:
+        ended = node.chain.reserve(OWNER, Reserve(units=1, start_epoch=0, end_epoch=1))
+        await upload(node, expiry_height=8)
+        await upload(node, salt=bytes([1]) * 16, reservation=ended)
+        used = make_statement(GENESIS, BLOB.header, salt=bytes([2]) * 16)
+        await upload(node, salt=used.salt)
+        assert node.chain.run(OWNER, Certify(certify(GENESIS, used, (0, 1)))) is Outcome.OK
+        node.chain.pass_blocks(8)
+        node.chain.end_epoch()
+        before = state_of(node)
+        await node.server.sign_again()
+        assert state_of(node) == before
+        assert len(node.signed) == 3
+
+    async def test_that_begins_while_an_upload_is_closed_is_the_one_it_is_signed_under(
+        self, node: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`sign_again` may have looked before the record was there: a commitment of the last epoch counts nowhere."""
+        put_entry = node.store.put_entry
+
+        def end_epoch_first(*args: Any) -> None:
+            node.chain.end_epochs(1)
+            put_entry(*args)
+
+        monkeypatch.setattr(node.store, "put_entry", end_epoch_first)
+        reply = await upload(node)
+        assert (reply.header["ok"], reply.header["epoch"]) == (True, 1)
+        assert [told[2].epoch for told in node.told] == [1]
+        record = node.store.record(BLOB.header.blob_id)
+        assert record is not None
+        assert [entry.epoch for entry in record.entries] == [1]
+
+    async def test_finds_a_full_disk_and_goes_on_with_what_there_is_room_for(
+        self, node: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        blobs = [make_blob(CODE, 10, seed) for seed in range(3)]
+        for blob in blobs:
+            await upload(node, blob)
+        node.chain.end_epoch()
+        put_entry = node.store.put_entry
+
+        def fail_once(header: Header, entry: Kept) -> None:
+            if header == blobs[1].header:
+                raise SpaceError("the disk is full")
+            put_entry(header, entry)
+
+        monkeypatch.setattr(node.store, "put_entry", fail_once)
+        await node.server.sign_again()
+        assert [told[0].blob_id for told in node.told[3:]] == [blobs[0].header.blob_id, blobs[2].header.blob_id]
 
 
 class TestReads:

@@ -719,13 +719,3 @@ class TestFullDisk:
     @staticmethod
     def full(directory: Path) -> list[str]:
         return [f"the disk that holds {directory} is full: free some space or lower the quota"]
-
-
-def test_a_blob_counts_for_its_files_and_a_tiny_one_for_a_unit(tmp_path: Path) -> None:
-    store = open_store(tmp_path)
-    z = store.code.symbol_bytes(store.code.segment_bytes)
-    full = len(SHARDS) * store.file_bytes(z)
-    rest = len(SHARDS) * store.file_bytes(store.code.symbol_bytes(1))
-    assert store.owed_bytes(0) == store.owed_bytes(1) == 65_536
-    assert store.owed_bytes(100 * store.code.segment_bytes) == 100 * full
-    assert store.owed_bytes(100 * store.code.segment_bytes + 1) == 100 * full + rest

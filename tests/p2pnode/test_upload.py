@@ -11,11 +11,15 @@ import pytest
 import trio
 import trio.testing
 
+from economics.commitments import ReservationId
+from economics.errors import Reason
 from economics.genesis import Genesis
 from economics.geometry import BLOB_BYTES_MAX
+from economics.ledger import Code
+from economics.transactions import Certify, Reserve
 from p2pnode.codec import Kind
 from p2pnode.encoder import Encoder, open_encoder
-from p2pnode.errors import InputError, NodeError, SpaceError
+from p2pnode.errors import InputError, NodeError, SpaceError, Unpaid
 from p2pnode.keys import Key
 from p2pnode.members import FaultKind
 from p2pnode.network.stream import Stream
@@ -23,6 +27,7 @@ from p2pnode.storage import Reply, send_honestly
 from p2pnode.upload import (
     BEHIND_GRACE_S,
     TAIL_S,
+    Deal,
     Progress,
     Stored,
     TooFewNodes,
@@ -30,8 +35,18 @@ from p2pnode.upload import (
     file_length,
     read_segments,
 )
+from tests.chain import Chain
 from tests.p2pnode.server import MemoryNetwork, Server, make_members
-from tests.small import OPERATORS, OTHER_OWNER, OWNER, UPLOADER, encode_blob, make_codec, make_genesis
+from tests.small import (
+    OPERATORS,
+    OTHER_OWNER,
+    OWNER,
+    UPLOADER,
+    encode_blob,
+    make_codec,
+    make_genesis,
+    reservation_of,
+)
 
 FOUR = make_genesis((1, 1, 1, 1))
 """Quorum 3 of 4 members."""
@@ -44,8 +59,9 @@ class Run:
 
     def __init__(self, directory: Path, genesis: Genesis, nursery: trio.Nursery) -> None:
         self.genesis = genesis
+        self.chain = Chain.begin_reserved(genesis)
         self.servers = [
-            Server(directory / str(index), genesis=genesis, key=OPERATORS[index])
+            Server(directory / str(index), genesis=genesis, key=OPERATORS[index], chain=self.chain)
             for index in range(len(genesis.members))
         ]
         for index, server in enumerate(self.servers):
@@ -85,14 +101,27 @@ class Run:
         self.file.write_bytes(data)
         async with open_encoder(make_codec(self.genesis), length=len(data)) as self.encoder:
             uploader = self.make_uploader(self.encoder, owner)
-            self.stored = await uploader.run(self.file, len(data))
+            self.stored = await uploader.run(self.file, len(data), partial(self.agree, owner))
             assert len(self.encoder._free) == len(self.encoder.slots)
         return self.stored
 
     def make_uploader(self, encoder: Encoder, owner: Key) -> Uploader:
         return Uploader(
-            members=self.members, encoder=encoder, owner=owner, uploader=UPLOADER.public, report=self.report
+            members=self.members,
+            encoder=encoder,
+            owner=owner,
+            uploader=UPLOADER.public,
+            height=self.chain.ledger.height,
+            report=self.report,
         )
+
+    async def agree(self, owner: Key) -> Deal:
+        return self.deal(reservation_of(self.genesis, owner))
+
+    def deal(self, reservation: ReservationId) -> Deal:
+        """Return what the chain says now."""
+        ledger = self.chain.ledger
+        return Deal(ledger.committee, ledger.height, reservation, deletable=True)
 
 
 @asynccontextmanager
@@ -118,12 +147,10 @@ def content(length: int) -> bytes:
 
 
 async def failure(run: Run, data: bytes) -> NodeError:
-    """Return the one error that an upload ends with; a nursery groups it."""
-    with pytest.raises(ExceptionGroup) as caught:
+    """Return the error that an upload ends with, bare: callers catch it by its kind."""
+    with pytest.raises(NodeError) as caught:
         await run.store(data)
-    (error,) = caught.value.exceptions
-    assert isinstance(error, NodeError)
-    return error
+    return caught.value
 
 
 async def settle(seconds: float, clock: trio.testing.MockClock) -> None:
@@ -146,6 +173,7 @@ async def test_every_member_ends_with_what_it_owes_and_anyone_can_verify_the_cer
     assert (stored.committed, stored.present_segments) == (genesis.code.n, 0)
     statement = stored.certificate.statement
     assert (statement.blob_id, statement.length, statement.owner) == (blob.header.blob_id, length, OWNER.public)
+    assert statement.reservation == reservation_of(genesis)
     stored.certificate.verify(committee=genesis.committee)
     sent = sum(genesis.code.n * genesis.code.pair_bytes(segment.z) for segment in blob.segments)
     assert stored.sent_bytes == sent
@@ -170,6 +198,93 @@ async def test_the_same_file_again_sends_nothing(tmp_path: Path) -> None:
         assert theirs.sent_bytes == 0
         more = await run.store(content(2500)[:2000] + b"another end")
         assert more.present_segments == 2 * 4
+
+
+class TestReservation:
+    async def test_may_come_while_the_file_is_sent_and_the_statement_names_it(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path) as run:
+            run.file.write_bytes(content(2500))
+
+            async def buy() -> Deal:
+                """Only now, when all is sent, does it exist."""
+                await run.until(lambda now: now.stored == now.segments)
+                assert all(server.store.unclosed_bytes for server in run.servers)
+                return run.deal(run.chain.reserve(OWNER, Reserve(units=1, start_epoch=0, end_epoch=1)))
+
+            async with open_encoder(make_codec(FOUR), length=2500) as encoder:
+                stored = await run.make_uploader(encoder, OWNER).run(run.file, 2500, buy)
+        assert run.chain.run(OWNER, Certify(stored.certificate)) is Code.OK
+        entry = run.chain.ledger.entry(stored.blob_id, stored.certificate.statement.reservation)
+        assert entry is not None
+        assert (entry.units, entry.end_epoch) == (1, 1)
+
+    async def test_that_cannot_be_had_ends_the_upload_with_its_own_error(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path) as run:
+            run.file.write_bytes(content(10))
+
+            async def refuse() -> Deal:
+                raise Unpaid("the wallet is empty")
+
+            async with open_encoder(make_codec(FOUR), length=10) as encoder:
+                with pytest.raises(Unpaid, match="the wallet is empty"):
+                    await run.make_uploader(encoder, OWNER).run(run.file, 10, refuse)
+
+    async def test_that_is_another_owner_s_is_signed_for_by_nobody(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path) as run:
+            run.file.write_bytes(content(10))
+
+            async def borrow() -> Deal:
+                return await run.agree(OTHER_OWNER)
+
+            async with open_encoder(make_codec(FOUR), length=10) as encoder:
+                with pytest.raises(TooFewNodes, match="the reservation is another owner's"):
+                    await run.make_uploader(encoder, OWNER).run(run.file, 10, borrow)
+        assert [server.signed for server in run.servers] == [[]] * 4
+
+
+class TestEpochs:
+    def fall_behind(self, run: Run, *members: int) -> None:
+        """End an epoch everywhere but at these members."""
+        for member in members:
+            run.servers[member].chain = Chain(run.chain.ledger.fork(), run.chain.time_ms)
+        run.chain.end_epoch()
+
+    async def test_a_commitment_of_the_last_one_does_not_count(self, tmp_path: Path) -> None:
+        """Its member is behind, or ahead: dropped with a typed refusal, and nothing that it served is in doubt."""
+        async with open_run(tmp_path) as run:
+            self.fall_behind(run, 2)
+            stored = await run.store(content(10))
+        assert [(fault.member, fault.kind) for fault in stored.faults] == [(2, FaultKind.REFUSED)]
+        assert stored.faults[0].detail.startswith(Reason.WRONG_EPOCH)
+        assert stored.faults[0].word == "without"
+        assert [signer for signer, _ in stored.certificate.signatures] == [0, 1, 3]
+        stored.certificate.verify(committee=run.chain.ledger.committee)
+
+    async def test_without_a_quorum_under_the_newest_there_is_no_certificate_until_the_rest_follows(
+        self, tmp_path: Path
+    ) -> None:
+        async with open_run(tmp_path) as run:
+            self.fall_behind(run, 2, 3)
+            error = await failure(run, content(10))
+            assert isinstance(error, TooFewNodes)
+            assert str(error).count("wrong_epoch: it signed under another epoch") == 2
+            for member in (2, 3):
+                run.servers[member].chain = run.chain
+            run.members.faults.clear()
+            stored = await run.store(content(10))
+        assert (stored.sent_bytes, stored.present_segments, stored.committed) == (0, 4, 4)
+        assert stored.certificate.epoch == 1
+
+    async def test_that_end_while_the_file_is_sent_change_nothing(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path) as run, trio.open_nursery() as nursery:
+            run.held = {(index, "segment") for index in range(4)}
+            nursery.start_soon(run.store, content(10))
+            await run.until(lambda now: now.encoded == 1)
+            run.chain.end_epoch()
+            run.let_go()
+            await run.until(lambda now: now.committed == 4)
+        assert run.stored is not None
+        assert run.chain.run(OWNER, Certify(run.stored.certificate)) is Code.OK
 
 
 class TestLateMembers:
@@ -325,11 +440,8 @@ class TestFailure:
         async with open_run(tmp_path) as run:
             run.file.write_bytes(content(1500))
             async with open_encoder(make_codec(FOUR), length=2500) as encoder:
-                with pytest.raises(ExceptionGroup) as caught:
-                    await run.make_uploader(encoder, OWNER).run(run.file, 2500)
-            (error,) = caught.value.exceptions
-            assert isinstance(error, InputError)
-            assert "became shorter while it was read" in str(error)
+                with pytest.raises(InputError, match="became shorter while it was read"):
+                    await run.make_uploader(encoder, OWNER).run(run.file, 2500, partial(run.agree, OWNER))
 
 
 class TestFile:

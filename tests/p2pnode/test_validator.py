@@ -17,7 +17,7 @@ from economics.votes import Kind, SignedVote, Vote
 from p2pnode.chainclient import trusted_genesis
 from p2pnode.errors import StreamBroken
 from p2pnode.links import FrameType
-from p2pnode.validator import SENDER_INPUTS_MAX, encode_message
+from p2pnode.validator import SENDER_INPUTS_MAX, Record, encode_kept, encode_message
 from p2pnode.votelog import VoteLog
 from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, extend, open_executor
 from tests.p2pnode.member import Member
@@ -54,7 +54,7 @@ async def test_a_leader_that_a_catch_up_overtakes_builds_nothing_on_what_it_left
         for _ in range(1_000):
             await trio.sleep(0.1)
         member.validator.synced()
-        while member.validator.engine.final_height != 4:
+        while member.validator.engine.final_height != 4:  # noqa: ASYNC110 - the engine has no event
             await trio.sleep(0.1)
 
 
@@ -199,3 +199,18 @@ async def test_no_bytes_of_a_member_raise_anything_but_a_refusal(tmp_path: Path)
                 taken += 1
     assert taken
     member.votes.close()
+
+
+async def test_a_record_s_epoch_and_view_are_read_without_its_bodies(tmp_path: Path) -> None:
+    executor = open_executor(tmp_path)
+    block = Maker(executor).make(skip_views=6).block
+    executor.store.close()
+    signed = vote(0, view=9, epoch=3)
+    certificate = certify_vote(signed.vote, GENESIS.chain_id)
+    records = (
+        Record(FrameType.VOTE, signed.encode()),
+        Record(FrameType.CERTIFICATE, certificate.encode()),
+        Record(FrameType.PROPOSAL, encode_kept(Proposal(block, None), ())),
+    )
+    assert [record.place for record in records] == [(3, 9), (3, 9), (0, block.header.view)]
+    assert block.header.view == 7

@@ -1,0 +1,111 @@
+"""A state under way: what is undone never was, what is flushed is in the tree, and the indexes follow both."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+
+from economics import working
+from economics.blob import BlobId
+from economics.commitments import ReservationId
+from economics.crypto import OwnerId
+from economics.state import Account, BlobEntry, BlobSummary, Reservation, UsedStatement, Value, decode_value, state_key
+from economics.working import WorkingState
+from tests.chain import make_id
+
+OWNER, OTHER = OwnerId(bytes([1]) * 32), OwnerId(bytes([2]) * 32)
+BLOB, RESERVATION = BlobId(make_id(1)), ReservationId(make_id(2))
+ACCOUNT = Account(OWNER, 5, 0)
+HELD = Reservation(RESERVATION, OWNER, 9, 0, 4)
+ENTRY = BlobEntry(BLOB, RESERVATION, OWNER, 9, 4, 1, True)
+SUMMARY = BlobSummary(BLOB, 1, 1, 0, ((4, 1),))
+USED = UsedStatement(make_id(3), 7)
+VALUES: tuple[Value, ...] = (ACCOUNT, HELD, ENTRY, SUMMARY, USED)
+
+
+@pytest.fixture
+def state() -> WorkingState:
+    return WorkingState.load(value.encode() for value in VALUES)
+
+
+def indexed(state: WorkingState) -> list[object]:
+    indexes = state.indexes
+    return [indexes.ending, indexes.expiring, indexes.owned, indexes.blobs]
+
+
+def test_what_is_loaded_is_there_and_indexed(state: WorkingState) -> None:
+    assert [state.get(value.slot) for value in VALUES] == list(VALUES)
+    both = {HELD.slot, ENTRY.slot}
+    assert indexed(state) == [{4: both}, {7: {USED.slot}}, {OWNER: both}, {SUMMARY.slot}]
+
+
+def test_what_is_undone_never_was(state: WorkingState) -> None:
+    before, root = deepcopy(indexed(state)), state.tree.root
+    state.mark()
+    state.write(replace(HELD, end_epoch=5))
+    state.write(replace(HELD, end_epoch=6, owner=OTHER))
+    state.put(ENTRY.slot, None)
+    state.put(SUMMARY.slot, None)
+    state.put(USED.slot, None)
+    state.write(Account(OTHER, 1, 0))
+    state.write(replace(ACCOUNT, nonce=1))
+    state.undo()
+    assert [state.get(value.slot) for value in VALUES] == list(VALUES)
+    assert state.account(OTHER) == Account(OTHER, 0, 0)
+    assert indexed(state) == before
+    assert state.flush() == {}
+    assert state.tree.root == root
+
+
+def test_only_what_came_after_the_mark_is_undone(state: WorkingState) -> None:
+    state.write(replace(ACCOUNT, nonce=1))
+    state.mark()
+    state.write(replace(ACCOUNT, nonce=2))
+    state.undo()
+    assert state.account(OWNER).nonce == 1
+
+
+def test_the_tree_changes_once_with_all_that_did(state: WorkingState) -> None:
+    before = state.tree
+    state.write(replace(ACCOUNT, nonce=1))
+    state.write(replace(ACCOUNT, nonce=2))
+    state.put(USED.slot, None)
+    state.write(Account(OTHER, 1, 0))
+    state.put(state.account(OTHER).slot, None)
+    assert state.tree is before
+    assert state.flush() == {state_key(ACCOUNT.slot): replace(ACCOUNT, nonce=2).encode(), state_key(USED.slot): None}
+    assert {decode_value(data) for _, data in state.tree.items()} == {HELD, ENTRY, SUMMARY, replace(ACCOUNT, nonce=2)}
+    assert state.flush() == {}
+
+
+def test_a_fork_changes_apart(state: WorkingState) -> None:
+    fork = state.fork()
+    for value in (HELD, ENTRY, SUMMARY, USED):
+        fork.put(value.slot, None)
+    assert indexed(fork) == [{}, {}, {}, set()]
+    assert all(indexed(state))
+    assert state.get(HELD.slot) == HELD
+    with pytest.raises(AssertionError):
+        fork.fork()
+
+
+def test_a_full_cache_is_emptied_and_nothing_is_lost(state: WorkingState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(working, "CACHE_MAX", 1)
+    state.write(replace(ACCOUNT, nonce=1))
+    state.get(HELD.slot)
+    state.write(replace(ACCOUNT, nonce=2))
+    state.write(replace(HELD, units=1))
+    state.mark()
+    state.write(replace(HELD, units=2))
+    state.undo()
+    state.flush()
+    assert state.account(OWNER) == replace(ACCOUNT, nonce=2)
+    assert state.get(HELD.slot) == replace(HELD, units=1)
+
+
+def test_readers_do_not_fill_the_memory(state: WorkingState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(working, "CACHE_MAX", 3)
+    for seed in range(10):
+        assert state.blob(BlobId(make_id(seed + 50))) is None
+    assert state.get(HELD.slot) == HELD
+    assert len(state._cache) == 3

@@ -1,0 +1,37 @@
+"""A client of one node alone, member or not: what it proves it proves without anybody else."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from economics.crypto import NodeId
+from p2pnode.chainclient import ChainClient
+from p2pnode.client import Client, open_client
+from p2pnode.home import Home
+from p2pnode.members import DIAL_S, Members
+from p2pnode.network.stream import Stream
+from p2pnode.node import clock_ms
+from p2pnode.participant import chain_protocol
+
+
+class OneNode(Members):
+    """The one node as if it were the only member."""
+
+    def __init__(self, client: Client, node: NodeId, addresses: Sequence[str]) -> None:
+        super().__init__(client.members.network, client.genesis, chain_protocol(client.genesis), None)
+        self.node = node
+        self.addresses = addresses
+
+    @property
+    def count(self) -> int:
+        return 1
+
+    async def open_stream(self, member: int) -> Stream:
+        return await self.network.open_stream(self.node, self.protocol, addresses=self.addresses, deadline_s=DIAL_S)
+
+
+@asynccontextmanager
+async def open_one(home: Home, node: NodeId, addresses: Sequence[str], cache: Path) -> AsyncIterator[ChainClient]:
+    """Yield a client of the chain that knows this node and nobody else, and trusts the genesis file."""
+    async with open_client(home) as client:
+        yield ChainClient(members=OneNode(client, node, addresses), cache=cache, clock_ms=clock_ms)
