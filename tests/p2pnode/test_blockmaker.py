@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from economics import transactions as transactions_module
 from economics.block import AHEAD_MS_MAX, Block, BlockHeader, transactions_root, verify_successor
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
@@ -170,7 +171,7 @@ class TestJudging:
             serve(voter, signed)
             assert await verdict(voter, judge_of(plain, [signed])) is reason
         serve(voter, good)
-        monkeypatch.setattr(blockmaker_module, "BLOCK_BYTES_MAX", len(good.raw) - 1)
+        monkeypatch.setattr(transactions_module, "BLOCK_BYTES_MAX", len(good.raw) - 1)
         assert await verdict(voter, judge_of(plain, [good])) is Reason.TOO_LARGE
 
     async def test_refuses_bodies_that_nobody_has_or_that_are_others(self, voter: Member) -> None:
