@@ -34,7 +34,7 @@ class Nobody:
 
 @dataclass
 class Member:
-    """A validator on real files. `clock_ms` is trio's clock from the genesis time on."""
+    """A validator on real files. `clock_ms` is the genesis time when it is made, and goes by trio's clock."""
 
     directory: Path
     own: int
@@ -45,6 +45,7 @@ class Member:
     pull: Callable[[Sequence[Digest], int | None], list[bytes]] | None = None
 
     def __post_init__(self) -> None:
+        self.begun = trio.current_time()
         self.executor: Executor = open_executor(self.directory)
         self.mempool = Mempool()
         self.key = OPERATORS[self.own]
@@ -82,7 +83,7 @@ class Member:
         )
 
     def clock_ms(self) -> int:
-        return GENESIS.time_ms + self.late_ms + int(trio.current_time() * 1000)
+        return GENESIS.time_ms + self.late_ms + int((trio.current_time() - self.begun) * 1000)
 
     async def _pull(self, hashes: Sequence[Digest], sender: int | None) -> list[bytes]:
         await trio.lowlevel.checkpoint()
