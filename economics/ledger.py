@@ -213,11 +213,20 @@ class Ledger:
 
     def verify_certificate(self, certificate: Certificate) -> None:
         """Raise `Rejected` unless the current committee made it; one that holds is not checked twice."""
+        self.check_certificate(certificate)
+        self.remember_certificate(certificate)
+
+    def check_certificate(self, certificate: Certificate) -> None:
+        """Do the same and remember nothing: for threads beside the one that this ledger belongs to. 55 us a signer."""
         if certificate.epoch != self.epoch:
             raise Rejected(Reason.WRONG_EPOCH, f"epoch {certificate.epoch}, the current one is {self.epoch}")
+        if certificate not in self._verified:
+            certificate.verify(committee=self.committee)
+
+    def remember_certificate(self, certificate: Certificate) -> None:
+        """Take a certificate, which was checked, for one that holds."""
         if certificate in self._verified:
             return
-        certificate.verify(committee=self.committee)
         if len(self._verified) >= CERTIFICATES_KEPT_MAX:
             del self._verified[next(iter(self._verified))]
         self._verified[certificate] = None

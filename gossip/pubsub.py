@@ -71,8 +71,12 @@ class GossipError(Exception):
     """This message cannot be sent: it breaks a limit of ours."""
 
 
+class Ignored(Exception):
+    """A message that is not passed on, and is nobody's fault: who sent it may know more than this node, or less."""
+
+
 Validate = Callable[[NodeId, bytes], None]
-"""Judge (author, data) or raise `Rejected`. Called on the trio thread before a message is forwarded: be quick."""
+"""Judge (author, data): raise `Rejected` or `Ignored`. Called on the trio thread before it is forwarded: be quick."""
 Handle = Callable[[NodeId, bytes], Awaitable[None]]
 
 
@@ -84,6 +88,8 @@ class Counters:
     received: int = 0
     dropped: int = 0
     """Valid and forwarded, but the own handler was too far behind."""
+    ignored: int = 0
+    """Not passed on, though nobody's fault."""
     faults: int = 0
     """Exceptions of validators, handlers and library tasks, contained and logged."""
 
@@ -95,7 +101,7 @@ class _Topic:
     send: "trio.MemorySendChannel[tuple[NodeId, bytes]]"
 
 
-class _Bucket:
+class Bucket:
     """A token bucket that never waits."""
 
     def __init__(self, *, burst: float, per_s: float) -> None:
@@ -118,8 +124,8 @@ class _Neighbour:
     """What is remembered of one peer, also when it comes back on a new connection."""
 
     def __init__(self) -> None:
-        self.messages = _Bucket(burst=MESSAGES_BURST, per_s=MESSAGES_PER_S)
-        self.streams = _Bucket(burst=STREAMS_BURST, per_s=STREAMS_PER_S)
+        self.messages = Bucket(burst=MESSAGES_BURST, per_s=MESSAGES_PER_S)
+        self.streams = Bucket(burst=STREAMS_BURST, per_s=STREAMS_PER_S)
         self.streams_open = 0
         self.rejected: Counter[Reason] = Counter()
 
@@ -366,6 +372,10 @@ class Gossip:
             self._judge(message)
         except Rejected as fault:
             self._reject(peer, fault, topic=message.topicIDs[0] if message.topicIDs else None)
+            return False
+        except Ignored as why:
+            self.counters.ignored += 1
+            logger.debug("gossip of %s is not passed on: %s", peer, why)
             return False
         except Exception:
             self._fault("a validator")

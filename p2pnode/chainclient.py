@@ -41,7 +41,7 @@ from economics.transactions import (
     least_fee,
 )
 from economics.tree import Proof, StateKey
-from p2pnode.chainsync import HEAD_BYTES_MAX, REPLY_BYTES_MAX, take_epochs
+from p2pnode.chainsync import HEAD_BYTES_MAX, REPLY_BYTES_MAX, request_within, take_epochs
 from p2pnode.chainview import Head, HistoryRow, Outcome
 from p2pnode.errors import ConfigError, NetworkError, TooSlow, TransactionFailed
 from p2pnode.files import write_synced
@@ -50,6 +50,14 @@ from p2pnode.members import REQUEST_FAULTS, Members, Refused
 
 WAIT_S = 10.0
 """Of one request for an outcome."""
+ANSWER_S = 60.0
+"""One answer of one member, however many requests it takes: a member that drips is passed over."""
+PAUSE_S = 0.2
+"""Between two rounds of asking for an outcome, should all members answer at once that they know none."""
+OWNED_MAX = 1 << 16
+"""Reservations and entries of one owner that a member may name: each is proven, so a liar costs the time of asking."""
+NONCES_ASKED = 3
+"""Members whose word on a nonce is heard; the middle one is taken, as one alone could send every transaction astray."""
 SUBMIT_TO = 3
 """Members that a transaction is given to at once: with f of them lying another passes it on."""
 EXPIRY_AHEAD = 600
@@ -76,6 +84,8 @@ class ChainClient:
         self.genesis = members.genesis
         self.clock_ms = clock_ms
         self._cache = cache
+        self._spent: dict[OwnerId, int] = {}
+        """The nonce after the last transaction of which this client knows the outcome."""
         self.origin = trusted_genesis(self.genesis)
         """Where trust begins: the genesis, or a checkpoint that the user named."""
         self._trusted = self._load_trusted()
@@ -127,7 +137,9 @@ class ChainClient:
         last: Exception = NetworkError("this network has no members")
         for member in list(self._order):
             try:
-                return await ask(member)
+                with trio.move_on_after(ANSWER_S):
+                    return await ask(member)
+                raise TooSlow(f"no whole answer within {ANSWER_S:.0f} s")
             except REQUEST_FAULTS as fault:
                 self.members.blame(member, fault)
                 last = fault
@@ -238,6 +250,8 @@ class ChainClient:
             fields = Fields(payload, "keys")
             while fields.left:
                 keys.append(StateKey(fields.take(32)))
+            if len(keys) > OWNED_MAX:
+                raise Rejected(Reason.TOO_LARGE, f"more than {OWNED_MAX} things of one owner")
             if reply.header.get("more") is not True or not payload:
                 return keys
 
@@ -266,7 +280,10 @@ class ChainClient:
             await self.submit(signed)
         except Refused as fault:
             raise TransactionFailed(str(fault.reason), fee_frost=0) from fault
-        return await self.wait(signed.hash, deadline_s=deadline_s)
+        outcome = await self.wait(signed.hash, deadline_s=deadline_s)
+        if outcome.fee_frost:
+            self._spent[signed.transaction.sender] = signed.transaction.nonce + 1
+        return outcome
 
     async def sign(self, key: Key, operation: Operation) -> SignedTransaction:
         """Return a transaction with the account's next nonce and the least fee."""
@@ -278,14 +295,24 @@ class ChainClient:
         return build(Transaction(self.genesis.chain_id, sender, nonce, fee, height + EXPIRY_AHEAD, operation), key.sign)
 
     async def _next_nonce(self, owner: OwnerId) -> int:
-        """Return the nonce after all that a member has executed and that waits there: newer than what can be proven."""
+        """Return the nonce after all that members have executed and that waits there: newer than what can be proven."""
 
         async def ask(member: int) -> int:
             request: dict[str, cbor.Value] = {"op": "nonce", "owner": bytes(owner)}
-            reply, _ = await self.members.request(member, request, size_max=0)
+            reply, _ = await request_within(self.members, member, request, size_max=0, deadline_s=WAIT_S)
             return reply.integer("nonce", high=1 << 62)
 
-        return await self._from_anyone(ask)
+        told: list[int] = []
+        for member in list(self._order):
+            try:
+                told.append(await ask(member))
+            except REQUEST_FAULTS as fault:
+                self.members.blame(member, fault)
+            if len(told) >= NONCES_ASKED:
+                break
+        if not told:
+            raise NetworkError("no member told the account's nonce")
+        return max(sorted(told)[(len(told) - 1) // 2], self._spent.get(owner, 0))
 
     async def submit(self, signed: SignedTransaction) -> None:
         """Give a transaction to some members; raises the refusal if none takes it."""
@@ -314,12 +341,25 @@ class ChainClient:
                     return Outcome(tx_hash, row.height, row.index, row.code, row.fee_frost)
                 if trio.current_time() >= until:
                     break
+            await trio.sleep(min(PAUSE_S, max(0.0, until - trio.current_time())))
         raise TooSlow(f"the transaction was not in a final block within {deadline_s:.0f} s; it may still come")
 
     async def _outcome(self, member: int, tx_hash: Digest, wait_s: float) -> HistoryRow | None:
         request: dict[str, cbor.Value] = {"hash": bytes(tx_hash), "op": "outcome", "wait_ms": int(wait_s * 1000)}
         try:
-            reply, raw = await self.members.request(member, request, size_max=TRANSACTION_BYTES_MAX)
+            reply, raw = await request_within(
+                self.members, member, request, size_max=TRANSACTION_BYTES_MAX, deadline_s=wait_s + WAIT_S
+            )
+            signed = SignedTransaction.decode(raw, chain_id=self.genesis.chain_id)
+            if signed.hash != tx_hash:
+                raise Rejected(Reason.HASH_MISMATCH, "another transaction than the one that was asked for")
+            return HistoryRow(
+                reply.integer("height", high=1 << 62),
+                reply.integer("index", high=1 << 32),
+                reply.text("code"),
+                reply.integer("fee_frost", high=1 << 63),
+                signed,
+            )
         except Refused:
             return None
         except REQUEST_FAULTS as fault:
@@ -327,16 +367,6 @@ class ChainClient:
             self._order.remove(member)
             self._order.append(member)
             return None
-        signed = SignedTransaction.decode(raw, chain_id=self.genesis.chain_id)
-        if signed.hash != tx_hash:
-            raise Rejected(Reason.HASH_MISMATCH, "another transaction than the one that was asked for")
-        return HistoryRow(
-            reply.integer("height", high=1 << 62),
-            reply.integer("index", high=1 << 32),
-            reply.text("code"),
-            reply.integer("fee_frost", high=1 << 63),
-            signed,
-        )
 
     async def transaction(self, tx_hash: Digest) -> HistoryRow | None:
         """Return a transaction in a final block, as a member tells."""

@@ -6,13 +6,13 @@ They are what anyone may send: the certificate of an upload whose client went aw
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from economics.commitments import Certificate
 from economics.crypto import Digest, NodeId, OwnerId
-from economics.errors import Rejected
+from economics.errors import Reason, Rejected
 from economics.ledger import Ledger
 from economics.transactions import Certify, Evidence, Operation, SignedTransaction, Transaction, build, least_fee
 from p2pnode.executor import Executor
@@ -63,19 +63,27 @@ class Operator:
     def certify(self, certificate: Certificate) -> None:
         """See to it that a certificate reaches the chain, should its client not do so."""
         statement = certificate.statement
+        units = self.executor.genesis.code.encoded_units(statement.length)
 
         def is_wanted(ledger: Ledger) -> bool:
+            """A client that moves its storage away meanwhile would have every member pay for a failure."""
+            reservation = ledger.reservation(statement.reservation)
             return (
-                certificate.epoch == ledger.epoch
+                reservation is not None
+                and reservation.owner == statement.owner
+                and reservation.start_epoch <= ledger.epoch < reservation.end_epoch
+                and reservation.units >= units
+                and certificate.epoch == ledger.epoch
                 and statement.expiry_height > ledger.height
                 and not ledger.is_used(statement.hash)
                 and ledger.entry(statement.blob_id, statement.reservation) is None
             )
 
-        self._add(statement.hash, CERTIFY_AFTER_S, Certify(certificate), is_wanted)
+        if len(self._tasks) < QUEUE_MAX:
+            self._add(statement.hash, CERTIFY_AFTER_S, Certify(certificate), is_wanted)
 
     def accuse(self, evidence: Evidence, *, node: NodeId, epoch: int, view: int) -> None:
-        """Report an equivocation, once."""
+        """Report an equivocation, once; however many certificates wait, as there is one report a member and epoch."""
 
         def is_wanted(ledger: Ledger) -> bool:
             return not ledger.is_punished(node, epoch=epoch, view=view)
@@ -83,7 +91,7 @@ class Operator:
         self._add(node + epoch.to_bytes(8, "big") + view.to_bytes(8, "big"), 0.0, evidence, is_wanted)
 
     def _add(self, name: bytes, after_s: float, operation: Operation, is_wanted: IsWanted) -> None:
-        if name in self._tasks or len(self._tasks) >= QUEUE_MAX:
+        if name in self._tasks:
             return
         turn = (self.index - self.executor.height) % max(1, len(self.executor.ledger.committee.members))
         self._tasks[name] = _Task(trio.current_time() + after_s + turn * STAGGER_S, operation, is_wanted)
@@ -98,11 +106,14 @@ class Operator:
             task = self._tasks[name]
             await trio.sleep_until(task.at)
             del self._tasks[name]
-            if task.is_wanted(self.executor.ledger):
-                await self._send(task.operation)
+            if task.is_wanted(self.executor.ledger) and not await self._send(task.operation):
+                self._tasks[name] = replace(task, at=trio.current_time() + SETTLE_S)
 
-    async def _send(self, operation: Operation) -> None:
-        """Send one transaction and wait until it is in a final block, or for a while."""
+    async def _send(self, operation: Operation) -> bool:
+        """Send one transaction and wait until it is in a final block, or for a while; False if it is to be sent again.
+
+        That is while the last one still waits, or the mempool is full.
+        """
         ledger = self.executor.ledger
         nonce = ledger.account(self.owner).nonce
         chain_id = self.executor.genesis.chain_id
@@ -114,11 +125,12 @@ class Operator:
             await self._submit(signed)
         except Rejected as fault:
             log.warning("own transaction refused: %s", fault)
-            return
+            return fault.reason not in (Reason.WRONG_NONCE, Reason.OVER_BUDGET)
         with trio.move_on_after(SETTLE_S):
             while self.executor.ledger.account(self.owner).nonce <= nonce:
                 await self.executor.advanced.wait()
         log.info("sent %s, transaction %s", type(operation).__name__.lower(), short(signed.hash))
+        return True
 
 
 def short(tx_hash: Digest) -> str:

@@ -20,7 +20,7 @@ from economics.fields import Fields
 from economics.genesis import Genesis
 from economics.transactions import BLOCK_BYTES_MAX, Certify, Evidence, SignedTransaction
 from economics.votes import SignedVote
-from gossip.pubsub import Gossip
+from gossip.pubsub import Bucket, Gossip, Ignored
 from p2pnode.blockmaker import BlockMaker
 from p2pnode.chainserver import ChainServer, sized
 from p2pnode.chainsync import ChainSync, pull_bodies
@@ -28,7 +28,7 @@ from p2pnode.executor import Candidate, Executor
 from p2pnode.keys import Key
 from p2pnode.links import FrameType, Links, build_frame
 from p2pnode.members import Members
-from p2pnode.mempool import Mempool
+from p2pnode.mempool import NONCES_AHEAD_MAX, Mempool
 from p2pnode.operator import Operator
 from p2pnode.validator import Speak, Validator, speak_honestly
 from p2pnode.votelog import VoteLog
@@ -39,13 +39,37 @@ FORWARD_S = 0.02
 """Transactions are passed on in batches: so much latency for a frame that many share."""
 BATCH_BYTES_MAX = 256 << 10
 INCOMING_MAX = 256
-"""Batches of members that wait to be checked; more are dropped, and pulled if a block names them."""
+"""Batches that wait to be checked; more are dropped, and pulled if a block names them."""
+SENDER_INCOMING_MAX = 32
+"""Of one member: 8 MiB at most, half a second of its batches; nobody fills the queue alone."""
 GOSSIP_BYTES_MAX = 65_536
+GOSSIP_TRANSACTIONS_MAX = 64
+"""Of one message: a signature takes 55 us of the trio thread of every node."""
+GOSSIP_S = 1.0
+GOSSIP_CHECKS_PER_S = 500.0
+GOSSIP_CHECKS_BURST = 1_000.0
+"""Signatures of gossiped transactions that a node checks: 3 % of a core. Whoever is in a hurry asks a member itself."""
+POLL_S = 10.0
+"""A node that is no member asks for news as often, should no announcement reach it."""
 ANNOUNCE_S = 1.0
 """A gossip message costs every node 5 ms of CPU: at most one announcement a second."""
+ANNOUNCED_BEHIND_MAX = 64
+"""Announcements of blocks that are this much older than the head are of no use to anybody."""
 TIDY_S = 20.0
 CATCH_UP_S = 0.5
 """Least time between two rounds of catching up."""
+
+MISDEEDS = frozenset(
+    {
+        Reason.BAD_SIGNATURE,
+        Reason.LOW_FEE,
+        Reason.MALFORMED,
+        Reason.TOO_LARGE,
+        Reason.UNKNOWN_OPERATION,
+        Reason.WRONG_CHAIN,
+    }
+)
+"""What no honest member passes on: it has checked the same. The rest depends on the state, which may differ."""
 
 
 def chain_protocol(genesis: Genesis) -> str:
@@ -105,9 +129,13 @@ class Participant:
         self._sign: Callable[[bytes], Signature] = key.sign
         self._members = chain_members
         self._fresh: deque[bytes] = deque()
-        self._send_incoming, self._incoming = trio.open_memory_channel[bytes](INCOMING_MAX)
+        self._send_incoming, self._incoming = trio.open_memory_channel[tuple[int | None, bytes]](INCOMING_MAX)
+        self._queued: Counter[int | None] = Counter()
+        self._gossip_checks = Bucket(burst=GOSSIP_CHECKS_BURST, per_s=GOSSIP_CHECKS_PER_S)
         self._behind = trio.Event()
         self._ahead: int | None = None
+        self._announced = 0
+        """The highest block whose announcement was passed on."""
         self._accused: set[tuple[int, int]] = set()
         """(member, epoch) of reported equivocations."""
         self.maker = BlockMaker(
@@ -194,6 +222,8 @@ class Participant:
             nursery.start_soon(self._take_incoming)
             nursery.start_soon(self._tidy)
             nursery.start_soon(self.operator.run)
+            if self.validator is None:
+                nursery.start_soon(self._poll)
             if self.validator is not None and self.links is not None:
                 nursery.start_soon(self._announce)
                 nursery.start_soon(self.links.run)
@@ -219,18 +249,30 @@ class Participant:
         """Take a transaction from anyone and pass it on; raises `Rejected`."""
         try:
             if self.mempool.get(signed.hash) is None:
-                signed.verify(parameters=self.genesis.parameters)
+                if isinstance(signed.transaction.operation, Certify):  # as many signatures as make a quorum
+                    await trio.to_thread.run_sync(self._verify, signed)
+                else:
+                    self._verify(signed)
                 self._add(signed)
                 self._fresh.append(signed.raw)
         except Rejected as fault:
             self.refused[fault.reason] += 1
             raise
 
-    def _add(self, signed: SignedTransaction) -> None:
-        """Let a transaction wait for a block; its signature and fee have been checked."""
+    def _verify(self, signed: SignedTransaction) -> None:
+        """Raise `Rejected` unless a transaction may wait here; from any thread. Signatures last: they cost most."""
         ledger = self.executor.ledger
+        ledger.verify_admissible(signed, nonce_ahead_max=NONCES_AHEAD_MAX)
+        signed.verify(parameters=self.genesis.parameters)
         if isinstance(signed.transaction.operation, Certify):
-            ledger.verify_certificate(signed.transaction.operation.certificate)
+            ledger.check_certificate(signed.transaction.operation.certificate)
+
+    def _add(self, signed: SignedTransaction) -> None:
+        """Let a transaction wait for a block; all its signatures have been checked."""
+        ledger = self.executor.ledger
+        operation = signed.transaction.operation
+        if isinstance(operation, Certify) and operation.certificate.epoch == ledger.epoch:
+            ledger.remember_certificate(operation.certificate)
         if self.mempool.add(signed, ledger=ledger) and self.validator is not None:
             self.validator.transaction_came()
 
@@ -239,15 +281,18 @@ class Participant:
         while True:
             await trio.sleep(FORWARD_S)
             while self._fresh:
-                batch, size = [], 0
+                batch: list[bytes] = []
+                size = 0
                 limit = GOSSIP_BYTES_MAX if self.links is None else BATCH_BYTES_MAX
-                while self._fresh and size + len(self._fresh[0]) + 4 <= limit:
+                count = GOSSIP_TRANSACTIONS_MAX if self.links is None else len(self._fresh)
+                while self._fresh and len(batch) < count and size + len(self._fresh[0]) + 4 <= limit:
                     batch.append(sized(self._fresh.popleft()))
                     size += len(batch[-1])
                 if self.links is not None:
                     self.links.broadcast(build_frame(FrameType.TRANSACTIONS, b"".join(batch)))
                 else:
                     await self.gossip.publish(transactions_topic(self.genesis), b"".join(batch))
+                    await trio.sleep(GOSSIP_S)
 
     async def _receive(self, sender: int, kind: FrameType, body: bytes) -> None:
         """Take one frame of a member."""
@@ -255,20 +300,30 @@ class Participant:
             assert self.validator is not None
             await self.validator.receive(sender, kind, body)
             return
+        if len(body) > BATCH_BYTES_MAX:
+            raise Rejected(Reason.TOO_LARGE, f"a batch of {len(body)} bytes")
+        self._enqueue(sender, body)
+
+    def _enqueue(self, sender: int | None, body: bytes) -> None:
+        """Have a batch checked; `sender` is None for what was gossiped."""
         try:
-            self._send_incoming.send_nowait(body)
+            if self._queued[sender] >= SENDER_INCOMING_MAX:
+                raise trio.WouldBlock
+            self._send_incoming.send_nowait((sender, body))
+            self._queued[sender] += 1
         except trio.WouldBlock:
             self.refused[Reason.OVER_BUDGET] += 1
 
     async def _take_incoming(self) -> None:
-        """Check what members pass on, batch by batch, off the trio thread."""
-        async for body in self._incoming:
-            try:
-                parts = split_sized(body, "a batch of transactions")
-                fresh = await trio.to_thread.run_sync(self._check_batch, parts)
-            except Rejected as fault:
-                self.refused[fault.reason] += 1
+        """Check what others pass on, batch by batch, off the trio thread; who passes on lies is shunned."""
+        async for sender, body in self._incoming:
+            self._queued[sender] -= 1
+            if sender is not None and self.links is not None and self.links.is_shunned(sender):
                 continue
+            fresh, refused = await trio.to_thread.run_sync(self._check_batch, body)
+            self.refused.update(refused)
+            if sender is not None and self.links is not None and MISDEEDS & refused.keys():
+                await self.links.shun(sender)
             for signed in fresh:
                 try:
                     self._add(signed)
@@ -282,30 +337,48 @@ class Participant:
             self.mempool.drop_expired(ledger=self.executor.ledger)
             self.mempool.review(ledger=self.executor.ledger)
 
-    def _check_batch(self, parts: Sequence[bytes]) -> list[SignedTransaction]:
-        """Return those that are new and properly signed; for a worker thread."""
+    def _check_batch(self, body: bytes) -> tuple[list[SignedTransaction], Counter[Reason]]:
+        """Return those that are new and may wait, and why others may not, up to the first lie; for a worker thread."""
         good: list[SignedTransaction] = []
+        refused: Counter[Reason] = Counter()
+        try:
+            parts = split_sized(body, "a batch of transactions")
+        except Rejected as fault:
+            return [], Counter({fault.reason: 1})
         for raw in parts:
             try:
                 signed = SignedTransaction.decode(raw, chain_id=self.genesis.chain_id)
                 if self.mempool.get(signed.hash) is None:
-                    signed.verify(parameters=self.genesis.parameters)
+                    self._verify(signed)
                     good.append(signed)
             except Rejected as fault:
-                self.refused[fault.reason] += 1
-        return good
+                refused[fault.reason] += 1
+                if fault.reason in MISDEEDS:
+                    break
+        return good, refused
 
     def _verify_gossip(self, author: NodeId, data: bytes) -> None:
         """Raise `Rejected` for gossiped transactions that must not be passed on."""
         parts = split_sized(data, "gossiped transactions")
-        for raw in parts:
-            signed = SignedTransaction.decode(raw, chain_id=self.genesis.chain_id)
-            if self.mempool.get(signed.hash) is None:
-                signed.verify(parameters=self.genesis.parameters)
+        if not 1 <= len(parts) <= GOSSIP_TRANSACTIONS_MAX:
+            raise Rejected(Reason.TOO_LARGE, f"a message has 1 to {GOSSIP_TRANSACTIONS_MAX} transactions")
+        decoded = (SignedTransaction.decode(raw, chain_id=self.genesis.chain_id) for raw in parts)
+        fresh = [signed for signed in decoded if self.mempool.get(signed.hash) is None]
+        if not fresh:
+            raise Ignored("no news")
+        try:
+            for signed in fresh:
+                self.executor.ledger.verify_admissible(signed, nonce_ahead_max=NONCES_AHEAD_MAX)
+        except Rejected as fault:
+            raise Ignored(f"a transaction that cannot be executed here: {fault}") from fault
+        if not self._gossip_checks.take(len(fresh)):
+            raise Ignored("more signatures than this node checks for strangers")
+        for signed in fresh:
+            signed.verify(parameters=self.genesis.parameters)
 
     async def _handle_gossip(self, author: NodeId, data: bytes) -> None:
         if self.own is not None:
-            await self._send_incoming.send(data)
+            self._enqueue(None, data)
 
     async def _pull(self, hashes: Sequence[Digest], sender: int | None) -> list[bytes]:
         assert self.own is not None
@@ -333,9 +406,20 @@ class Participant:
         while True:
             await self._behind.wait()
             self._behind = trio.Event()
-            if await self.sync.catch_up(self._ahead) and self.validator is not None:
-                self.validator.synced()
+            if await self.sync.catch_up(self._ahead):
+                self.mempool.review(ledger=self.executor.ledger)
+                if self.validator is not None:
+                    self.validator.synced()
             await trio.sleep(CATCH_UP_S)
+
+    async def _poll(self) -> None:
+        """Ask for news where none came for a while."""
+        height = -1
+        while True:
+            if height == self.executor.height:
+                self.fall_behind(None)
+            height = self.executor.height
+            await trio.sleep(POLL_S)
 
     async def _announce(self) -> None:
         """Tell those who are no members of new final blocks: the leader of the newest does, at most once a second."""
@@ -350,12 +434,21 @@ class Participant:
             await trio.sleep(ANNOUNCE_S)
 
     def _verify_announcement(self, author: NodeId, data: bytes) -> None:
-        """Raise `Rejected` for an announcement that is not of a final block; of other epochs it cannot be told."""
+        """Raise `Rejected` for an announcement of no final block, `Ignored` for what cannot be told or was passed on.
+
+        Each height goes on once, and none below it: a quorum's signatures make many proofs of one block.
+        """
         header = BlockHeader.decode(data[:HEADER_BYTES], chain_id=self.genesis.chain_id)
         finality = Finality.decode(data[HEADER_BYTES:], chain_id=self.genesis.chain_id)
-        committee = self.executor.ledger.committee
-        if header.epoch == committee.epoch and header.height > self.executor.height:
-            finality.verify(header, committee=committee)
+        ledger = self.executor.ledger
+        if header.height <= self._announced or header.height < self.executor.height - ANNOUNCED_BEHIND_MAX:
+            raise Ignored("no news")
+        for committee in (ledger.committee, ledger.next_committee):
+            if header.epoch == committee.epoch:
+                finality.verify(header, committee=committee)
+                self._announced = header.height
+                return
+        raise Ignored("of an epoch whose committee is not known here")
 
     async def _handle_announcement(self, author: NodeId, data: bytes) -> None:
         header = BlockHeader.decode(data[:HEADER_BYTES], chain_id=self.genesis.chain_id)

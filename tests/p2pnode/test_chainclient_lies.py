@@ -1,0 +1,109 @@
+"""A client among members of whom some lie: it goes on with the others, in bounded time and memory."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from economics import cbor
+from economics.crypto import OwnerId
+from economics.errors import Reason
+from economics.transactions import Transfer
+from p2pnode import chainclient as chainclient_module
+from p2pnode.chainclient import ChainClient
+from p2pnode.errors import NetworkError, TooSlow
+from p2pnode.executor import Executor
+from p2pnode.network.frames import Incoming
+from tests.p2pnode.chainnet import ChainNet, Handler, liar, serve, silent
+from tests.p2pnode.finalchain import GENESIS, extend, open_executor, sign
+from tests.small import OTHER_OWNER, OWNER
+
+SENDER = OwnerId(OWNER.public)
+PAY = Transfer(OwnerId(OTHER_OWNER.public), 3)
+Said = tuple[dict[str, cbor.Value], bytes]
+
+
+@asynccontextmanager
+async def asking(path: Path, handlers: Sequence[Handler | None]) -> AsyncIterator[tuple[ChainClient, ChainNet]]:
+    """Run a client that asks these members in their order."""
+    async with trio.open_nursery() as nursery:
+        net = ChainNet(handlers, nursery)
+        client = ChainClient(members=net.members(), cache=path / "trusted", clock_ms=lambda: GENESIS.time_ms + 1_000)
+        client._order = list(range(4))
+        yield client, net
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def executor(tmp_path: Path) -> Executor:
+    executor = open_executor(tmp_path / "node")
+    await extend(executor, sign(executor.ledger, OWNER, PAY))
+    await extend(executor)
+    return executor
+
+
+async def test_a_value_is_taken_from_the_first_member_that_proves_it(executor: Executor, tmp_path: Path) -> None:
+    honest = serve(executor)
+
+    def forged(message: Incoming, payload: bytes) -> Said:
+        if message.header["op"] != "state":
+            return {}, b""
+        return {}, b"".join(honest._state(payload)[1]).replace(SENDER, bytes(32))
+
+    async with asking(tmp_path, [None, liar(forged), honest.handle]) as (client, net):
+        assert await client.account(SENDER) == executor.ledger.account(SENDER)
+        assert net.asked[-1] == 2
+
+
+async def test_a_member_that_falls_silent_is_passed_over(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chainclient_module, "ANSWER_S", 1.0)
+    async with asking(tmp_path, [silent, serve(executor).handle]) as (client, _):
+        assert (await client.head()).height == 2
+
+
+@pytest.mark.parametrize("lie", [0, 5, 1 << 61])
+async def test_one_liar_does_not_choose_the_nonce(lie: int, executor: Executor, tmp_path: Path) -> None:
+    honest = serve(executor).handle
+    async with asking(tmp_path, [liar(lambda _, __: ({"nonce": lie}, b"")), honest, honest]) as (client, _):
+        assert await client._next_nonce(SENDER) == 1
+
+
+async def test_what_a_liar_says_of_an_outcome_is_passed_over(executor: Executor, tmp_path: Path) -> None:
+    signed = sign(executor.ledger, OWNER, PAY)
+    await extend(executor, signed)
+    other = sign(executor.ledger, OTHER_OWNER, PAY)
+    told: dict[str, cbor.Value] = {"code": "ok", "fee_frost": 1, "height": 9, "index": 0}
+    lies: list[Said] = [(told, b"junk"), (told, other.raw), ({**told, "code": 5}, signed.raw), ({}, signed.raw)]
+    for lie in lies:
+        async with asking(tmp_path, [liar(lambda _, __, lie=lie: lie), serve(executor).handle]) as (client, _):  # type: ignore[misc]
+            outcome = await client.wait(signed.hash, deadline_s=20)
+            assert (outcome.code, outcome.height) == ("ok", 3)
+
+
+async def test_members_that_answer_at_once_are_not_asked_without_a_pause(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    asked = 0
+
+    def unknown(message: Incoming, payload: bytes) -> Said:
+        nonlocal asked
+        asked += 1
+        return {"detail": "", "error": str(Reason.NOT_FOUND), "ok": False, "retry": True}, b""
+
+    async with asking(tmp_path, [liar(unknown)] * 4) as (client, _):
+        with pytest.raises(TooSlow):
+            await client.wait(GENESIS.chain_id, deadline_s=10)
+    assert asked <= 4 * (10 / chainclient_module.PAUSE_S + 2)
+
+
+async def test_a_list_that_never_ends_is_a_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chainclient_module, "OWNED_MAX", 100)
+    endless = liar(lambda _, __: ({"more": True}, bytes(32)))
+    async with asking(tmp_path, [endless]) as (client, _):
+        with pytest.raises(NetworkError):
+            await client.owned(SENDER)

@@ -1,0 +1,163 @@
+"""Final blocks are executed whole or not at all, alike everywhere, and once: over restarts and whoever brings them."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from economics.crypto import Digest, OwnerId
+from economics.errors import Reason, Rejected
+from economics.light import Boundary
+from economics.transactions import Transfer
+from p2pnode.errors import SpaceError
+from p2pnode.executor import TREES_KEPT, Diverged, Executor
+from tests.p2pnode.finalchain import Maker, end_epoch, extend, finalize, open_executor, sign
+from tests.small import OTHER_OWNER, OWNER
+
+TO = OwnerId(OTHER_OWNER.public)
+
+
+def shown(executor: Executor) -> tuple[object, ...]:
+    return (
+        executor.height,
+        executor.head,
+        executor.root_header,
+        executor.finality,
+        executor.ledger.root,
+        executor.ledger.epoch,
+    )
+
+
+@pytest.fixture
+def executor(tmp_path: Path) -> Executor:
+    return open_executor(tmp_path)
+
+
+async def grow(executor: Executor, blocks: int) -> None:
+    for _ in range(blocks):
+        await extend(executor, sign(executor.ledger, OWNER, Transfer(TO, 1)))
+
+
+async def test_a_restart_finds_everything_as_it_was(executor: Executor, tmp_path: Path) -> None:
+    assert executor.finality is None
+    for blocks in (3, 2):
+        await grow(executor, blocks)
+        await end_epoch(executor)
+        before = shown(executor)
+        executor.store.close()
+        executor = open_executor(tmp_path)
+        assert shown(executor) == before
+    await grow(executor, 1)
+    assert executor.height == 8
+
+
+async def test_readers_see_the_state_before_or_after_and_are_woken(executor: Executor) -> None:
+    """The ledger that a reader holds does not change under it."""
+    before = executor.ledger
+    root = before.root
+    maker = Maker(executor)
+    for nonce in range(3):
+        maker.make(sign(executor.ledger, OWNER, Transfer(TO, 1), nonce=nonce))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(executor.wait_beyond, 2)
+        await maker.apply()
+    assert before.root == root
+    assert (executor.height, executor.ledger.height) == (3, 3)
+    assert executor.ledger.account(OwnerId(OWNER.public)).nonce == 3
+
+
+async def test_blocks_that_come_twice_are_executed_once(executor: Executor) -> None:
+    maker = Maker(executor)
+    made = [maker.make(sign(executor.ledger, OWNER, Transfer(TO, 1))), maker.make()]
+    finality = finalize(made[-1].block.header)
+    receipts: list[object] = []
+
+    async def apply() -> None:
+        receipts.append(await executor.apply(made, finality))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(apply)
+        nursery.start_soon(apply)
+    assert sorted(len(found) for found in receipts) == [0, 1]  # type: ignore[arg-type]
+    assert executor.height == 2
+
+
+async def test_a_final_header_with_another_root_stops_the_node_and_changes_nothing(
+    executor: Executor, tmp_path: Path
+) -> None:
+    before = shown(executor)
+    maker = Maker(executor)
+    maker.make()
+    maker.make(state_root=Digest(b"x" * 32))
+    with pytest.raises(Diverged):
+        await maker.apply()
+    assert shown(executor) == before
+    executor.store.close()
+    assert shown(open_executor(tmp_path)) == before
+
+
+async def test_being_stopped_leaves_no_block_half_applied(executor: Executor, tmp_path: Path) -> None:
+    maker = Maker(executor)
+    maker.make(sign(executor.ledger, OWNER, Transfer(TO, 1)))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.checkpoint()
+        await executor.apply(maker.made, finalize(maker.made[-1].block.header))
+    in_memory = shown(executor)
+    executor.store.close()
+    assert shown(open_executor(tmp_path)) == in_memory
+
+
+async def test_a_full_disk_changes_nothing(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = shown(executor)
+
+    def full(*_: object, **__: object) -> None:
+        raise SpaceError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(executor.store, "append", full)
+        with pytest.raises(SpaceError):
+            await extend(executor)
+    assert shown(executor) == before
+    await extend(executor)
+
+
+async def test_a_snapshot_is_taken_only_if_it_is_the_state_that_was_signed_for(
+    executor: Executor, tmp_path: Path
+) -> None:
+    full = open_executor(tmp_path / "full")
+    await grow(full, 2)
+    await end_epoch(full)
+    assert full.finality is not None
+    trail = [Boundary(full.head, full.finality)]
+    values = [value for _, value in full.ledger.tree.items()]
+    before = shown(executor)
+    for bad in (values[:-1], [*values[:-1], b"junk"], [*values, values[0]], []):
+        with pytest.raises(Rejected):
+            await executor.install(trail, bad, root=full.ledger.root)
+        assert shown(executor) == before
+    with pytest.raises(Rejected) as verdict:
+        await executor.install(trail, values, root=Digest(b"x" * 32))
+    assert verdict.value.reason is Reason.HASH_MISMATCH
+    await executor.install(trail, values, root=full.ledger.root)
+    assert shown(executor) == shown(full)
+    executor.store.close()
+    assert shown(open_executor(tmp_path)) == shown(full)
+
+
+async def test_roots_and_trees_of_the_last_heights_are_kept(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = [executor.ledger.root]
+    maker = Maker(executor)
+    for _ in range(TREES_KEPT + 2):
+        maker.make()
+    await maker.apply()
+    await grow(executor, 1)
+    roots.append(executor.ledger.root)
+    assert executor.root(0) == roots[0]
+    assert executor.tree(1) is None
+    assert executor.root(1) == roots[0]
+    monkeypatch.setattr(executor.store, "root", None)  # the last ones are told without it
+    assert executor.root(executor.height) == roots[1]
