@@ -55,6 +55,8 @@ class Watch:
     byzantine: frozenset[int]
     overhear: Callable[[int, Message], None]
     """Tells the adversary."""
+    restart: Callable[[Shell], None]
+    """Sees to a member that went down."""
     statements: dict[Slot, Statements] = field(default_factory=dict)
     headers: dict[Digest, BlockHeader] = field(default_factory=dict)
     chain: dict[int, BlockHeader] = field(default_factory=dict)
@@ -228,7 +230,7 @@ class Watch:
         self.evidence.append(guilty)
 
     def went_down(self, shell: Shell) -> None:
-        del shell
+        self.restart(shell)
 
 
 def _accused(exhibit: object) -> int:

@@ -52,7 +52,8 @@ from tests.simulation.world import World
 JUDGE_MS_MAX = 30_000
 PULL_MS = 250
 SETTLE_MS = 500
-STUCK_MS = 5_000
+STUCK_TIMEOUTS = 3
+"""So many leader timeouts without a new final block, and others are asked."""
 BLOCKS_MAX = 16
 """Of one answer to a member that was away."""
 
@@ -169,7 +170,7 @@ class Shell:
         for row in self.disk.chain:
             self._execute(row.block, row.transactions)
         self._renew(is_new_life=True)
-        self._later(STUCK_MS, self._watch_progress)
+        self._later(STUCK_TIMEOUTS * self.genesis.parameters.timeout_ms, self._watch_progress)
 
     def boot(self) -> None:
         """Start, unless the power fails again meanwhile."""
@@ -296,7 +297,7 @@ class Shell:
         if self._stuck_at == self.head.height:
             self.behind(None)
         self._stuck_at = self.head.height
-        self._later(STUCK_MS, self._watch_progress)
+        self._later(STUCK_TIMEOUTS * self.genesis.parameters.timeout_ms, self._watch_progress)
 
     # --- the engine ------------------------------------------------------------------------------------------------
 
@@ -305,13 +306,17 @@ class Shell:
         try:
             effects = self.engine.handle(self.clock_ms(), item)
         except Rejected as fault:
-            self.refused[fault.reason] = self.refused.get(fault.reason, 0) + 1
+            self.refuse(fault)
             if isinstance(item, Heard) and self._speaks_of_later(item.message, fault.reason):
                 self.behind(item.sender)
             return
         if effects:
             self._perform(effects)
         self._settle()
+
+    def refuse(self, fault: Rejected) -> None:
+        """Count what broke a rule."""
+        self.refused[fault.reason] = self.refused.get(fault.reason, 0) + 1
 
     def _speaks_of_later(self, message: Message, reason: Reason) -> bool:
         if reason not in (Reason.WRONG_EPOCH, Reason.TOO_FAR_AHEAD):
@@ -329,10 +334,11 @@ class Shell:
     def _settle(self) -> None:
         """Set the timer, and say anew from when on a block is wanted, where the engine's answer has changed."""
         engine = self.engine
-        key = (engine.tip, len(self.mempool), self.head.height)
+        tip = self._tip()
+        key = (tip, len(self.mempool), self.head.height)
         if key != self._due_key:
             self._due_key = key
-            due = self._find_due_ms(engine.tip)
+            due = self._find_due_ms(tip)
             if due != self._due_ms:
                 self._due_ms = due
                 self._perform(engine.handle(self.clock_ms(), Due(due)))
@@ -342,6 +348,12 @@ class Shell:
         if deadline is not None and (self._timer_ms is None or deadline < self._timer_ms):
             self._timer_ms = deadline
             self._later(max(0, deadline - self.clock_ms()), self._wake, deadline)
+
+    def _tip(self) -> BlockHeader:
+        """Return what the next block probably builds on."""
+        highest = self.engine.highest_certificate
+        kept = None if highest is None else self.candidates.get(highest.block_hash)
+        return self.engine.final_header if kept is None else kept.proposal.block.header
 
     def _wake(self, planned_ms: int) -> None:
         if self._timer_ms != planned_ms:
@@ -612,7 +624,7 @@ class Shell:
         try:
             self._verify_blocks(rows, answer.finality)
         except Rejected as fault:
-            self.refused[fault.reason] = self.refused.get(fault.reason, 0) + 1
+            self.refuse(fault)
             return
         self.world.note("caught up", self.index, rows[-1][0].header.height)
         self.observer.finalized(self, [block for block, _ in rows], answer.finality)

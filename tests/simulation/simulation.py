@@ -8,6 +8,7 @@ from economics.block import BlockHeader, Proposal, genesis_header, leader_of
 from economics.committee import Member
 from economics.consensus import Ask, Engine, Guilty, Message
 from economics.crypto import NodeId, OwnerId
+from economics.errors import Rejected
 from economics.genesis import Genesis, GenesisAccount
 from economics.ledger import Ledger
 from economics.transactions import Evidence, Operation, SignedTransaction, Transaction, Transfer, build, least_fee
@@ -102,8 +103,7 @@ class Simulation:
         self._roots[0] = origin[1]
         verify = make_verify(is_real=scenario.is_real)
         self.network = Network(self.world, self._deliver, scenario.weather, slow_ms=dict(scenario.slow_ms))
-        self.watch = Watch(self.genesis, origin[1], verify, scenario.byzantine, self._overhear)
-        self.watch.went_down = self._went_down
+        self.watch = Watch(self.genesis, origin[1], verify, scenario.byzantine, self._overhear, self._went_down)
         self.shells = {
             index: Shell(
                 Identity(index, signer.sign, verify, (scenario.skews_ms or (0,) * len(signers))[index]),
@@ -150,7 +150,11 @@ class Simulation:
                 self.adversary.receive(sender, receiver, payload)
             return
         if self.scenario.is_real:
-            payload = self._recode(payload)
+            try:
+                payload = self._recode(payload)
+            except Rejected as fault:
+                shell.refuse(fault)
+                return
         shell.receive(sender, payload)
 
     def _recode(self, payload: object) -> object:
