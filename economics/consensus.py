@@ -517,7 +517,9 @@ class Engine:
         else:
             fresh = self._branches.add_certificate(certificate)
             if not fresh:
-                self._count_signers(certificate)
+                held = self._branches.certificate(certificate.kind, certificate.view)
+                if held is not None and held.block_hash != certificate.block_hash:
+                    self._count_signers(certificate)  # two of them convict; a known one was not verified again
                 return
             if certificate.kind is Kind.NOTARIZE:
                 self._open[certificate.view] = certificate.block_hash

@@ -561,14 +561,26 @@ class Shell:
     # --- what is final ---------------------------------------------------------------------------------------------
 
     def _finish(self, effect: Finalized) -> None:
+        """Execute final blocks, having asked everybody for bodies that are not here: others may not know them final."""
+        rows: list[tuple[Block, tuple[SignedTransaction, ...]]] = []
+        missing: list[Digest] = []
+        for block in effect.blocks:
+            kept = self.candidates.get(block.hash)
+            if kept is not None:
+                rows.append((block, kept.transactions))
+                continue
+            found = {tx_hash: self._body(tx_hash) for tx_hash in block.transactions}
+            missing += [tx_hash for tx_hash, body in found.items() if body is None]
+            rows.append((block, tuple(body for body in found.values() if body is not None)))
         if effect.blocks[-1].header.height <= self.head.height:
             return
-        kept = [self.candidates.get(block.hash) for block in effect.blocks]
-        rows = [(item.proposal.block, item.transactions) for item in kept if item is not None]
-        if len(rows) < len(kept) or rows[0][0].header.height > self.head.height + 1:
-            self.behind(None)
-            return
-        if self._apply(rows, effect.finality):
+        if missing:
+            for other in self._others:
+                self.network.send(self.index, other, WantTransactions(tuple(missing)))
+            self._later(PULL_MS, self._finish, effect)
+        elif rows[0][0].header.height > self.head.height + 1:
+            self._later(PULL_MS, self._finish, effect)
+        elif self._apply(rows, effect.finality):
             self._renew()
 
     def _apply(self, rows: Sequence[tuple[Block, tuple[SignedTransaction, ...]]], finality: Finality) -> bool:
@@ -628,9 +640,11 @@ class Shell:
             return
         self.world.note("caught up", self.index, rows[-1][0].header.height)
         self.observer.finalized(self, [block for block, _ in rows], answer.finality)
-        self._apply(rows, answer.finality)
-        self._renew()
-        self.behind(None)
+        epoch_ended = self._apply(rows, answer.finality)
+        if epoch_ended or self.head.height > self.engine.final_height:
+            self._renew()
+        if epoch_ended or len(answer.rows) >= BLOCKS_MAX:
+            self.behind(None)
 
     def _verify_blocks(
         self, rows: Sequence[tuple[Block, tuple[SignedTransaction, ...]]], finality: Finality
