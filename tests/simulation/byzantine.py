@@ -21,6 +21,8 @@ from tests.simulation.shell import Blocks, Payload, Shell, Transactions, WantBlo
 from tests.simulation.world import World
 
 ARCHIVE_MAX = 400
+OTHER_CHAIN = digest(Level.GENESIS, b"another network")
+"""The chain ID of a network with the same members."""
 Slot = tuple[int, int]
 """(epoch, view)"""
 Statement = tuple[int, int, Kind, Digest]
@@ -377,11 +379,7 @@ class Adversary:
     def _foreign(self, statement: Statement, signer: int) -> Signature:
         """Return what an honest member signed for the same view of another network."""
         epoch, view, kind, block_hash = statement
-        return self.foreign(signer, vote_bytes(Vote(kind, epoch, view, block_hash, signer), self.other_chain))
-
-    @property
-    def other_chain(self) -> Digest:
-        return digest(Level.GENESIS, b"another network")
+        return self.foreign(signer, vote_bytes(Vote(kind, epoch, view, block_hash, signer), OTHER_CHAIN))
 
     def _impersonate(self, statement: Statement) -> None:
         """Vote in the name of others: with own signatures, made-up ones, or those of another network."""

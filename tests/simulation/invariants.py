@@ -5,11 +5,10 @@ sides: what a quorum could then prove is held against the rules, whether or not 
 contradictory quorums are possible even so is what n > 3f gives, and it finds a fault long before a fork.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from economics.block import Block, BlockHeader, Finality
-from economics.committee import Committee
 from economics.consensus import Ask, Guilty, Message
 from economics.crypto import Digest
 from economics.errors import Rejected
@@ -69,22 +68,24 @@ class Watch:
     nullified: int = 0
     _seen: set[tuple[int, SignedVote]] = field(default_factory=set)
     _valid: set[VoteCertificate] = field(default_factory=set)
+    _shards: tuple[int, ...] = ()
+    _quorum: int = 0
     _spare: int = 0
-    _committees: dict[int, Committee] = field(default_factory=dict)
+    """The shards of the Byzantine members."""
 
     def __post_init__(self) -> None:
         self.chain[0] = self.headers[self.root.hash] = self.root
-        self._spare = self.genesis.committee.weight(self.byzantine)
+        self._shards = tuple(member.shards for member in self.genesis.members)
+        total = sum(self._shards)
+        self._quorum = total - (total - 1) // 3
+        self._spare = self._weight(self.byzantine)
 
-    def committee(self, epoch: int) -> Committee:
-        if epoch not in self._committees:
-            self._committees[epoch] = Committee(epoch, self.genesis.members)
-        return self._committees[epoch]
+    def _weight(self, members: Iterable[int]) -> int:
+        return sum(self._shards[index] for index in members)
 
     def is_possible(self, honest: set[int]) -> bool:
         """Return whether these and the Byzantine members are a quorum."""
-        committee = self.committee(0)
-        return bool(honest) and committee.weight(honest) + self._spare >= committee.quorum
+        return bool(honest) and self._weight(honest) + self._spare >= self._quorum
 
     # --- the wire ----------------------------------------------------------------------------------------------------
 
@@ -95,7 +96,7 @@ class Watch:
                     self._seen.add((shell.index, message))
                     self._own_vote(shell, message)
             case VoteCertificate():
-                self.held(message)
+                self.held(shell, message)
             case Ask() | SignedVote():
                 pass
             case _:
@@ -145,22 +146,22 @@ class Watch:
 
     # --- certificates ------------------------------------------------------------------------------------------------
 
-    def held(self, certificate: VoteCertificate) -> None:
+    def held(self, shell: Shell, certificate: VoteCertificate) -> None:
         """S6, for what an honest member keeps or passes on."""
+        if certificate.epoch != shell.ledger.epoch:
+            raise Violation("S6", f"member {shell.index} takes a certificate of epoch {certificate.epoch} for its own")
         if certificate in self._valid:
             return
-        committee = self.committee(certificate.epoch)
         indices = [index for index, _ in certificate.signatures]
-        if indices != sorted(set(indices)) or (indices and indices[-1] >= len(committee.members)):
+        if indices != sorted(set(indices)) or not indices or indices[-1] >= len(self._shards):
             raise Violation("S6", "the signers of a certificate are not distinct members in order")
-        weight = sum(committee.members[index].shards for index in indices)
-        lightest = min((committee.members[index].shards for index in indices), default=0)
-        if not committee.quorum <= weight < committee.quorum + lightest:
-            raise Violation("S6", f"a certificate of view {certificate.view} weighs {weight} of {committee.quorum}")
+        weight, lightest = self._weight(indices), min(self._shards[index] for index in indices)
+        if not self._quorum <= weight < self._quorum + lightest:
+            raise Violation("S6", f"a certificate of view {certificate.view} weighs {weight} of {self._quorum}")
         for index, signature in certificate.signatures:
             vote = Vote(certificate.kind, certificate.epoch, certificate.view, certificate.block_hash, index)
             try:
-                self.verify(committee.members[index].node, vote_bytes(vote, self.genesis.chain_id), signature)
+                self.verify(self.genesis.members[index].node, vote_bytes(vote, self.genesis.chain_id), signature)
             except Rejected as fault:
                 raise Violation("S6", f"member {index} did not sign what a certificate says") from fault
         self._valid.add(certificate)
@@ -184,7 +185,7 @@ class Watch:
         proof = finality.certificate
         if (proof.kind, proof.epoch, proof.view, proof.block_hash) != (Kind.FINALIZE, last.epoch, last.view, last.hash):
             raise Violation("S6", f"the finality of height {blocks[-1].header.height} is of another block")
-        self.held(proof)
+        self.held(shell, proof)
 
     def _extend(self, header: BlockHeader) -> None:
         """S5: what is final follows from what is final, and every skipped view can be nullified, none finalized."""

@@ -3,6 +3,7 @@
 What it needs of its surroundings (wires, clock, watchers) is a `World`, a `Network` and an `Observer`.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -93,7 +94,7 @@ class Observer(Protocol):
 
     def sent(self, shell: "Shell", message: Message) -> None: ...
 
-    def held(self, certificate: VoteCertificate) -> None: ...
+    def held(self, shell: "Shell", certificate: VoteCertificate) -> None: ...
 
     def finalized(self, shell: "Shell", blocks: Sequence[Block], finality: Finality) -> None: ...
 
@@ -163,6 +164,8 @@ class Shell:
         """Blocks above the head that are judged good or came from the log, with their bodies."""
         self._judging: dict[Digest, Judge] = {}
         self._building: Build | None = None
+        self._final: deque[Finalized] = deque()
+        """What the engine has handed on and is not executed yet, oldest first."""
         self._due_ms: int | None = None
         self._due_key: object = None
         self._timer_ms: int | None = None
@@ -222,6 +225,7 @@ class Shell:
         self._due_ms = None
         self._building = None
         self._judging.clear()
+        self._final.clear()
         if is_new_life:
             for other in self._others:
                 self.network.send(self.index, other, Ask(self.ledger.epoch, self.engine.view))
@@ -389,7 +393,9 @@ class Shell:
                     self._later(JUDGE_MS_MAX, self._end_judging, effect)
                 case Finalized(finality=finality, blocks=blocks):
                     self.observer.finalized(self, blocks, finality)
-                    self._later(self.world.random.randrange(8), self._finish, effect)
+                    self._final.append(effect)
+                    if len(self._final) == 1:
+                        self._later(self.world.random.randrange(8), self._execute_final)
                 case Missing():
                     self.behind(None)
                 case Guilty():
@@ -405,7 +411,7 @@ class Shell:
                 case Persist(record):
                     disk.write(record)
                     if isinstance(record, VoteCertificate):
-                        self.observer.held(record)
+                        self.observer.held(self, record)
                     else:
                         binds = True
                 case Keep(proposal):
@@ -560,28 +566,37 @@ class Shell:
 
     # --- what is final ---------------------------------------------------------------------------------------------
 
-    def _finish(self, effect: Finalized) -> None:
-        """Execute final blocks, having asked everybody for bodies that are not here: others may not know them final."""
+    def _execute_final(self) -> None:
+        """Execute what is final, in order, having asked everybody for bodies that are not here.
+
+        Everybody, for nobody else may know that these blocks are final, and all who voted for them hold their bodies.
+        """
+        while self._final:
+            effect = self._final[0]
+            if effect.blocks[-1].header.height > self.head.height:
+                rows, missing = self._collect(effect.blocks)
+                if missing:
+                    for other in self._others:
+                        self.network.send(self.index, other, WantTransactions(missing))
+                    self._later(PULL_MS, self._execute_final)
+                    return
+                if self._apply(rows, effect.finality):
+                    self._renew()
+                    return
+            self._final.popleft()
+
+    def _collect(
+        self, blocks: Sequence[Block]
+    ) -> tuple[list[tuple[Block, tuple[SignedTransaction, ...]]], tuple[Digest, ...]]:
+        """Return blocks with their bodies, and the hashes of bodies that are not here."""
         rows: list[tuple[Block, tuple[SignedTransaction, ...]]] = []
         missing: list[Digest] = []
-        for block in effect.blocks:
+        for block in blocks:
             kept = self.candidates.get(block.hash)
-            if kept is not None:
-                rows.append((block, kept.transactions))
-                continue
-            found = {tx_hash: self._body(tx_hash) for tx_hash in block.transactions}
-            missing += [tx_hash for tx_hash, body in found.items() if body is None]
-            rows.append((block, tuple(body for body in found.values() if body is not None)))
-        if effect.blocks[-1].header.height <= self.head.height:
-            return
-        if missing:
-            for other in self._others:
-                self.network.send(self.index, other, WantTransactions(tuple(missing)))
-            self._later(PULL_MS, self._finish, effect)
-        elif rows[0][0].header.height > self.head.height + 1:
-            self._later(PULL_MS, self._finish, effect)
-        elif self._apply(rows, effect.finality):
-            self._renew()
+            bodies = [self._body(tx_hash) for tx_hash in block.transactions] if kept is None else list(kept.transactions)
+            missing += [tx_hash for tx_hash, body in zip(block.transactions, bodies, strict=True) if body is None]
+            rows.append((block, tuple(body for body in bodies if body is not None)))
+        return rows, tuple(missing)
 
     def _apply(self, rows: Sequence[tuple[Block, tuple[SignedTransaction, ...]]], finality: Finality) -> bool:
         """Execute and store final blocks above the head in one step; return whether an epoch ended."""

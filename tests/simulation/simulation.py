@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from economics.block import BlockHeader, Proposal, genesis_header, leader_of
-from economics.committee import Member
+from economics.committee import Committee, Member
 from economics.consensus import Ask, Engine, Guilty, Message
 from economics.crypto import NodeId, OwnerId
 from economics.errors import Rejected
@@ -186,7 +186,7 @@ class Simulation:
             return
         root = next((shell.root_header for shell in self.up() if shell.ledger.epoch == slot[0]), None)
         if root is not None:
-            leader = leader_of(slot[1], root_hash=root.hash, committee=self.watch.committee(slot[0]))
+            leader = leader_of(slot[1], root_hash=root.hash, committee=Committee(slot[0], self.genesis.members))
             self.result.honest_leaders += leader in self.shells
 
     def up(self) -> list[Shell]:
