@@ -5,7 +5,7 @@ has as many as it likes. It equivocates as a leader and as a voter, skips views 
 and certificates between halves, replays what it heard, old epochs included, and lies about heights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from economics.block import Block, BlockHeader, Finality, Proposal, leader_of, transactions_root
@@ -154,6 +154,14 @@ class Adversary:
             self._committees[epoch] = Committee(epoch, self.genesis.members)
         return self._committees[epoch]
 
+    def _weight(self, members: Iterable[int]) -> int:
+        return sum(self.genesis.members[index].shards for index in members)
+
+    @property
+    def _quorum(self) -> int:
+        total = self._weight(range(len(self.genesis.members)))
+        return total - (total - 1) // 3
+
     def _sign(self, statement: Statement, signer: int) -> SignedVote:
         epoch, view, kind, block_hash = statement
         vote = Vote(kind, epoch, view, block_hash, signer)
@@ -168,11 +176,12 @@ class Adversary:
 
     def _combine(self, statement: Statement, tally: dict[int, Signature], vote: Vote) -> None:
         committee = self._committee(vote.epoch)
-        if committee.weight([*tally, *self.signers]) < committee.quorum:
+        if self._weight({*tally, *self.signers}) < self._quorum:
             return
         own = {signer: self._sign(statement, signer).signature for signer in self.signers}
         certificate = VoteCertificate.build(vote, committee=committee, signatures={**own, **tally})
-        assert certificate is not None
+        if certificate is None:
+            return
         self._certificates[statement] = certificate
         if self._chance(self.style.spread):
             self._soon(self._spread, certificate)
@@ -357,22 +366,23 @@ class Adversary:
         votes.update(own)
         items = sorted(votes.items())
         roll = self.world.random.randrange(4)
-        if roll == 0 and not committee.weight(votes) >= committee.quorum:
+        if roll == 0 and self._weight(votes) < self._quorum:
             items = sorted([*items, *items, *items])[: len(committee.members)]
         elif roll == 1:
             rest = [index for index in range(len(committee.members)) if index not in votes]
             items = sorted([*items, *((index, Signature(bytes(64))) for index in rest)])
-            items = items[: self._enough(items, committee)]
+            items = items[: self._enough(items)]
         elif roll == 2:
             items = [(index, self._foreign(statement, index)) for index in range(len(committee.members))]
-            items = items[: self._enough(items, committee)]
+            items = items[: self._enough(items)]
         return VoteCertificate(kind, epoch, view, block_hash, tuple(items))
 
-    def _enough(self, items: Sequence[tuple[int, Signature]], committee: Committee) -> int:
+    def _enough(self, items: Sequence[tuple[int, Signature]]) -> int:
+        """Return how many of these, from the first on, weigh as much as a quorum."""
         weight = 0
         for count, (index, _) in enumerate(items, start=1):
-            weight += committee.members[index].shards
-            if weight >= committee.quorum:
+            weight += self.genesis.members[index].shards
+            if weight >= self._quorum:
                 return count
         return len(items)
 

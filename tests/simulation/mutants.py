@@ -15,10 +15,10 @@ from economics.ballot import Ballot
 from economics.block import BlockHeader, Finality
 from economics.branches import Branches, Lack
 from economics.committee import Committee
-from economics.consensus import Broadcast, Effect, Engine, Persist, Send
+from economics.consensus import Broadcast, Effect, Engine, Persist, Send, _Verdict
 from economics.crypto import Digest
 from economics.errors import Rejected
-from economics.votes import Kind, SignedVote, Verify, Vote, VoteCertificate
+from economics.votes import ZERO_HASH, Kind, SignedVote, Verify, Vote, VoteCertificate
 from tests.simulation.byzantine import OTHER_CHAIN
 from tests.simulation.disk import Disk, FinalBlock, Kept
 from tests.simulation.shell import Shell
@@ -29,11 +29,10 @@ Patch = tuple[Any, str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One fault; `seeds` is how many may pass before it is found."""
+    """One fault, made of replacements in the code under test or in the shell around it."""
 
     name: str
     patches: tuple[Patch, ...]
-    seeds: int = 200
     is_harmless: bool = False
     """No rule protects against it, as it breaks none."""
 
@@ -43,6 +42,10 @@ class Mutant:
             for owner, name, value in self.patches:
                 stack.enter_context(patch.object(owner, name, value))
             yield
+
+
+def _nothing(*_: object, **__: object) -> None:
+    return None
 
 
 # --- votes -----------------------------------------------------------------------------------------------------------
@@ -63,11 +66,18 @@ def _cast_but_notarize(self: Ballot, kind: Kind, view: int) -> SignedVote | None
     return None if kind is Kind.NOTARIZE else _cast(self, kind, view)
 
 
-def _forget_on_restart(*kinds: Kind) -> Callable[[Shell], list[Any]]:
-    def restored(self: Shell) -> list[Any]:
-        return [item for item in _restored(self) if not (isinstance(item, SignedVote) and item.vote.kind in kinds)]
+def _forget_on_restart(*kinds: Kind, certificates: bool = False) -> tuple[Patch, ...]:
+    """Lose votes of these kinds from the log, and the guard that tells such a loss from others' messages."""
 
-    return restored
+    def is_lost(item: object) -> bool:
+        if isinstance(item, VoteCertificate):
+            return certificates
+        return isinstance(item, SignedVote) and item.vote.kind in kinds
+
+    def restored(self: Shell) -> list[Any]:
+        return [item for item in _restored(self) if not is_lost(item)]
+
+    return (Shell, "_restored", restored), (Engine, "_meet_foreign_vote", _nothing)
 
 
 _vote_notarize = Engine._vote_notarize
@@ -75,12 +85,35 @@ _vote_notarize = Engine._vote_notarize
 
 def _vote_outside_the_view(self: Engine) -> None:
     """Notarize also what came too late for its view."""
-    view = self.view
-    for late in range(max(1, view - 2), view):
-        self.view = late
-        _vote_notarize(self)
-    self.view = view
     _vote_notarize(self)
+    for view in range(max(1, self.view - 3), self.view):
+        for proposal in self._branches.proposals_of(view):
+            if self._judge(proposal) is _Verdict.GOOD and self._can_act(view):
+                self._keep(proposal)
+                self._cast(Kind.NOTARIZE, view, proposal.block.hash)
+
+
+_restore, _vote_nullify = Engine._restore, Engine._vote_nullify
+
+
+def _restore_uncounted(self: Engine) -> None:
+    """Know the own votes of the log, but do not count them."""
+    with patch.object(Engine, "_take_vote", _nothing):
+        _restore(self)
+
+
+def _nullify_the_last_view_too(self: Engine) -> None:
+    """Give up the view before with this one: legal but for what was finalized there."""
+    before = self._ballot.cast(Kind.NULLIFY, self.view)
+    _vote_nullify(self)
+    if before is None and self._ballot.cast(Kind.NULLIFY, self.view) is not None:
+        self._cast(Kind.NULLIFY, self.view - 1, ZERO_HASH)
+
+
+def _nullify_once(self: Engine) -> None:
+    self._resend_ms = 1 << 62
+    _vote_nullify(self)
+    self._resend_ms = 1 << 62
 
 
 def _verify_nothing_of_a_vote(self: SignedVote, *, chain_id: Digest, committee: Committee, verify: Verify) -> None:
@@ -211,10 +244,6 @@ def _judge_good(self: Shell, wish: Any) -> None:
             self._answer(wish, ok=True)
 
 
-def _nothing(*_: object, **__: object) -> None:
-    return None
-
-
 def _patches(*patches: Patch) -> tuple[Patch, ...]:
     return patches
 
@@ -228,8 +257,8 @@ MUTANTS = (
         _patches((Ballot, "allows", _allow_also(Kind.NOTARIZE)), (Ballot, "cast", _cast_but_notarize)),
     ),
     Mutant("finalize after nullify", _patches((Ballot, "allows", _allow_also(Kind.FINALIZE)))),
-    Mutant("nullify after finalize", _patches((Ballot, "allows", _allow_also(Kind.NULLIFY)))),
-    Mutant("votes lost on restart", _patches((Shell, "_restored", _forget_on_restart(*Kind)))),
+    Mutant("nullify after finalize", _patches((Ballot, "allows", _allow_also(Kind.NULLIFY)), (Engine, "_vote_nullify", _nullify_the_last_view_too))),
+    Mutant("votes lost on restart", _forget_on_restart(*Kind)),
     Mutant("nullification of skipped views not checked", _patches((Branches, "first_not_nullified", _nothing))),
     Mutant("parent certificate not checked", _patches((Engine, "_verify_proposal", _no_parent_certificate))),
     Mutant("quorum of half the shards", _patches((Committee, "quorum", property(lambda self: self.n // 2)))),
@@ -239,8 +268,8 @@ MUTANTS = (
     Mutant("votes sent before they are synced", _patches((Shell, "_perform", _send_then_log))),
     Mutant("the sync left out", _patches((Disk, "_settle", _no_sync))),
     Mutant("nullify votes not logged", _patches((Shell, "_perform", _perform_without_persist(Kind.NULLIFY)))),
-    Mutant("the lock forgotten: finalize votes lost on restart", _patches((Shell, "_restored", _forget_on_restart(Kind.FINALIZE)))),
-    Mutant("nullify votes lost on restart", _patches((Shell, "_restored", _forget_on_restart(Kind.NULLIFY)))),
+    Mutant("the lock forgotten: finalized and notarized lost on restart", _forget_on_restart(Kind.FINALIZE, certificates=True)),
+    Mutant("nullify votes lost on restart", _forget_on_restart(Kind.NULLIFY)),
     Mutant("final blocks not on disk", _patches((Disk, "append", _append_nothing))),
     Mutant("a vote's signature not checked", _patches((SignedVote, "verify", _verify_nothing_of_a_vote))),
     Mutant("a certificate's signatures not checked", _patches((VoteCertificate, "verify", _unsigned))),
@@ -267,7 +296,7 @@ MUTANTS = (
     Mutant("state root and time of a block not judged", _patches((Shell, "_judge", _judge_good))),
     Mutant("blocks caught up without a finality", _patches((Finality, "verify", _unproven_finality))),
     Mutant("honest members blamed for notarize and nullify", _patches((tally, "CONTRADICTIONS", CONTRADICTIONS))),
-    Mutant("own votes not sent again after a restart", _patches((Engine, "_resend_votes", _nothing))),
+    Mutant("own votes not counted again after a restart", _patches((Engine, "_restore", _restore_uncounted))),
+    Mutant("nothing sent again", _patches((Engine, "_vote_nullify", _nullify_once), (Engine, "_stir", _nothing))),
     Mutant("nothing asked for", _patches((Engine, "_ask", _nothing))),
-    Mutant("no new try after a standstill", _patches((Engine, "_stir", _nothing))),
 )

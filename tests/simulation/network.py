@@ -7,6 +7,8 @@ from tests.simulation.world import World
 
 Deliver = Callable[[int, int, object], None]
 """(sender, receiver, payload)"""
+Route = Callable[[int, int, object], int | None]
+"""Returns by how many ms a payload is late, or None to lose it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,18 @@ class Network:
     """Member -> side of a partition; payloads cross no border."""
     slow_ms: dict[int, int] = field(default_factory=dict)
     """Member -> what its links cost more."""
+    route: Route | None = None
+    """Set by a test that plays the wires itself."""
     sent: int = 0
     lost: int = 0
 
     def send(self, sender: int, receiver: int, payload: object) -> None:
         self.sent += 1
+        if self.route is not None:
+            late_ms = self.route(sender, receiver, payload)
+            if late_ms is not None:
+                self.world.after(late_ms, self.deliver, sender, receiver, payload)
+            return
         weather = self.weather
         percent = self.world.random.random() * 100
         if percent < weather.loss or (self.groups and self.groups.get(sender) != self.groups.get(receiver)):
@@ -64,3 +73,4 @@ class Network:
         self.weather = weather
         self.groups = {}
         self.slow_ms = {}
+        self.route = None

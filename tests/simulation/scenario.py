@@ -58,6 +58,8 @@ class Scenario:
     skews_ms: tuple[int, ...] = ()
     outages: tuple[Outage, ...] = ()
     fuses: tuple[tuple[int, Fuse], ...] = ()
+    all_fall: bool = False
+    """The first power cut of a fuse takes everybody down at once."""
     partitions: tuple[Partition, ...] = ()
     style: Style = Style()  # noqa: RUF009
     tempo_ms: int = 200
@@ -104,6 +106,7 @@ def draw(seed: int, members: int | None = None) -> Scenario:
         skews_ms=tuple(random.randrange(-200, 200) if random.random() < 0.3 else 0 for _ in range(size)),
         outages=_draw_outages(random, size, chaos_ms),
         fuses=_draw_fuses(random, size),
+        all_fall=random.random() < 0.1,
         partitions=_draw_partitions(random, size, chaos_ms),
         style=_draw_style(random),
         tempo_ms=random.choice((timeout_ms // 4, timeout_ms, timeout_ms * 2)),

@@ -83,6 +83,7 @@ class Simulation:
     _roots: dict[int, BlockHeader] = field(default_factory=dict)
     _reported: int = 0
     _calm: bool = False
+    _have_fallen: bool = False
 
     def __post_init__(self) -> None:
         scenario = self.scenario
@@ -197,6 +198,10 @@ class Simulation:
     def _went_down(self, shell: Shell) -> None:
         self.result.crashes += 1
         self.world.after(1 + self.world.random.randrange(2 * self.scenario.down_ms), self.boot, shell)
+        if self.scenario.all_fall and not self._have_fallen:
+            self._have_fallen = True
+            for other in self.up():
+                other.stop()
 
     def boot(self, shell: Shell) -> None:
         """Start a member if it is off; the others open their streams to it anew."""
