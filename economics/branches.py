@@ -3,7 +3,7 @@
 Whatever is taken in here has been verified; what is missing is named, so that somebody can be asked for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from economics.block import BlockHeader, Proposal
@@ -13,7 +13,9 @@ from economics.votes import Kind, VoteCertificate
 PROPOSALS_PER_VIEW_MAX = 2
 """A second one convicts its leader; only a certificate makes room for a third."""
 UNDELIVERED_MAX = 256
-"""Proposals at or below the last final view that are held while one among them is missing."""
+"""Views at or below the last final one whose proposals are held while one among them is missing."""
+DELIVERED_KEPT = 32
+"""Final blocks that are still held for those who ask: who fell behind by a little need not fetch the chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,11 @@ class Lack:
 
     view: int
     block_hash: Digest | None
-    member: int
+    member: int | None = None
+    """Whom to ask first; None: the leader of that view."""
     height: int | None = None
+    from_view: int | None = None
+    """The view that the answer should begin at, if not at this one."""
 
 
 class Branches:
@@ -39,6 +44,8 @@ class Branches:
         self.final: VoteCertificate | None = None
         """The highest finalization."""
         self._headers = {self.root_hash: root}
+        self._recent: list[Digest] = []
+        """The last delivered blocks, ascending."""
         self._proposals: dict[Digest, Proposal] = {}
         self._by_view: dict[int, list[Digest]] = {}
         self._notarizations: dict[int, VoteCertificate] = {}
@@ -63,6 +70,7 @@ class Branches:
         self.final = certificate
         self.delivered, self.delivered_hash, self.delivered_view = header, header.hash, header.view
         self._headers[self.delivered_hash] = header
+        self._recent = [self.delivered_hash]
 
     # Certificates
 
@@ -139,9 +147,9 @@ class Branches:
             if header is not None:
                 return header
             if below not in self._nullifications:
-                return Lack(below, None if notarized is None else notarized.block_hash, -1)
+                return Lack(below, None if notarized is None else notarized.block_hash)
         header = self._headers.get(self.final_hash)
-        return Lack(self.final_view, self.final_hash, -1) if header is None else header
+        return Lack(self.final_view, self.final_hash) if header is None else header
 
     def undelivered(self) -> list[Proposal] | Lack:
         """Return the final blocks that were not handed on yet, ascending, or which one of them is missing (rule 5)."""
@@ -150,34 +158,32 @@ class Branches:
         while cursor != self.delivered_hash and view > self.delivered_view:
             proposal = self._proposals.get(cursor)
             if proposal is None:
-                return Lack(view, cursor, -1, height)
+                return Lack(view, cursor, height=height, from_view=self.delivered_view + 1)
             path.append(proposal)
             header = proposal.block.header
             cursor, view, height = header.parent_hash, header.parent_view, header.height - 1
         assert cursor == self.delivered_hash or not path, "two final chains: more than f shards are faulty"
         return path[::-1]
 
-    def deliver(self, header: BlockHeader) -> None:
-        """Note that the chain up to `header` was handed on."""
-        self.delivered, self.delivered_hash, self.delivered_view = header, header.hash, header.view
-        self._drop(up_to=header.view, keep=self.delivered_hash)
+    def deliver(self, blocks: Sequence[BlockHeader]) -> None:
+        """Note that these blocks were handed on; drop what is below them and was not."""
+        last = blocks[-1]
+        self.delivered, self.delivered_hash, self.delivered_view = last, last.hash, last.view
+        self._recent = [*self._recent, *(header.hash for header in blocks)][-DELIVERED_KEPT:]
+        self._drop(up_to=last.view)
 
     def bound(self) -> None:
-        """Drop the lowest proposals while too many wait for one that is missing: the whole chain is fetched then."""
-        waiting = sorted(view for view in self._by_view if view <= self.final_view)
+        """Drop the lowest proposals while too many wait for one that is missing: then the chain is fetched."""
+        waiting = sorted(view for view in self._by_view if self.delivered_view < view <= self.final_view)
         if len(waiting) > UNDELIVERED_MAX:
-            self._drop(up_to=waiting[-UNDELIVERED_MAX - 1], keep=self.delivered_hash)
+            self._drop(up_to=waiting[-UNDELIVERED_MAX - 1])
 
-    def _drop(self, *, up_to: int, keep: Digest) -> None:
+    def _drop(self, *, up_to: int) -> None:
         for view in [view for view in self._by_view if view <= up_to]:
-            kept = [block_hash for block_hash in self._by_view[view] if block_hash == keep]
+            kept = [block_hash for block_hash in self._by_view[view] if block_hash in self._recent]
             for block_hash in self._by_view[view]:
-                if block_hash != keep:
+                if block_hash not in kept:
                     del self._proposals[block_hash], self._headers[block_hash]
-            if kept:
-                self._by_view[view] = kept
-            else:
+            self._by_view[view] = kept
+            if not kept:
                 del self._by_view[view]
-        for block_hash in [block_hash for block_hash in self._headers if block_hash not in self._proposals]:
-            if block_hash not in (keep, self.root_hash):
-                del self._headers[block_hash]
