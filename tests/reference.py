@@ -171,6 +171,93 @@ def sliver_file(n: int, matrix: list[list[bytes]], hashes: bytes, shard: int) ->
     return head + root + hashes + leaves + primary + secondary
 
 
+# 9. Votes and blocks: as evidence holds them
+
+
+def signed_vote(chain: bytes, kind: int, epoch: int, view: int, block: bytes, index: int, key: SigningKey) -> bytes:
+    """The 115 bytes of a wire."""
+    said = u(8, epoch) + u(8, view) + block + u(2, index)
+    return u(1, kind) + said + key.sign(tag(f"vote{' NXF'[kind]}") + chain + said).signature
+
+
+def signed_header(chain: bytes, epoch: int, view: int, time_ms: int, index: int, key: SigningKey) -> bytes:
+    """A header of height 9 that says nothing else, and its leader's signature: 360 bytes."""
+    head = tag("header") + chain + u(2, 1) + u(8, epoch) + u(8, view) + u(8, 9) + u(8, view - 1) + bytes(32)
+    data = head + u(8, time_ms) + u(2, index) + bytes(32) + u(4, 0) + u(8, 8) + bytes(32 * 4)
+    return data + key.sign(data).signature
+
+
+# 10. Transactions
+
+
+def transaction(
+    chain: bytes, key: SigningKey, nonce: int, fee: int, expiry: int, operation: int, arguments: bytes
+) -> bytes:
+    head = tag("tx") + chain + bytes(key.verify_key) + u(8, nonce) + u(8, fee) + u(8, expiry)
+    data = head + u(1, operation) + arguments
+    return data + key.sign(data).signature
+
+
+def text(value: str) -> bytes:
+    return u(1, len(value.encode())) + value.encode()
+
+
+# 11. State
+
+
+def state_key(kind: int, identity: bytes) -> bytes:
+    return hashed("state-key", u(1, kind) + identity)
+
+
+def account(key: bytes, balance: int, nonce: int) -> bytes:
+    return u(1, 1) + key + u(8, balance) + u(8, nonce)
+
+
+def node(key: bytes, owner: bytes, numbers: tuple[int, int, int, int], addresses: list[str]) -> bytes:
+    """The numbers: stake, capacity, storage price vote, write price vote."""
+    rest = u(1, len(addresses)) + b"".join(map(text, addresses))
+    return u(1, 7) + key + owner + b"".join(u(8, number) for number in numbers) + rest
+
+
+def system(epoch: int, start_ms: int, minted: int, burned: int) -> bytes:
+    return u(1, 9) + u(8, epoch) + u(8, start_ms) + u(8, minted) + u(8, burned)
+
+
+def state_leaf(key: bytes, value: bytes) -> bytes:
+    return hashed("state-leaf", key + hashed("state-value", value))
+
+
+def side(key: bytes, depth: int) -> int:
+    return int.from_bytes(key, "big") >> (255 - depth) & 1
+
+
+def sides(leaves: dict[bytes, bytes], depth: int) -> list[dict[bytes, bytes]]:
+    return [{key: value for key, value in leaves.items() if side(key, depth) == bit} for bit in (0, 1)]
+
+
+def state_root(leaves: dict[bytes, bytes], depth: int = 0) -> bytes:
+    """The root of the subtree at `depth` that has just these leaves."""
+    if not leaves:
+        return bytes(32)
+    if len(leaves) == 1:
+        return state_leaf(*next(iter(leaves.items())))
+    return hashed("state-node", b"".join(state_root(half, depth + 1) for half in sides(leaves, depth)))
+
+
+def state_proof(leaves: dict[bytes, bytes], key: bytes) -> bytes:
+    siblings: list[bytes] = []
+    while len(leaves) > 1:
+        halves = sides(leaves, len(siblings))
+        near = side(key, len(siblings))
+        siblings.append(state_root(halves[1 - near], len(siblings) + 1))
+        leaves = halves[near]
+    head = u(2, len(siblings)) + b"".join(siblings)
+    if not leaves:
+        return head + u(1, 0)
+    if key in leaves:
+        return head + u(1, 1)
+    other, value = next(iter(leaves.items()))
+    return head + u(1, 2) + other + hashed("state-value", value)
 # 9. Votes and blocks
 
 VOTES = {"notarize": (1, "voteN"), "nullify": (2, "voteX"), "finalize": (3, "voteF")}
@@ -270,6 +357,112 @@ def signed_vector() -> dict[str, Any]:
     }
 
 
+def tree_vector(keys: list[bytes], asked: list[bytes]) -> dict[str, Any]:
+    """The value of the i-th key is i bytes of 0x5a."""
+    leaves = {key: b"Z" * index for index, key in enumerate(keys)}
+    return {
+        "keys": [key.hex() for key in keys],
+        "root": state_root(leaves).hex(),
+        "proofs": {key.hex(): state_proof(leaves, key).hex() for key in asked},
+    }
+
+
+def tree_vectors() -> list[dict[str, Any]]:
+    """No key, one, two that differ in the first or in the last bit, 40 spread evenly; asked for keys inside and not."""
+    zero, low, high = bytes(32), bytes(31) + b"\1", b"\x80" + bytes(31)
+    keys = [hashed("state-key", u(1, 1) + u(32, index)) for index in range(45)]
+    cases = [[], [zero], [zero, high], [zero, low]]
+    return [*(tree_vector(case, [zero, low, high]) for case in cases), tree_vector(keys[:40], keys[35:])]
+
+
+def operations() -> dict[str, tuple[int, bytes]]:
+    """Each operation's number and arguments; keys and chain as in `signed_vector`, the nonce is 6."""
+    signed = {name: bytes.fromhex(value) for name, value in signed_vector().items()}
+    owner, member = SigningKey(bytes([0x10]) * 32), SigningKey(bytes([2]) * 32)
+    chain, blob, one, two, to = (bytes([byte]) * 32 for byte in (7, 8, 9, 11, 12))
+    agreed = member.sign(tag("node") + chain + bytes(owner.verify_key) + u(8, 6)).signature
+    offer = u(8, 100) + u(8, 200) + u(8, 300) + u(1, 2) + text("/ip4/127.0.0.1/tcp/1") + text("/dns/\u00e9/tcp/2")
+    votes = [signed_vote(chain, kind, 3, 40, bytes([kind - 2]) * 32, 1, member) for kind in (2, 3)]
+    headers = [signed_header(chain, 3, 40, time_ms, 1, member) for time_ms in (50, 51)]
+    return {
+        "transfer": (1, to + u(8, 2**64 - 1)),
+        "reserve": (2, u(8, 13) + u(8, 14) + u(8, 15)),
+        "split_units": (3, one + u(8, 16)),
+        "split_epochs": (4, one + u(8, 17)),
+        "merge": (5, one + two),
+        "hand_over": (6, one + to),
+        "certify": (7, signed["certificate_of_0_1_3"]),
+        "certify_again": (8, one + blob + u(1, 1)),
+        "extend": (9, blob + one + u(2, 65_535)),
+        "delete": (10, blob + one),
+        "attributes": (11, blob + one + text("text/plain") + text("caf\u00e9")),
+        "register_node": (12, bytes(member.verify_key) + offer + agreed),
+        "evidence_of_votes": (13, u(1, 1) + b"".join(votes)),
+        "evidence_of_headers": (13, u(1, 2) + b"".join(headers)),
+    }
+
+
+def transaction_vector(number: int, arguments: bytes, signatures: int) -> dict[str, Any]:
+    """The sender is the owner of `signed_vector`; the least fee is of 10 FROST a byte and 500 a signature."""
+    raw = transaction(bytes([7]) * 32, SigningKey(bytes([0x10]) * 32), 6, 5, 4, number, arguments)
+    return {
+        "raw": raw.hex(),
+        "hash": hashed("tx", raw).hex(),
+        "least_fee": len(raw) * 10 + signatures * 500,
+        "new_reservation": hashed("reservation", hashed("tx", raw)).hex(),
+    }
+
+
+def state_values() -> dict[str, bytes]:
+    key, member, blob, one = (bytes([byte]) * 32 for byte in (1, 2, 8, 9))
+    return {
+        "account": account(key, 2**63 - 1, 5),
+        "reservation": u(1, 2) + one + key + u(8, 6) + u(8, 7) + u(8, 8),
+        "blob": u(1, 3) + blob + u(8, 9) + u(8, 10) + u(8, 11) + u(2, 2) + u(8, 12) + u(4, 1) + u(8, 13) + u(4, 14),
+        "entry": u(1, 4)
+        + blob
+        + one
+        + key
+        + u(8, 6)
+        + u(8, 8)
+        + u(8, 9)
+        + u(1, 1)
+        + text("text/plain")
+        + text("\u00e9"),
+        "used_statement": u(1, 5) + bytes([10]) * 32 + u(8, 1002),
+        "bucket": u(1, 6) + u(8, 3) + u(8, 4) + u(8, 5),
+        "node": node(member, key, (1, 2, 3, 4), ["/ip4/127.0.0.1/tcp/1", ""]),
+        "offence": u(1, 8) + member + u(8, 3) + u(8, 40) + u(8, 41),
+        "system": system(3, 4, 5, 6),
+    }
+
+
+IDENTITY_BYTES = {1: 32, 2: 32, 3: 32, 4: 64, 5: 32, 6: 8, 7: 32, 8: 48, 9: 0}
+
+
+def key_of(value: bytes) -> bytes:
+    return state_key(value[0], value[1 : 1 + IDENTITY_BYTES[value[0]]])
+
+
+def genesis_values() -> list[bytes]:
+    """Time 1000; accounts 0x20 and 0x21 repeated, with 0 and 77 FROST; members 1 and 2 repeated, owned by 0x21, with 3
+    and 4 shards of 10 FROST stake; 50 units of capacity, 6 FROST for storing and 7 for writing one."""
+    accounts = [account(bytes([byte]) * 32, balance, 0) for byte, balance in ((0x20, 0), (0x21, 77))]
+    owner = bytes([0x21]) * 32
+    members = [node(bytes([byte]) * 32, owner, (stake, 50, 6, 7), ["/a"]) for byte, stake in ((1, 30), (2, 40))]
+    return [system(0, 1000, 77 + 70, 0), *accounts, *members]
+
+
+def chain_vector() -> dict[str, Any]:
+    signatures = {"certify": 4, "register_node": 1, "evidence_of_votes": 2, "evidence_of_headers": 2}
+    values = state_values()
+    return {
+        "transactions": {
+            name: transaction_vector(number, arguments, signatures.get(name, 0))
+            for name, (number, arguments) in operations().items()
+        },
+        "values": {name: {"key": key_of(value).hex(), "value": value.hex()} for name, value in values.items()},
+        "genesis_root": state_root({key_of(value): value for value in genesis_values()}).hex(),
 def blocks_vector() -> dict[str, Any]:
     """Member i's key is from a seed of i + 1, repeated; the members have 2, 2 and 3 shards."""
     members = [SigningKey(bytes([index + 1]) * 32) for index in range(3)]
@@ -311,6 +504,9 @@ def blob_cases(n: int) -> list[tuple[int, int]]:
 def vectors() -> dict[str, Any]:
     """File name to content."""
     blobs = {f"blobs-{n}.json": [blob_vector(n, *case) for case in blob_cases(n)] for n in SHARDS}
+    codes = [code_vector(n) for n in SHARDS]
+    chain = {"chain.json": chain_vector(), "tree.json": tree_vectors()}
+    return {"codes.json": codes, "signed.json": signed_vector(), **chain, **blobs}
     return {
         "codes.json": [code_vector(n) for n in SHARDS],
         "signed.json": signed_vector(),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from economics.block import Block, BlockHeader, Finality, Proposal, leader_of, transactions_root
 from economics.committee import Committee
-from economics.consensus import Ask, Message
+from economics.effects import Ask, Message
 from economics.crypto import Digest, Level, Signature, digest
 from economics.genesis import Genesis
 from economics.votes import ZERO_HASH, Kind, SignedVote, Vote, VoteCertificate

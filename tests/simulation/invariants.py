@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from economics.block import Block, BlockHeader, Finality
-from economics.consensus import Ask, Guilty, Message
+from economics.effects import Ask, Guilty, Message
 from economics.crypto import Digest
 from economics.errors import Rejected
 from economics.genesis import Genesis

@@ -11,14 +11,19 @@ from typing import Any
 from unittest.mock import patch
 
 from economics import tally
+from economics.asking import Asking
 from economics.ballot import Ballot
-from economics.block import BlockHeader, Finality
+from economics.block import BlockHeader, Finality, Proposal
 from economics.branches import Branches, Lack
 from economics.committee import Committee
-from economics.consensus import Broadcast, Effect, Engine, Persist, Send, _Verdict
+from economics.consensus import Engine
 from economics.crypto import Digest
+from economics.effects import Broadcast, Effect, Persist, Send
+from economics.epoch import Epoch
 from economics.errors import Rejected
+from economics.judging import Judging, Verdict
 from economics.votes import ZERO_HASH, Kind, SignedVote, Verify, Vote, VoteCertificate
+from economics.voting import Voting
 from tests.simulation.byzantine import OTHER_CHAIN
 from tests.simulation.disk import Disk, FinalBlock, Kept
 from tests.simulation.shell import Shell
@@ -77,7 +82,7 @@ def _forget_on_restart(*kinds: Kind, certificates: bool = False) -> tuple[Patch,
     def restored(self: Shell) -> list[Any]:
         return [item for item in _restored(self) if not is_lost(item)]
 
-    return (Shell, "_restored", restored), (Engine, "_meet_foreign_vote", _nothing)
+    return (Shell, "_restored", restored), (Voting, "meet_foreign", _nothing)
 
 
 _vote_notarize = Engine._vote_notarize
@@ -88,9 +93,9 @@ def _vote_outside_the_view(self: Engine) -> None:
     _vote_notarize(self)
     for view in range(max(1, self.view - 3), self.view):
         for proposal in self._branches.proposals_of(view):
-            if self._judge(proposal) is _Verdict.GOOD and self._can_act(view):
-                self._keep(proposal)
-                self._cast(Kind.NOTARIZE, view, proposal.block.hash)
+            if self._judging.judge(proposal) is Verdict.GOOD and self._voting.can_act(view):
+                self._judging.keep(proposal)
+                self._voting.cast(Kind.NOTARIZE, view, proposal.block.hash)
 
 
 _restore, _vote_nullify = Engine._restore, Engine._vote_nullify
@@ -98,16 +103,17 @@ _restore, _vote_nullify = Engine._restore, Engine._vote_nullify
 
 def _restore_uncounted(self: Engine) -> None:
     """Know the own votes of the log, but do not count them."""
-    with patch.object(Engine, "_take_vote", _nothing):
+    with patch.object(Voting, "take", _nothing):
         _restore(self)
 
 
 def _nullify_the_last_view_too(self: Engine) -> None:
     """Give up the view before with this one: legal but for what was finalized there."""
-    before = self._ballot.cast(Kind.NULLIFY, self.view)
+    ballot = self._voting.ballot
+    before = ballot.cast(Kind.NULLIFY, self.view)
     _vote_nullify(self)
-    if before is None and self._ballot.cast(Kind.NULLIFY, self.view) is not None:
-        self._cast(Kind.NULLIFY, self.view - 1, ZERO_HASH)
+    if before is None and ballot.cast(Kind.NULLIFY, self.view) is not None:
+        self._voting.cast(Kind.NULLIFY, self.view - 1, ZERO_HASH)
 
 
 def _nullify_once(self: Engine) -> None:
@@ -156,9 +162,9 @@ def _any_epoch(check: Callable[..., None]) -> Callable[..., None]:
     return verify
 
 
-def _no_parent_certificate(self: Engine, proposal: Any, *, certified: bool) -> None:
-    del certified
-    proposal.block.verify_signature(committee=self.committee, verify=self._verify)
+def _no_parent_certificate(self: Engine, proposal: Proposal) -> Proposal:
+    self._epoch.verify_proposer(proposal)
+    return proposal
 
 
 _adopt = Engine._adopt
@@ -167,7 +173,8 @@ _adopt = Engine._adopt
 def _adopt_and_count(self: Engine, certificate: VoteCertificate, *, persisted: bool = False) -> None:
     """Count the signers of a certificate that says nothing new, whose signatures nobody has checked."""
     _adopt(self, certificate, persisted=persisted)
-    self._count_signers(certificate)
+    if certificate.view > self._branches.final_view:
+        self._voting.take_signers(certificate)
 
 
 _add = tally.Tally.add
@@ -283,20 +290,20 @@ MUTANTS = (
     Mutant(
         "an old epoch's votes taken",
         _patches(
-            (Engine, "_verify_epoch", _nothing),
+            (Epoch, "verify_epoch", _nothing),
             (SignedVote, "verify", _any_epoch(_verify_vote)),
             (VoteCertificate, "verify", _any_epoch(_verify_certificate)),
         ),
     ),
     Mutant("f + 1 shards nullify", _patches((tally.Tally, "add", _nullified_by_one_honest))),
     Mutant("every member weighs the same", _patches((Committee, "weight", _one_shard_each))),
-    Mutant("blocks voted for that are not kept", _patches((Engine, "_keep", _nothing))),
+    Mutant("blocks voted for that are not kept", _patches((Judging, "keep", _nothing))),
     Mutant("only the last final block handed on", _patches((Branches, "undelivered", _last_only))),
-    Mutant("the engine goes on behind a boundary", _patches((Engine, "_is_boundary", lambda *_: False))),
+    Mutant("the engine goes on behind a boundary", _patches((Epoch, "is_boundary", lambda *_: False))),
     Mutant("state root and time of a block not judged", _patches((Shell, "_judge", _judge_good))),
     Mutant("blocks caught up without a finality", _patches((Finality, "verify", _unproven_finality))),
     Mutant("honest members blamed for notarize and nullify", _patches((tally, "CONTRADICTIONS", CONTRADICTIONS))),
     Mutant("own votes not counted again after a restart", _patches((Engine, "_restore", _restore_uncounted))),
     Mutant("nothing sent again", _patches((Engine, "_vote_nullify", _nullify_once), (Engine, "_stir", _nothing))),
-    Mutant("nothing asked for", _patches((Engine, "_ask", _nothing))),
+    Mutant("nothing asked for", _patches((Asking, "_ask", _nothing))),
 )

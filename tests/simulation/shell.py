@@ -18,14 +18,14 @@ from economics.block import (
     transactions_root,
     verify_successor,
 )
-from economics.consensus import (
+from economics.consensus import Engine
+from economics.effects import (
     Ask,
     Broadcast,
     Build,
     Built,
     Due,
     Effect,
-    Engine,
     Finalized,
     Guilty,
     Heard,
@@ -338,7 +338,7 @@ class Shell:
     def _settle(self) -> None:
         """Set the timer, and say anew from when on a block is wanted, where the engine's answer has changed."""
         engine = self.engine
-        tip = self._tip()
+        tip = engine.tip
         key = (tip, len(self.mempool), self.head.height)
         if key != self._due_key:
             self._due_key = key
@@ -352,12 +352,6 @@ class Shell:
         if deadline is not None and (self._timer_ms is None or deadline < self._timer_ms):
             self._timer_ms = deadline
             self._later(max(0, deadline - self.clock_ms()), self._wake, deadline)
-
-    def _tip(self) -> BlockHeader:
-        """Return what the next block probably builds on."""
-        highest = self.engine.highest_certificate
-        kept = None if highest is None else self.candidates.get(highest.block_hash)
-        return self.engine.final_header if kept is None else kept.proposal.block.header
 
     def _wake(self, planned_ms: int) -> None:
         if self._timer_ms != planned_ms:

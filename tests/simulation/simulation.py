@@ -6,7 +6,8 @@ from functools import partial
 
 from economics.block import BlockHeader, Proposal, genesis_header, leader_of
 from economics.committee import Committee, Member
-from economics.consensus import Ask, Engine, Guilty, Message
+from economics.consensus import Engine
+from economics.effects import Ask, Guilty, Message
 from economics.crypto import NodeId, OwnerId
 from economics.errors import Rejected
 from economics.genesis import Genesis, GenesisAccount
