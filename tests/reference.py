@@ -258,6 +258,8 @@ def state_proof(leaves: dict[bytes, bytes], key: bytes) -> bytes:
         return head + u(1, 1)
     other, value = next(iter(leaves.items()))
     return head + u(1, 2) + other + hashed("state-value", value)
+
+
 # 9. Votes and blocks
 
 VOTES = {"notarize": (1, "voteN"), "nullify": (2, "voteX"), "finalize": (3, "voteF")}
@@ -463,6 +465,9 @@ def chain_vector() -> dict[str, Any]:
         },
         "values": {name: {"key": key_of(value).hex(), "value": value.hex()} for name, value in values.items()},
         "genesis_root": state_root({key_of(value): value for value in genesis_values()}).hex(),
+    }
+
+
 def blocks_vector() -> dict[str, Any]:
     """Member i's key is from a seed of i + 1, repeated; the members have 2, 2 and 3 shards."""
     members = [SigningKey(bytes([index + 1]) * 32) for index in range(3)]
@@ -506,13 +511,8 @@ def vectors() -> dict[str, Any]:
     blobs = {f"blobs-{n}.json": [blob_vector(n, *case) for case in blob_cases(n)] for n in SHARDS}
     codes = [code_vector(n) for n in SHARDS]
     chain = {"chain.json": chain_vector(), "tree.json": tree_vectors()}
-    return {"codes.json": codes, "signed.json": signed_vector(), **chain, **blobs}
-    return {
-        "codes.json": [code_vector(n) for n in SHARDS],
-        "signed.json": signed_vector(),
-        "blocks.json": blocks_vector(),
-        **blobs,
-    }
+    signed = {"signed.json": signed_vector(), "blocks.json": blocks_vector()}
+    return {"codes.json": codes, **signed, **chain, **blobs}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 import time
 
 from tests.simulation.batch import add_up, play, play_all
+from tests.simulation.mutants import MUTANTS, hunt_all
 from tests.simulation.scenario import draw
 from tests.simulation.simulation import Result
 
@@ -49,8 +50,24 @@ def run_seeds(arguments: argparse.Namespace) -> int:
     return failed > 0
 
 
+def run_mutants(processes: int) -> int:
+    """Print after how many seeds each planted fault was found, and by which rule."""
+    missed = 0
+    harmless = {mutant.name for mutant in MUTANTS if mutant.is_harmless}
+    for found in hunt_all(processes):
+        if found.result is None or found.result.fault is None:
+            missed += found.name not in harmless
+            outcome = "harmless, as expected" if found.name in harmless else "NOT FOUND"
+        else:
+            outcome = f"seed {found.seeds}: {found.result.fault.strip().splitlines()[-1][:100]}"
+        print(f"{found.name:58} {found.seconds:5.1f} s  {outcome}")
+    return missed > 0
+
+
 def main() -> int:
     arguments = parse_arguments()
+    if arguments.mutants:
+        return run_mutants(arguments.processes)
     if arguments.seed is not None:
         return replay(arguments.seed, arguments.nodes, is_quiet=arguments.quiet)
     return run_seeds(arguments)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from economics.block import Block, BlockHeader, Finality, Proposal, leader_of, transactions_root
 from economics.committee import Committee
-from economics.effects import Ask, Message
 from economics.crypto import Digest, Level, Signature, digest
+from economics.effects import Ask, Message
 from economics.genesis import Genesis
 from economics.votes import ZERO_HASH, Kind, SignedVote, Vote, VoteCertificate
 from tests.simulation.invariants import vote_bytes
@@ -75,7 +75,11 @@ class Adversary:
     _observer: Shell = field(init=False)
     """The honest member that is furthest: all it knows is public."""
 
+    _quorum: int = 0
+
     def __post_init__(self) -> None:
+        total = self._weight(range(len(self.genesis.members)))
+        self._quorum = total - (total - 1) // 3
         self._observer = next(iter(self.honest.values()))
 
     # --- what it hears -------------------------------------------------------------------------------------------------
@@ -156,11 +160,6 @@ class Adversary:
 
     def _weight(self, members: Iterable[int]) -> int:
         return sum(self.genesis.members[index].shards for index in members)
-
-    @property
-    def _quorum(self) -> int:
-        total = self._weight(range(len(self.genesis.members)))
-        return total - (total - 1) // 3
 
     def _sign(self, statement: Statement, signer: int) -> SignedVote:
         epoch, view, kind, block_hash = statement

@@ -7,7 +7,7 @@ from economics.transactions import SignedTransaction
 from economics.votes import SignedVote, VoteCertificate
 
 
-class PowerCut(Exception):  # noqa: N818 - what happens to a node, no error of the code
+class PowerCut(Exception):
     """The node that was writing is off."""
 
 

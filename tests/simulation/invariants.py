@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from economics.block import Block, BlockHeader, Finality
-from economics.effects import Ask, Guilty, Message
 from economics.crypto import Digest
+from economics.effects import Ask, Guilty, Message
 from economics.errors import Rejected
 from economics.genesis import Genesis
 from economics.votes import Kind, SignedVote, Verify, Vote, VoteCertificate
@@ -18,10 +18,12 @@ from tests.simulation.shell import Shell
 
 Slot = tuple[int, int]
 """(epoch, view)"""
-TAGS = {kind: f"p2pnode/1 vote{letter}".encode("ascii").ljust(16, b"\0") for kind, letter in zip(Kind, "NXF", strict=True)}
+TAGS = {
+    kind: f"p2pnode/1 vote{letter}".encode("ascii").ljust(16, b"\0") for kind, letter in zip(Kind, "NXF", strict=True)
+}
 
 
-class Violation(AssertionError):  # noqa: N818 - a finding
+class Violation(AssertionError):
     """An invariant is broken; `rule` is its name."""
 
     def __init__(self, rule: str, detail: str) -> None:
@@ -124,9 +126,9 @@ class Watch:
                 was_possible = self.is_possible(said.nullify)
                 said.nullify.add(member)
                 self.nullified += self.is_possible(said.nullify) and not was_possible
-        if vote.kind is not Kind.NOTARIZE and member in said.nullify:
-            if any(member in members for members in said.finalize.values()):
-                raise Violation("S7", f"member {member} finalizes and nullifies view {vote.view}")
+        finalizes = any(member in members for members in said.finalize.values())
+        if finalizes and member in said.nullify:
+            raise Violation("S7", f"member {member} finalizes and nullifies view {vote.view}")
         self._verify_view(slot, said)
 
     def _once(self, member: int, vote: Vote, said: dict[Digest, set[int]]) -> None:

@@ -1,12 +1,14 @@
-"""Planted faults: each takes one rule out of the code, and some seed must find it. A tester that misses one is too kind.
+"""Planted faults: each takes one rule out of the code, and some seed must find it. A tester that misses one is kind.
 
-The first nine are those that the literature's own checkers plant (Simplex, restarts, quorums), the others are faults that
-were shipped elsewhere, or were made and found here.
+The first nine are those that the literature's own checkers plant (Simplex, restarts, quorums), the others are faults
+that were shipped elsewhere, or were made and found here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
@@ -24,12 +26,21 @@ from economics.errors import Rejected
 from economics.judging import Judging, Verdict
 from economics.votes import ZERO_HASH, Kind, SignedVote, Verify, Vote, VoteCertificate
 from economics.voting import Voting
+from tests.simulation.batch import play
 from tests.simulation.byzantine import OTHER_CHAIN
 from tests.simulation.disk import Disk, FinalBlock, Kept
+from tests.simulation.scenario import Scenario, crash_at, draw
 from tests.simulation.shell import Shell
+from tests.simulation.simulation import Result
 
 Patch = tuple[Any, str, Any]
 """(class or module, name, what stands there instead)"""
+
+
+SEEDS_MAX = 150
+"""Within so many seeds each fault must be found."""
+SIZES = (4, 4, 7)
+"""Of committees that faults are looked for in, in turn: small ones are quick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,8 @@ class Mutant:
 
     name: str
     patches: tuple[Patch, ...]
+    takes_all_down: bool = False
+    """Only a crash of all members at once shows it."""
     is_harmless: bool = False
     """No rule protects against it, as it breaks none."""
 
@@ -47,6 +60,47 @@ class Mutant:
             for owner, name, value in self.patches:
                 stack.enter_context(patch.object(owner, name, value))
             yield
+
+    def scenario(self, number: int) -> Scenario:
+        """Return what it is looked for in, one after the other."""
+        return crash_at(number + 1, is_durable=True, all_fall=True) if self.takes_all_down else draw_for_mutants(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Hunt:
+    """What became of a search for a fault."""
+
+    name: str
+    seeds: int | None
+    """How many were played until one found it."""
+    result: Result | None
+    """Of the last one."""
+    seconds: float
+
+
+def draw_for_mutants(seed: int) -> Scenario:
+    return draw(seed, SIZES[seed % len(SIZES)])
+
+
+def hunt(mutant: Mutant) -> Hunt:
+    """Plant a fault and play seeds until one finds it."""
+    began = perf_counter()
+    with mutant.planted():
+        for number in range(SEEDS_MAX):
+            result = play(mutant.scenario(number))
+            if result.fault is not None:
+                return Hunt(mutant.name, number + 1, result, perf_counter() - began)
+    return Hunt(mutant.name, None, None, perf_counter() - began)
+
+
+def hunt_named(name: str) -> Hunt:
+    return hunt(next(mutant for mutant in MUTANTS if mutant.name == name))
+
+
+def hunt_all(processes: int = 2) -> list[Hunt]:
+    """Return the hunts of all faults, in their order."""
+    with get_context("spawn").Pool(processes) as pool:
+        return pool.map(hunt_named, [mutant.name for mutant in MUTANTS], chunksize=1)
 
 
 def _nothing(*_: object, **__: object) -> None:
@@ -67,8 +121,17 @@ def _allow_also(kind: Kind) -> Callable[[Ballot, Vote], bool]:
     return allows
 
 
-def _cast_but_notarize(self: Ballot, kind: Kind, view: int) -> SignedVote | None:
-    return None if kind is Kind.NOTARIZE else _cast(self, kind, view)
+def _notarize_each(self: Engine) -> None:
+    """Vote for every good proposal of the view."""
+    for proposal in self._branches.proposals_of(self.view):
+        if self._judging.judge(proposal) is Verdict.GOOD and self._voting.can_act(self.view):
+            own, block_hash = self._epoch.own, proposal.block.hash
+            assert own is not None
+            if not self._voting.tally.holds(
+                Vote(Kind.NOTARIZE, self._epoch.committee.epoch, self.view, block_hash, own)
+            ):
+                self._judging.keep(proposal)
+                self._voting.cast(Kind.NOTARIZE, self.view, block_hash)
 
 
 def _forget_on_restart(*kinds: Kind, certificates: bool = False) -> tuple[Patch, ...]:
@@ -234,7 +297,11 @@ def _append_nothing(self: Disk, rows: list[FinalBlock]) -> None:
 def _perform_without_persist(kind: Kind) -> Callable[[Shell, Sequence[Effect]], None]:
     def perform(self: Shell, effects: Sequence[Effect]) -> None:
         def is_it(effect: Effect) -> bool:
-            return isinstance(effect, Persist) and isinstance(effect.record, SignedVote) and effect.record.vote.kind is kind
+            return (
+                isinstance(effect, Persist)
+                and isinstance(effect.record, SignedVote)
+                and effect.record.vote.kind is kind
+            )
 
         _perform(self, [effect for effect in effects if not is_it(effect)])
 
@@ -261,21 +328,29 @@ MUTANTS = (
     # The nine of the literature.
     Mutant(
         "notarize twice in a view",
-        _patches((Ballot, "allows", _allow_also(Kind.NOTARIZE)), (Ballot, "cast", _cast_but_notarize)),
+        _patches((Ballot, "allows", _allow_also(Kind.NOTARIZE)), (Engine, "_vote_notarize", _notarize_each)),
     ),
     Mutant("finalize after nullify", _patches((Ballot, "allows", _allow_also(Kind.FINALIZE)))),
-    Mutant("nullify after finalize", _patches((Ballot, "allows", _allow_also(Kind.NULLIFY)), (Engine, "_vote_nullify", _nullify_the_last_view_too))),
+    Mutant(
+        "nullify after finalize",
+        _patches((Ballot, "allows", _allow_also(Kind.NULLIFY)), (Engine, "_vote_nullify", _nullify_the_last_view_too)),
+    ),
     Mutant("votes lost on restart", _forget_on_restart(*Kind)),
     Mutant("nullification of skipped views not checked", _patches((Branches, "first_not_nullified", _nothing))),
     Mutant("parent certificate not checked", _patches((Engine, "_verify_proposal", _no_parent_certificate))),
     Mutant("quorum of half the shards", _patches((Committee, "quorum", property(lambda self: self.n // 2)))),
     Mutant("one signer counted twice", _patches((VoteCertificate, "verify", _count_twice))),
-    Mutant("vote outside the current view", _patches((Engine, "_vote_notarize", _vote_outside_the_view)), is_harmless=True),
+    Mutant(
+        "vote outside the current view", _patches((Engine, "_vote_notarize", _vote_outside_the_view)), is_harmless=True
+    ),
     # Ours.
     Mutant("votes sent before they are synced", _patches((Shell, "_perform", _send_then_log))),
     Mutant("the sync left out", _patches((Disk, "_settle", _no_sync))),
     Mutant("nullify votes not logged", _patches((Shell, "_perform", _perform_without_persist(Kind.NULLIFY)))),
-    Mutant("the lock forgotten: finalized and notarized lost on restart", _forget_on_restart(Kind.FINALIZE, certificates=True)),
+    Mutant(
+        "the lock forgotten: finalized and notarized lost on restart",
+        _forget_on_restart(Kind.FINALIZE, certificates=True),
+    ),
     Mutant("nullify votes lost on restart", _forget_on_restart(Kind.NULLIFY)),
     Mutant("final blocks not on disk", _patches((Disk, "append", _append_nothing))),
     Mutant("a vote's signature not checked", _patches((SignedVote, "verify", _verify_nothing_of_a_vote))),
@@ -284,7 +359,8 @@ MUTANTS = (
     Mutant(
         "another network's votes taken",
         _patches(
-            (SignedVote, "verify", _any_chain(_verify_vote)), (VoteCertificate, "verify", _any_chain(_verify_certificate))
+            (SignedVote, "verify", _any_chain(_verify_vote)),
+            (VoteCertificate, "verify", _any_chain(_verify_certificate)),
         ),
     ),
     Mutant(
@@ -303,7 +379,11 @@ MUTANTS = (
     Mutant("state root and time of a block not judged", _patches((Shell, "_judge", _judge_good))),
     Mutant("blocks caught up without a finality", _patches((Finality, "verify", _unproven_finality))),
     Mutant("honest members blamed for notarize and nullify", _patches((tally, "CONTRADICTIONS", CONTRADICTIONS))),
-    Mutant("own votes not counted again after a restart", _patches((Engine, "_restore", _restore_uncounted))),
+    Mutant(
+        "own votes not counted again after a restart",
+        _patches((Engine, "_restore", _restore_uncounted)),
+        takes_all_down=True,
+    ),
     Mutant("nothing sent again", _patches((Engine, "_vote_nullify", _nullify_once), (Engine, "_stir", _nothing))),
     Mutant("nothing asked for", _patches((Asking, "_ask", _nothing))),
 )

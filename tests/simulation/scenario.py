@@ -1,10 +1,10 @@
-"""From a seed to everything that will happen: members and weights, faults, crashes, parameters, the adversary's temper.
+"""From a seed to everything that will happen: members and weights, faults, crashes, parameters, the adversary's style.
 
-Two acts. In the first the adversary rules: wires lose, repeat, delay and part, power fails at any record, up to f of the
-weight lies. In the second it has stopped ruling the wires: everything arrives soon, everybody is up again.
+Two acts. In the first the adversary rules: wires lose, repeat, delay and part, power fails at any record, up to f of
+the weight lies. In the second it has stopped ruling the wires: everything arrives soon, everybody is up again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from economics.genesis import Parameters
@@ -69,6 +69,8 @@ class Scenario:
     views: int = 6
     """The first act ends when so many views have begun, or so much time has passed."""
     chaos_ms: int = 20_000
+    calm_ms: int = 3_600_000
+    """L1: the second act lasts at most so long; a view of the longest backoff is a minute."""
     down_ms: int = 500
     """A member whose fuse blew is off for about so long."""
 
@@ -194,3 +196,21 @@ def _draw_style(random: Random) -> Style:
         lie=random.choice((0, 5, 10)),
         serve=random.choice((0, 50, 100)),
     )
+
+
+CRASHES = Scenario(
+    seed=11,
+    shards=(1, 1, 1, 1),
+    dead=frozenset({3}),
+    parameters=Parameters(timeout_ms=150, block_interval_ms=30, heartbeat_ms=300, epoch_ms=1_000),
+    views=10,
+    chaos_ms=6_000,
+    calm_ms=60_000,
+    down_ms=200,
+)
+"""Each of the three that live is needed for a quorum; the fourth costs a timeout whenever it leads."""
+
+
+def crash_at(record: int, *, is_durable: bool, all_fall: bool) -> Scenario:
+    """Return a plain run in which the power fails at one record of member 0, for it alone or for all at once."""
+    return replace(CRASHES, fuses=((0, Fuse(record, is_durable)),), all_fall=all_fall)

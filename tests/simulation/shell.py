@@ -19,6 +19,7 @@ from economics.block import (
     verify_successor,
 )
 from economics.consensus import Engine
+from economics.crypto import Digest, OwnerId, Signature
 from economics.effects import (
     Ask,
     Broadcast,
@@ -40,13 +41,12 @@ from economics.effects import (
     Silenced,
     TimePassed,
 )
-from economics.crypto import Digest, OwnerId, Signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.ledger import Ledger
 from economics.transactions import SignedTransaction
 from economics.votes import SignedVote, Verify, VoteCertificate
-from tests.simulation.disk import Disk, FinalBlock, Kept, PowerCut, Record
+from tests.simulation.disk import Disk, FinalBlock, Kept, PowerCut
 from tests.simulation.network import Network
 from tests.simulation.world import World
 
@@ -587,7 +587,9 @@ class Shell:
         missing: list[Digest] = []
         for block in blocks:
             kept = self.candidates.get(block.hash)
-            bodies = [self._body(tx_hash) for tx_hash in block.transactions] if kept is None else list(kept.transactions)
+            bodies = (
+                [self._body(tx_hash) for tx_hash in block.transactions] if kept is None else list(kept.transactions)
+            )
             missing += [tx_hash for tx_hash, body in zip(block.transactions, bodies, strict=True) if body is None]
             rows.append((block, tuple(body for body in bodies if body is not None)))
         return rows, tuple(missing)
@@ -602,7 +604,9 @@ class Shell:
         stored[-1] = FinalBlock(fresh[-1][0], fresh[-1][1], finality)
         self.disk.append(stored)
         self.candidates = {
-            block_hash: kept for block_hash, kept in self.candidates.items() if self._is_ahead(kept.proposal.block.header)
+            block_hash: kept
+            for block_hash, kept in self.candidates.items()
+            if self._is_ahead(kept.proposal.block.header)
         }
         self._retry_judging()
         return self.ledger.epoch != epoch
@@ -655,9 +659,7 @@ class Shell:
         if epoch_ended or len(answer.rows) >= BLOCKS_MAX:
             self.behind(None)
 
-    def _verify_blocks(
-        self, rows: Sequence[tuple[Block, tuple[SignedTransaction, ...]]], finality: Finality
-    ) -> None:
+    def _verify_blocks(self, rows: Sequence[tuple[Block, tuple[SignedTransaction, ...]]], finality: Finality) -> None:
         parent = self.head
         for block, bodies in rows:
             verify_successor(

@@ -7,8 +7,8 @@ from functools import partial
 from economics.block import BlockHeader, Proposal, genesis_header, leader_of
 from economics.committee import Committee, Member
 from economics.consensus import Engine
-from economics.effects import Ask, Guilty, Message
 from economics.crypto import NodeId, OwnerId
+from economics.effects import Ask, Guilty, Message
 from economics.errors import Rejected
 from economics.genesis import Genesis, GenesisAccount
 from economics.ledger import Ledger
@@ -31,9 +31,10 @@ FIRST_ACCOUNT = 1_000
 BALANCE_FROST = 10**12
 HONEST_LEADERS_MAX = 8
 """L2 and L5: so many views with a leader that is up and honest, and the second act's transactions are final everywhere.
-One would do if all began at once; some are spent on catching up, on ending an epoch and on what lay about before. Where
-all votes of a quorum are needed and wires still lose some, most views fail: each percent of loss allows as many again."""
-CALM_MS_MAX = 4 * 3_600_000
+
+One would do if all began at once; some are spent on catching up, on ending an epoch and on what lay about before (2,000
+seeds took 7 at most). Where wires still lose some and all votes of a quorum are needed, most views fail: each percent of
+loss allows as many again (12 at most)."""
 
 
 @dataclass(slots=True)
@@ -83,6 +84,8 @@ class Simulation:
     """Views that some honest member has voted in."""
     _roots: dict[int, BlockHeader] = field(default_factory=dict)
     _reported: int = 0
+    _away: set[int] = field(default_factory=set)
+    """Members that are off by an outage, whose end brings them back."""
     _calm: bool = False
     _have_fallen: bool = False
 
@@ -96,12 +99,15 @@ class Simulation:
         self.probes = [OwnerId(self.accounts[account].public) for account in PROBE_ACCOUNTS]
         self.genesis = self._make_genesis(signers)
         ledger = Ledger.at_genesis(self.genesis)
-        origin = ledger, genesis_header(
-            chain_id=self.genesis.chain_id,
-            time_ms=GENESIS_MS,
-            state_root=ledger.root,
-            committee_hash=ledger.committee.hash,
-            next_committee_hash=ledger.next_committee.hash,
+        origin = (
+            ledger,
+            genesis_header(
+                chain_id=self.genesis.chain_id,
+                time_ms=GENESIS_MS,
+                state_root=ledger.root,
+                committee_hash=ledger.committee.hash,
+                next_committee_hash=ledger.next_committee.hash,
+            ),
         )
         self._roots[0] = origin[1]
         verify = make_verify(is_real=scenario.is_real)
@@ -198,6 +204,8 @@ class Simulation:
 
     def _went_down(self, shell: Shell) -> None:
         self.result.crashes += 1
+        if shell.index in self._away:
+            return
         self.world.after(1 + self.world.random.randrange(2 * self.scenario.down_ms), self.boot, shell)
         if self.scenario.all_fall and not self._have_fallen:
             self._have_fallen = True
@@ -295,14 +303,20 @@ class Simulation:
     def _cut(self, member: int, down_ms: int) -> None:
         shell = self.shells[member]
         if not self._calm and shell.is_up:
+            self._away.add(member)
             shell.stop()
-            self.world.after(down_ms, self.boot, shell)
+            self.world.after(down_ms, self._come_back, shell)
+
+    def _come_back(self, shell: Shell) -> None:
+        self._away.discard(shell.index)
+        self.boot(shell)
 
     def _calm_down(self) -> None:
         """Begin the second act: what is said from now on arrives, and all who live are up."""
         self._calm = True
         self.network.calm(self.scenario.calm)
         self.adversary.is_active = self.scenario.stays_active
+        self._away.clear()
         for shell in self.shells.values():
             shell.disk.fuses.clear()
             self.boot(shell)
@@ -322,15 +336,15 @@ class Simulation:
         first = shells[0]
         return all(
             shell.is_up
-            and shell.head == first.head
             and shell.head.height >= height + 2
+            and shell.head == first.head
             and all(shell.ledger.account(owner).nonce for owner in self.probes)
             and self.watch.last_votes.get(shell.index, (0, 0)) > votes_before.get(shell.index, (0, 0))
             for shell in shells
         )
 
     def _await(self, is_done: Callable[[], bool]) -> None:
-        if not self.world.run(is_done, until_ms=self.world.now_ms + CALM_MS_MAX):
+        if not self.world.run(is_done, until_ms=self.world.now_ms + self.scenario.calm_ms):
             slots = sorted((shell.ledger.epoch, shell.engine.view, shell.head.height) for shell in self.shells.values())
             raise Violation("L1", f"nothing becomes final any more: epochs, views and heights {slots}")
 
