@@ -332,7 +332,8 @@ class Engine:
             return
         self._stale = True
         if certificate.kind is not Kind.FINALIZE and not self._branches.add_certificate(certificate):
-            self._voting.take_signers(certificate)
+            if persisted or not self._is_known(certificate):
+                self._voting.take_signers(certificate)  # nobody has checked the signatures of a known one
             return
         if not persisted:
             self._emit(Persist(certificate))

@@ -298,8 +298,8 @@ NUMBERS = ("first", "count", "height", "limit", "index", "epoch", "chunk")
 
 def values(random: Random) -> Sequence[cbor.Value]:
     numbers = (-1, 0, 1, 2, 255, 256, 1 << 32, (1 << 62) - 1, 1 << 62, (1 << 63) - 1, (1 << 64) - 1)
-    others: list[cbor.Value] = [True, None, "", "x", b"", UNKNOWN, bytes(SENDER), random.randbytes(32), [], {}, [[1]]]
-    return [*numbers, *others]
+    found: list[cbor.Value] = [*numbers, True, None, "", "x", b"", UNKNOWN, random.randbytes(32), [], {}, [[1]]]
+    return found
 
 
 async def test_no_request_raises_anything_but_a_refusal(executor: Executor, server: ChainServer) -> None:

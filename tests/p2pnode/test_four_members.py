@@ -1,4 +1,4 @@
-"""Four members with real engines, ledgers and files, joined by streams in memory; one of them may do as it likes."""
+"""Four members with real engines, ledgers and files, joined by streams in memory: f = 1 of them may lie at will."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -96,10 +96,10 @@ def join(world: World, path: Path, own: int, *, genesis: Genesis = GENESIS) -> P
         quiet=None,
         on_silenced=lambda: None,
         on_loud=lambda: None,
-        snapshot_blocks=5_000,
         chain_members=Members(place, genesis, chain_protocol(genesis), None),
         consensus_members=Members(place, genesis, consensus_protocol(genesis), None),
         gossip=cast(Gossip, Quiet()),
+        snapshot_blocks=5_000,
         speak=speak_honestly,
     )
     assert participant.links is not None

@@ -63,6 +63,7 @@ def join(path: Path, key: Key) -> Participant:
         chain_members=members,
         consensus_members=members,
         gossip=cast(Gossip, Mouth()),
+        snapshot_blocks=5_000,
         speak=speak_honestly,
     )
 

@@ -1,0 +1,216 @@
+"""From a seed to everything that will happen: members and weights, faults, crashes, parameters, the adversary's style.
+
+Two acts. In the first the adversary rules: wires lose, repeat, delay and part, power fails at any record, up to f of
+the weight lies. In the second it has stopped ruling the wires: everything arrives soon, everybody is up again.
+"""
+
+from dataclasses import dataclass, replace
+from random import Random
+
+from economics.genesis import Parameters
+from economics.geometry import quorum
+from tests.simulation.byzantine import Style
+from tests.simulation.disk import Fuse
+from tests.simulation.network import Weather
+
+SIZES = (4, 7, 10, 31)
+SIZE_WEIGHTS = (45, 30, 20, 5)
+"""How often each number of members is drawn: small ones find most faults, large ones those of counting."""
+REAL_PERCENT = 5
+"""Seeds with Ed25519 signatures, all messages in their wire encoding, and evidence that goes on chain."""
+CALM = Weather(delay_ms=(2, 40))
+LONG_EPOCH_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A member is off from a time on, for so long."""
+
+    at_ms: int
+    member: int
+    down_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """The members are on sides that hear nothing of each other, from a time on, for so long."""
+
+    at_ms: int
+    length_ms: int
+    sides: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """All of a seed's choices but those made while it runs, which come from the same seed."""
+
+    seed: int
+    shards: tuple[int, ...]
+    """Of each member."""
+    byzantine: frozenset[int] = frozenset()
+    dead: frozenset[int] = frozenset()
+    """Never start; together with the Byzantine members they are at most f by weight."""
+    is_real: bool = False
+    parameters: Parameters = Parameters(timeout_ms=500, heartbeat_ms=1_000, block_interval_ms=50)  # noqa: RUF009
+    weather: Weather = CALM
+    calm: Weather = CALM
+    slow_ms: tuple[tuple[int, int], ...] = ()
+    skews_ms: tuple[int, ...] = ()
+    outages: tuple[Outage, ...] = ()
+    fuses: tuple[tuple[int, Fuse], ...] = ()
+    all_fall: bool = False
+    """The first power cut of a fuse takes everybody down at once."""
+    partitions: tuple[Partition, ...] = ()
+    style: Style = Style()  # noqa: RUF009
+    tempo_ms: int = 200
+    stays_active: bool = False
+    """The Byzantine members go on in the second act."""
+    transactions: int = 6
+    views: int = 6
+    """The first act ends when so many views have begun, or so much time has passed."""
+    chaos_ms: int = 20_000
+    calm_ms: int = 3_600_000
+    """L1: the second act lasts at most so long; a view of the longest backoff is a minute."""
+    down_ms: int = 500
+    """A member whose fuse blew is off for about so long."""
+
+    @property
+    def faulty(self) -> frozenset[int]:
+        return self.byzantine | self.dead
+
+
+def draw(seed: int, members: int | None = None) -> Scenario:
+    """Return the scenario of a seed, with this many members if that is said."""
+    random = Random(seed)
+    drawn = random.choices(SIZES, SIZE_WEIGHTS)[0]
+    size = drawn if members is None else members
+    shards = _draw_shards(random, size)
+    byzantine, dead = _draw_faulty(random, shards)
+    timeout_ms = random.choice((120, 250, 500, 1_000))
+    views = random.randrange(2, 5) if size > 10 else random.randrange(3, 9)
+    chaos_ms = timeout_ms * views * 6
+    is_harsh = random.random() < 0.6
+    return Scenario(
+        seed=seed,
+        shards=shards,
+        byzantine=byzantine,
+        dead=dead,
+        is_real=random.randrange(100) < REAL_PERCENT,
+        parameters=Parameters(
+            timeout_ms=timeout_ms,
+            block_interval_ms=random.choice((10, 50, 100)),
+            heartbeat_ms=random.choice((200, 600, 1_500)),
+            epoch_ms=random.choice((LONG_EPOCH_MS, LONG_EPOCH_MS, timeout_ms * 2, timeout_ms * 5)),
+        ),
+        weather=_draw_weather(random, timeout_ms, is_harsh=is_harsh),
+        calm=Weather(delay_ms=(2, 40), loss=random.choice((0, 0, 0, 5))),
+        slow_ms=tuple((random.randrange(size), random.randrange(2 * timeout_ms)) for _ in range(random.randrange(3))),
+        skews_ms=tuple(random.randrange(-200, 200) if random.random() < 0.3 else 0 for _ in range(size)),
+        outages=_draw_outages(random, size, chaos_ms),
+        fuses=_draw_fuses(random, size),
+        all_fall=random.random() < 0.1,
+        partitions=_draw_partitions(random, size, chaos_ms),
+        style=_draw_style(random),
+        tempo_ms=random.choice((timeout_ms // 4, timeout_ms, timeout_ms * 2)),
+        stays_active=random.random() < 0.5,
+        transactions=random.randrange(0, 9),
+        views=views,
+        chaos_ms=chaos_ms,
+        down_ms=random.choice((20, 300, 3 * timeout_ms)),
+    )
+
+
+def _draw_shards(random: Random, size: int) -> tuple[int, ...]:
+    if random.random() < 0.7:
+        return (1,) * size
+    return tuple(random.randrange(1, 5) for _ in range(size))
+
+
+def _draw_faulty(random: Random, shards: tuple[int, ...]) -> tuple[frozenset[int], frozenset[int]]:
+    """Return Byzantine and dead members: as many as f allows, in random order, mostly Byzantine."""
+    left = sum(shards) - quorum(sum(shards))
+    byzantine: set[int] = set()
+    dead: set[int] = set()
+    if random.random() < 0.1:
+        return frozenset(), frozenset()
+    for member in random.sample(range(len(shards)), len(shards)):
+        if shards[member] <= left:
+            left -= shards[member]
+            (byzantine if random.random() < 0.85 else dead).add(member)
+    return frozenset(byzantine), frozenset(dead)
+
+
+def _draw_weather(random: Random, timeout_ms: int, *, is_harsh: bool) -> Weather:
+    slowest = timeout_ms if is_harsh else timeout_ms // 5
+    return Weather(
+        delay_ms=(1, random.randrange(5, 6 + slowest)),
+        loss=random.choice((0, 2, 10, 25)) if is_harsh else 0,
+        twice=random.choice((0, 5, 20)),
+        late=random.choice((0, 5, 20)) if is_harsh else 0,
+        late_ms=4 * timeout_ms,
+    )
+
+
+def _draw_outages(random: Random, size: int, chaos_ms: int) -> tuple[Outage, ...]:
+    if random.random() < 0.4:
+        return ()
+    outages = [
+        Outage(random.randrange(chaos_ms // 2), random.randrange(size), random.randrange(10, chaos_ms // 4))
+        for _ in range(random.randrange(1, 4))
+    ]
+    if random.random() < 0.2:
+        at_ms = random.randrange(chaos_ms // 2)
+        outages += [Outage(at_ms, member, random.randrange(10, 500)) for member in range(size)]
+    return tuple(outages)
+
+
+def _draw_fuses(random: Random, size: int) -> tuple[tuple[int, Fuse], ...]:
+    if random.random() < 0.4:
+        return ()
+    count = random.randrange(1, size + 1)
+    return tuple(
+        (random.randrange(size), Fuse(random.randrange(1, 25), is_durable=random.random() < 0.5)) for _ in range(count)
+    )
+
+
+def _draw_partitions(random: Random, size: int, chaos_ms: int) -> tuple[Partition, ...]:
+    if random.random() < 0.6:
+        return ()
+    return tuple(
+        Partition(
+            random.randrange(chaos_ms // 2),
+            random.randrange(50, chaos_ms // 3),
+            tuple(random.randrange(2) for _ in range(size)),
+        )
+        for _ in range(random.randrange(1, 3))
+    )
+
+
+def _draw_style(random: Random) -> Style:
+    return Style(
+        vote=random.choice((30, 70, 100)),
+        lead=random.choice((0, 90, 100, 100)),
+        split=random.choice((0, 50, 90)),
+        spread=random.choice((0, 40, 90)),
+        replay=random.choice((0, 4, 10)),
+        lie=random.choice((0, 5, 10)),
+        serve=random.choice((0, 50, 100)),
+    )
+
+
+CRASHES = Scenario(
+    seed=11,
+    shards=(1, 1, 1, 1),
+    dead=frozenset({3}),
+    parameters=Parameters(timeout_ms=150, block_interval_ms=30, heartbeat_ms=300, epoch_ms=1_000),
+    views=10,
+    chaos_ms=6_000,
+    calm_ms=60_000,
+    down_ms=200,
+)
+"""Each of the three that live is needed for a quorum; the fourth costs a timeout whenever it leads."""
+
+
+def crash_at(record: int, *, is_durable: bool, all_fall: bool) -> Scenario:
+    """Return a plain run in which the power fails at one record of member 0, for it alone or for all at once."""
+    return replace(CRASHES, fuses=((0, Fuse(record, is_durable)),), all_fall=all_fall)

@@ -1,0 +1,116 @@
+"""What must come true once the wires behave, each from a hard start: L1, L2, L4 to L7. L3 is in test_crashes."""
+
+from dataclasses import replace
+
+import pytest
+
+from economics.block import Proposal
+from economics.effects import Ask
+from economics.genesis import Parameters
+from economics.votes import Kind, SignedVote
+from tests.simulation.byzantine import Style
+from tests.simulation.scenario import Outage, Scenario
+from tests.simulation.simulation import Simulation
+
+PARAMETERS = Parameters(timeout_ms=500, block_interval_ms=50, heartbeat_ms=1_000)
+FOUR = Scenario(seed=1, shards=(1, 1, 1, 1), parameters=PARAMETERS, views=3, chaos_ms=4_000)
+
+
+def test_views_go_on_while_nothing_becomes_final() -> None:
+    """L1: no proposal arrives for a minute."""
+
+    simulation = Simulation(replace(FOUR, views=1_000, chaos_ms=60_000))
+    simulation.network.route = lambda sender, receiver, payload: None if isinstance(payload, Proposal) else 20
+    before: list[list[int]] = []
+    for at_ms in (5_000, 30_000, 59_000):
+        simulation.world.after(
+            at_ms, lambda: before.append([shell.engine.view for shell in simulation.shells.values()])
+        )
+    simulation.run()
+    assert len(before) == 3
+    assert all(low < high for low, high in zip(before[0], before[1], strict=True))
+    assert all(low < high for low, high in zip(before[1], before[2], strict=True))
+    assert simulation.result.nullified >= 5
+
+
+def test_who_was_away_catches_up_over_epochs_and_votes() -> None:
+    """L4: a member misses several epochs; the second act ends when it has all of them and has voted."""
+    parameters = replace(PARAMETERS, epoch_ms=2_000)
+    scenario = replace(
+        FOUR, parameters=parameters, outages=(Outage(10, 2, 100_000),), views=40, chaos_ms=20_000, transactions=5
+    )
+    simulation = Simulation(scenario)
+    result = simulation.run()
+    assert result.epochs >= 4
+    assert simulation.shells[2].life == 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_certified_split_heals(seed: int) -> None:
+    """L7: of view 1 one half holds only the notarization, the other only the nullification; what follows is final."""
+    late_ms = 4 * PARAMETERS.timeout_ms
+    simulation = Simulation(replace(FOUR, seed=seed, views=1_000, chaos_ms=late_ms + 100))
+
+    def route(sender: int, receiver: int, payload: object) -> int | None:
+        """Votes of view 1 are late for all: each half gets the one kind, when everybody has nullified."""
+        if isinstance(payload, Ask):
+            return None
+        if not isinstance(payload, SignedVote) or payload.vote.view != 1:
+            return 10
+        hears = payload.vote.kind is (Kind.NOTARIZE if receiver >= 2 else Kind.NULLIFY)
+        return max(10, late_ms - simulation.world.now_ms) if hears else None
+
+    split: list[tuple[bool, bool]] = []
+
+    def look() -> None:
+        for shell in simulation.shells.values():
+            known = shell.engine._branches
+            kinds = (Kind.NOTARIZE, Kind.NULLIFY)
+            split.append((known.certificate(kinds[0], 1) is not None, known.certificate(kinds[1], 1) is not None))
+
+    simulation.network.route = route
+    simulation.world.after(late_ms + 1, look)
+    result = simulation.run()
+    assert split == [(False, True), (False, True), (True, False), (True, False)]
+    assert result.honest_leaders <= 4
+
+
+def size_of(thing: object, seen: set[int] | None = None) -> int:
+    """Return how many objects hang on this one, through containers and attributes."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen or isinstance(thing, str | bytes | int | type) or callable(thing):
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, dict):
+        return 1 + sum(size_of(key, seen) + size_of(value, seen) for key, value in thing.items())
+    if isinstance(thing, list | tuple | set | frozenset):
+        return 1 + sum(size_of(item, seen) for item in thing)
+    names = [*getattr(thing, "__dict__", ()), *getattr(type(thing), "__slots__", ())]
+    return 1 + sum(size_of(getattr(thing, name, None), seen) for name in names)
+
+
+def test_memory_is_bounded_while_there_is_no_quorum() -> None:
+    """L6: three of seven are away for an hour; a liar votes for views that nobody has reached, and replays."""
+    hour_ms = 3_600_000
+    scenario = replace(
+        FOUR,
+        shards=(1,) * 7,
+        byzantine=frozenset({6}),
+        outages=tuple(Outage(1_000, member, 2 * hour_ms) for member in (3, 4, 5)),
+        style=Style(vote=0, lead=0, spread=0, lie=8, replay=4),
+        views=1_000_000,
+        chaos_ms=hour_ms,
+    )
+    simulation = Simulation(scenario)
+    sizes: list[int] = []
+    views: list[int] = []
+
+    def look() -> None:
+        sizes.append(sum(size_of(simulation.shells[index].engine) for index in range(3)))
+        views.append(simulation.shells[0].engine.view)
+
+    for at_ms in (hour_ms // 4, hour_ms - 1_000):
+        simulation.world.after(at_ms, look)
+    simulation.run()
+    assert views[0] == views[1]
+    assert sizes[1] < sizes[0] * 1.25 + 500
