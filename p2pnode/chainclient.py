@@ -52,6 +52,9 @@ WAIT_S = 10.0
 """Of one request for an outcome."""
 ANSWER_S = 60.0
 """One answer of one member, however many requests it takes: a member that drips is passed over."""
+OLD_MS_MIN = 60_000
+OLD_HEARTBEATS = 6
+"""A head older than a minute and so many of the chain's heartbeats is of a member that is behind or hides the rest."""
 PAUSE_S = 0.2
 """Between two rounds of asking for an outcome, should all members answer at once that they know none."""
 OWNED_MAX = 1 << 16
@@ -151,19 +154,34 @@ class ChainClient:
 
     # --- proven --------------------------------------------------------------------------------------------------
 
-    async def head(self) -> Head:
-        """Return a member's head: final, and as new as that member says."""
+    async def _newest(self, ask: Callable[[int, bool], Awaitable[T]]) -> T:
+        """Return the first answer that holds and is not old; only if there is none, an old one: the chain may stand."""
+        try:
+            return await self._from_anyone(lambda member: ask(member, True))
+        except NetworkError:
+            return await self._from_anyone(lambda member: ask(member, False))
 
-        async def ask(member: int) -> Head:
+    def _verify_age(self, header: BlockHeader) -> None:
+        """Raise `TooSlow` for a header that is too old to be the newest, by this client's clock."""
+        age_ms = self.clock_ms() - header.time_ms
+        if age_ms > max(OLD_MS_MIN, OLD_HEARTBEATS * self.genesis.parameters.heartbeat_ms):
+            raise TooSlow(f"its newest block is {age_ms // 1000} s old")
+
+    async def head(self) -> Head:
+        """Return a member's head: final, and not old if any member has a newer one."""
+
+        async def ask(member: int, fresh: bool) -> Head:
             trusted = await self._follow(member)
             reply, payload = await self.members.request(member, {"op": "head"}, size_max=HEAD_BYTES_MAX)
             if not reply.integer("height", high=1 << 62):
                 header = self.origin.root
             else:
                 header = self._final_header(Fields(payload, "a head"), trusted, sized=False)[0]
+            if fresh:
+                self._verify_age(header)
             return Head(header.epoch, header.height, header.hash, header.time_ms)
 
-        return await self._from_anyone(ask)
+        return await self._newest(ask)
 
     def _final_header(self, fields: Fields, trusted: Trusted, *, sized: bool) -> tuple[BlockHeader, Finality]:
         """Return a header of the trusted epoch, or its root, and its finality, which is not looked at for the root."""
@@ -177,13 +195,15 @@ class ChainClient:
     async def prove(self, keys: Sequence[StateKey]) -> Proven:
         """Return the values of these keys, each proven; None where the state has none."""
 
-        async def ask(member: int) -> Proven:
+        async def ask(member: int, fresh: bool) -> Proven:
             trusted = await self._follow(member)
             _, payload = await self.members.request(
                 member, {"op": "state"}, size_max=REPLY_BYTES_MAX, payload=b"".join(keys)
             )
             fields = Fields(payload, "a proven state")
             header, finality = self._final_header(fields, trusted, sized=True)
+            if fresh:
+                self._verify_age(header)
             values: list[bytes | None] = []
             proofs: list[Proof] = []
             for key in keys:
@@ -195,7 +215,7 @@ class ChainClient:
             fields.end()
             return Proven(header, finality, tuple(values), tuple(proofs))
 
-        return await self._from_anyone(ask)
+        return await self._newest(ask)
 
     async def account(self, owner: OwnerId) -> Account:
         """Return an account, proven; an empty one where there is none."""

@@ -11,6 +11,7 @@ import trio.testing
 from economics import cbor
 from economics.crypto import OwnerId
 from economics.errors import Reason
+from economics.state import account_key
 from economics.transactions import Transfer
 from p2pnode import chainclient as chainclient_module
 from p2pnode.chainclient import ChainClient
@@ -27,11 +28,13 @@ Said = tuple[dict[str, cbor.Value], bytes]
 
 
 @asynccontextmanager
-async def asking(path: Path, handlers: Sequence[Handler | None]) -> AsyncIterator[tuple[ChainClient, ChainNet]]:
+async def asking(
+    path: Path, handlers: Sequence[Handler | None], *, late_ms: int = 1_000
+) -> AsyncIterator[tuple[ChainClient, ChainNet]]:
     """Run a client that asks these members in their order."""
     async with trio.open_nursery() as nursery:
         net = ChainNet(handlers, nursery)
-        client = ChainClient(members=net.members(), cache=path / "trusted", clock_ms=lambda: GENESIS.time_ms + 1_000)
+        client = ChainClient(members=net.members(), cache=path / "trusted", clock_ms=lambda: GENESIS.time_ms + late_ms)
         client._order = list(range(4))
         yield client, net
         nursery.cancel_scope.cancel()
@@ -56,6 +59,21 @@ async def test_a_value_is_taken_from_the_first_member_that_proves_it(executor: E
     async with asking(tmp_path, [None, liar(forged), honest.handle]) as (client, net):
         assert await client.account(SENDER) == executor.ledger.account(SENDER)
         assert net.asked[-1] == 2
+
+
+async def test_what_a_member_hides_is_had_from_another(executor: Executor, tmp_path: Path) -> None:
+    """Old blocks prove what once was true: that a blob is not there yet, or that money is still there."""
+    newer = open_executor(tmp_path / "newer")
+    hour_ms = 3_600_000
+    await extend(newer, sign(newer.ledger, OWNER, PAY), after_ms=hour_ms)
+    await extend(newer)
+    hiding, honest = serve(executor).handle, serve(newer).handle
+    async with asking(tmp_path, [hiding, honest], late_ms=hour_ms + 1_000) as (client, _):
+        assert (await client.head()).time_ms == newer.head.time_ms
+        client._order = list(range(4))
+        assert (await client.prove([account_key(SENDER)])).header.time_ms == newer.head.time_ms
+    async with asking(tmp_path, [hiding], late_ms=hour_ms + 1_000) as (client, _):  # the chain may have stopped
+        assert (await client.head()).time_ms == executor.head.time_ms
 
 
 async def test_a_member_that_falls_silent_is_passed_over(

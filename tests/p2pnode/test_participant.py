@@ -59,7 +59,6 @@ def join(path: Path, key: Key) -> Participant:
         quiet=None,
         on_silenced=lambda: None,
         on_loud=lambda: None,
-        snapshot_blocks=5_000,
         chain_members=members,
         consensus_members=members,
         gossip=cast(Gossip, Mouth()),
