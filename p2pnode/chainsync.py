@@ -31,6 +31,8 @@ REPLY_BLOCKS_MAX = 2 * BLOCKS_AT_ONCE
 """A reply ends with a block whose finality is known, which may be behind what was asked for."""
 REQUEST_S = 60.0
 """One reply of the largest size over 4 Mbit/s; a member that drips must not keep this node from the others."""
+HEAD_S = 5.0
+"""The head, some KB: whoever takes longer has nothing to offer."""
 PULL_S = 5.0
 """The bodies of one block; a view is over soon after."""
 CHUNKS_MAX = 512
@@ -111,7 +113,7 @@ class ChainSync:
     async def _follow(self, member: int) -> None:
         """Take from one member all that it has above the head."""
         reply, _ = await request_within(
-            self.members, member, {"op": "head"}, size_max=HEAD_BYTES_MAX, deadline_s=REQUEST_S
+            self.members, member, {"op": "head"}, size_max=HEAD_BYTES_MAX, deadline_s=HEAD_S
         )
         height, epoch = reply.integer("height", high=1 << 62), reply.integer("epoch", high=1 << 62)
         base = reply.integer("base", high=1 << 62)

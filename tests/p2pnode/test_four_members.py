@@ -9,13 +9,14 @@ from typing import cast
 import pytest
 import trio
 
-from economics.block import leader_of
+from economics.block import Proposal, leader_of
 from economics.crypto import Digest, NodeId, OwnerId, Signature
 from economics.genesis import Genesis
 from economics.ledger import Ledger
 from economics.transactions import SignedTransaction, Transfer
 from economics.votes import Kind, SignedVote, Vote
 from gossip.pubsub import Gossip
+from p2pnode import chainsync as chainsync_module
 from p2pnode.chainclient import trusted_genesis
 from p2pnode.chainserver import sized
 from p2pnode.errors import NetworkError, PeerUnreachable
@@ -26,8 +27,9 @@ from p2pnode.network.stream import Stream
 from p2pnode.participant import Participant, chain_protocol, consensus_protocol
 from p2pnode.validator import encode_message, speak_honestly
 from p2pnode.votelog import VoteLog
+from tests.p2pnode.chainnet import silent
 from tests.p2pnode.finalchain import GENESIS as PLAIN
-from tests.p2pnode.finalchain import open_executor, sign
+from tests.p2pnode.finalchain import Maker, open_executor, sign
 from tests.small import OPERATORS, OTHER_OWNER, OWNER
 from tests.streams import as_stream, stream_pair
 
@@ -109,11 +111,13 @@ def join(world: World, path: Path, own: int, *, genesis: Genesis = GENESIS) -> P
 
 
 @asynccontextmanager
-async def network(path: Path, members: Sequence[int]) -> AsyncIterator[tuple[World, list[Participant]]]:
+async def network(
+    path: Path, members: Sequence[int], genesis: Genesis = GENESIS
+) -> AsyncIterator[tuple[World, list[Participant]]]:
     with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             world = World(nursery)
-            nodes = [join(world, path / str(own), own) for own in members]
+            nodes = [join(world, path / str(own), own, genesis=genesis) for own in members]
             for node in nodes:
                 nursery.start_soon(node.run)
             yield world, nodes
@@ -186,3 +190,51 @@ async def test_three_of_them_go_on_while_the_fourth_floods_them(what: str, tmp_p
         for nonce in range(4):
             await nodes[nonce % 3].submit(pay(nodes[0], nonce))
         await settle(nodes, 4)
+
+
+def led_first_by(member: int) -> Genesis:
+    """Return a network whose first view this member leads."""
+    for number in range(1_000):
+        genesis = replace(GENESIS, name=f"small {number}")
+        root = trusted_genesis(genesis).root
+        if leader_of(1, root_hash=root.hash, committee=genesis.committee) == member:
+            return genesis
+    raise AssertionError("a draw among four")
+
+
+async def test_three_of_them_go_on_when_the_fourth_proposes_what_nobody_has(tmp_path: Path) -> None:
+    """It names a transaction that does not exist, and whoever asks it for the body is left waiting."""
+    genesis = led_first_by(3)
+    liar = NodeId(OPERATORS[3].public)
+    made = Maker(open_executor(tmp_path / "liar", genesis)).make(pay_of(genesis, 63)).block
+    frame = encode_message(Proposal(made, None))
+    async with network(tmp_path, range(3), genesis) as (world, nodes):
+        world.served[liar, chain_protocol(genesis)] = silent
+        for member in range(3):
+            stream = world.open_stream(liar, NodeId(OPERATORS[member].public), consensus_protocol(genesis))
+            await stream.send(frame)
+        for nonce in range(3):
+            await nodes[nonce].submit(pay(nodes[0], nonce))
+        await settle(nodes, 3)
+        assert all(node.executor.store.height_of(made.hash) is None for node in nodes)
+
+
+async def test_one_that_was_away_catches_up_past_a_liar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The liar says that it is far ahead, and answers nothing more; and it shows the node votes of views to come."""
+    monkeypatch.setattr(chainsync_module, "HEAD_S", 1.0)
+    liar = NodeId(OPERATORS[2].public)
+    async with network(tmp_path, (0, 1, 2)) as (world, nodes):
+        for nonce in range(4):
+            await nodes[0].submit(pay(nodes[0], nonce))
+        await settle(nodes, 4)
+        world.served[liar, chain_protocol(GENESIS)] = silent
+        late = join(world, tmp_path / "3", 3)
+        world.nursery.start_soon(late.run)
+        ahead = SignedVote(Vote(Kind.NULLIFY, 9, 1, Digest(bytes(32)), 2), Signature(bytes(64)))
+        stream = world.open_stream(liar, NodeId(OPERATORS[3].public), consensus_protocol(GENESIS))
+        await stream.send(encode_message(ahead))
+        await settle([late], 4)
+
+
+def pay_of(genesis: Genesis, nonce: int) -> SignedTransaction:
+    return sign(Ledger.at_genesis(genesis), OWNER, Transfer(TO, 1), nonce=nonce)
