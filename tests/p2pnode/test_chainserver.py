@@ -239,7 +239,8 @@ class TestBounds:
         async with connected(server) as stream, trio.open_nursery() as nursery:
             nursery.start_soon(ask, stream, {"hash": UNKNOWN, "op": "outcome", "wait_ms": 20_000})
             await until(lambda: server._waiters)
-            assert await refusal(server, "outcome", hash=UNKNOWN, wait_ms=20_000) is Reason.NOT_FOUND
+            with trio.fail_after(10):
+                assert await refusal(server, "outcome", hash=UNKNOWN, wait_ms=20_000) is Reason.NOT_FOUND
             nursery.cancel_scope.cancel()
 
     async def test_large_replies_are_bounded_together_for_strangers_and_for_each_member(
