@@ -61,6 +61,8 @@ OWNED_MAX = 1 << 16
 """Reservations and entries of one owner that a member may name: each is proven, so a liar costs the time of asking."""
 NONCES_ASKED = 3
 """Members whose word on a nonce is heard; the middle one is taken, as one alone could send every transaction astray."""
+SETTLE_S = 5.0
+"""For what an account has under way to be shown by a final header: some blocks, or never if it cannot be executed."""
 SUBMIT_TO = 3
 """Members that a transaction is given to at once: with f of them lying another passes it on."""
 EXPIRY_AHEAD = 600
@@ -247,7 +249,11 @@ class ChainClient:
         return Receipt(blob_id, epochs, proven.header, finality, proven.proofs[0], proven.values[0])
 
     async def owned(self, owner: OwnerId) -> tuple[list[Reservation], list[BlobEntry]]:
-        """Return an owner's reservations and entries, each proven; a member could leave some out."""
+        """Return an owner's reservations and entries, each proven; a member could leave some out.
+
+        They are as its own transactions left them, so that nothing is paid for twice.
+        """
+        await self._settle(owner)
         keys = await self._from_anyone(lambda member: self._owned_keys(member, owner))
         reservations: list[Reservation] = []
         entries: list[BlobEntry] = []
@@ -261,6 +267,14 @@ class ChainClient:
                     case _:
                         pass
         return reservations, entries
+
+    async def _settle(self, owner: OwnerId) -> None:
+        """Wait until what can be proven shows an account's transactions that a member has or waits for; not for long:
+        a final block shows what the blocks before it did."""
+        target = await self._next_nonce(owner)
+        with trio.move_on_after(SETTLE_S):
+            while (await self.account(owner)).nonce < target:  # noqa: ASYNC110 - members tell only when asked
+                await trio.sleep(SETTLE_S / 50)
 
     async def _owned_keys(self, member: int, owner: OwnerId) -> list[StateKey]:
         keys: list[StateKey] = []
