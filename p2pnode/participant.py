@@ -129,6 +129,7 @@ class Participant:
         self._sign: Callable[[bytes], Signature] = key.sign
         self._members = chain_members
         self._fresh: deque[bytes] = deque()
+        self._is_fresh = trio.Event()
         self._send_incoming, self._incoming = trio.open_memory_channel[tuple[int | None, bytes]](INCOMING_MAX)
         self._queued: Counter[int | None] = Counter()
         self._gossip_checks = Bucket(burst=GOSSIP_CHECKS_BURST, per_s=GOSSIP_CHECKS_PER_S)
@@ -255,6 +256,7 @@ class Participant:
                     self._verify(signed)
                 self._add(signed)
                 self._fresh.append(signed.raw)
+                self._is_fresh.set()
         except Rejected as fault:
             self.refused[fault.reason] += 1
             raise
@@ -279,6 +281,9 @@ class Participant:
     async def _pass_on(self) -> None:
         """Send fresh transactions to the other members, or gossip them from a node that is none."""
         while True:
+            self._is_fresh = trio.Event()
+            if not self._fresh:
+                await self._is_fresh.wait()
             await trio.sleep(FORWARD_S)
             while self._fresh:
                 batch: list[bytes] = []
