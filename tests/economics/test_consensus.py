@@ -475,16 +475,14 @@ class TestNullify:
         assert [vote.kind for vote in net.nodes[first].sent()] == [Kind.NULLIFY]
 
     def test_it_is_sent_again_each_timeout_with_the_certificate_of_entry(self) -> None:
-        net = started()
-        entry = net.certificate(Kind.NULLIFY, 4)
+        net = started(timeout_ms=200)
+        entry = net.certificate(Kind.NULLIFY, 1)
         net.give(0, Heard(entry, 1))
-        assert net.nodes[0].engine.view == 5
         net.passes = lambda sender, to, message: False
-        net.wait(60_000)
-        told = [effect.message for effect in net.found(0, Broadcast)]
-        again = [at for at, message in enumerate(told) if isinstance(message, SignedVote)]
-        assert len(again) >= 4
-        assert entry in told[again[1] :]
+        net.wait(1_400)  # well before a standstill
+        own = net.vote(0, Kind.NULLIFY, 2)
+        told = [effect.message for effect in net.found(0, Broadcast)[1:]]
+        assert told == [own, own, entry, own, entry, own, entry]
 
     def test_timeouts_grow_with_each_view_and_fall_by_a_new_finalization_alone(self) -> None:
         net = started()
@@ -585,13 +583,31 @@ class TestOwnVotes:
         assert [(vote.kind, vote.view) for vote in net.nodes[0].sent()] == [(Kind.FINALIZE, 1)]
         assert net.found(0, Keep) == [Keep(proposal)]
 
+    def test_no_block_is_voted_for_before_the_shell_has_judged_it(self) -> None:
+        net = started()
+        engine = net.make_engine(0)
+        engine.start(0)
+        proposal = net.propose(1) if net.leader(1) != 0 else net.propose(2)
+        view = proposal.block.header.view
+        for below in range(1, view):
+            engine.handle(0, Heard(net.certificate(Kind.NULLIFY, below), 1))
+        effects = engine.handle(0, Heard(proposal, 1))
+        effects += engine.handle(0, Heard(net.certificate(Kind.NOTARIZE, view, proposal.block.hash), 1))
+        effects += engine.handle(0, TimePassed())
+        assert [effect for effect in effects if isinstance(effect, Keep | Broadcast)] == []
+        assert len([effect for effect in effects if isinstance(effect, Judge)]) == 1
+        effects = engine.handle(0, Judged(proposal.block.hash, True))
+        cast = [effect.message for effect in effects if isinstance(effect, Broadcast)]
+        assert [signed.vote.kind for signed in cast if isinstance(signed, SignedVote)] == [Kind.FINALIZE]
+        assert engine.handle(0, Judged(proposal.block.hash, False)) == []
+
     def test_the_leader_builds_no_second_block_in_a_view_after_a_restart(self) -> None:
         net = started()
         leader = net.leader(1)
         net.passes = lambda sender, to, message: False
         build(net)
         net.restart(leader)
-        net.wait(TIMEOUT_MS)
+        net.wait(TIMEOUT_MS + 1)
         assert len(net.nodes[leader].builds) == 1
         proposals = {e.message.block.hash for e in net.found(leader, Broadcast) if isinstance(e.message, Proposal)}
         assert len(proposals) == 1
@@ -786,6 +802,19 @@ class TestCatchingUp:
         assert net.heights() == [1, 1, 1, 1]
         net.verify()
 
+    def test_only_a_nullify_vote_that_comes_again_is_answered(self) -> None:
+        net = started()
+        for view in (1, 2):
+            net.give(0, Heard(net.certificate(Kind.NULLIFY, view, signers=(1, 2, 3)), 1))
+        build_from = len(net.nodes[0].effects)
+        late = net.vote(3, Kind.NULLIFY, 2)
+        net.now_ms += 200
+        net.give(0, Heard(net.vote(2, Kind.NOTARIZE, 2, Digest(bytes([1]) * 32)), 2))
+        assert [e for e in net.nodes[0].effects[build_from:] if isinstance(e, Send)] == []
+        net.give(0, Heard(late, 3))
+        told = [e for e in net.nodes[0].effects[build_from:] if isinstance(e, Send)]
+        assert told == [Send(3, net.certificate(Kind.NULLIFY, 2))]
+
     def test_lost_votes_are_told_again_at_a_standstill(self) -> None:
         """Rule 7."""
         net = started()
@@ -900,6 +929,13 @@ class TestGuilt:
         net.give(0, Heard(net.certificate(Kind.NOTARIZE, 1, other), None))
         blamed = [guilty.first.vote.signer for guilty in net.found(0, Guilty) if isinstance(guilty.first, SignedVote)]
         assert blamed == [1, 2, 3]
+
+    def test_a_finalization_of_a_nullified_view_convicts_who_signed_both(self) -> None:
+        net = started()
+        block_hash = Digest(bytes([1]) * 32)
+        net.give(0, Heard(net.certificate(Kind.NULLIFY, 1), None))
+        net.give(0, Heard(net.certificate(Kind.FINALIZE, 1, block_hash), None))
+        assert len(net.found(0, Guilty)) == 3
 
     def test_nobody_is_blamed_by_a_signature_that_is_not_its_own(self) -> None:
         """A vote that came too late to matter is remembered unchecked, and checked before anybody is blamed by it."""
@@ -1023,10 +1059,28 @@ class TestQuiet:
     def test_what_is_heard_in_the_first_moments_counts_for_nobody(self) -> None:
         """It may be the low end of an answer whose top was lost."""
         net = started()
-        self.go_on(net, 3)
-        net.restart(0, Quiet())
-        net.deliver()
-        assert net.nodes[0].engine.quiet == Quiet(None)
+        engine = net.make_engine(0, quiet=Quiet())
+        engine.start(0)
+        for now_ms, until in ((TIMEOUT_MS - 1, None), (TIMEOUT_MS, 3)):
+            for member in (1, 2, 3):
+                engine.handle(now_ms, Heard(net.certificate(Kind.NULLIFY, 1), member))
+            assert engine.quiet == Quiet(until)
+
+    def test_it_never_votes_below_not_even_to_finalize_what_it_learns_later(self) -> None:
+        net = started()
+        proposal = net.propose(2)
+        others = [index for index in range(4) if index != net.leader(2)]
+        own = others[0]
+        signers = [index for index in range(4) if index != own]
+        engine = net.make_engine(own, quiet=Quiet(3))
+        engine.start(0)
+        for view in (1, 2, 3):
+            engine.handle(0, Heard(net.certificate(Kind.NULLIFY, view, signers=signers), 1))
+        effects = engine.handle(0, Heard(proposal, 1))
+        effects += engine.handle(0, Heard(net.certificate(Kind.NOTARIZE, 2, proposal.block.hash, signers), 1))
+        effects += engine.handle(0, Judged(proposal.block.hash, True))
+        assert engine.view == 4
+        assert [effect for effect in effects if isinstance(effect, Broadcast)] == []
 
     def test_a_restart_does_not_make_it_forget_that_it_is_quiet(self) -> None:
         net = started()
@@ -1169,6 +1223,35 @@ class TestHostile:
         net.give(index, Heard(good, leader))
         assert [vote.kind for vote in net.nodes[index].sent()] == [Kind.NOTARIZE]
 
+    def test_signatures_that_nobody_checked_are_not_passed_on(self) -> None:
+        """The leader signs its block, not the certificate that comes with it: anybody can put another there."""
+        net = started(due=False)
+        first = net.propose(1)
+        second = net.propose(2, first.block.header)
+        assert second.parent is not None
+        net.give(0, Heard(first, None))
+        net.give(0, Heard(second.parent, None))
+        junk = replace(second.parent, signatures=((0, Signature(bytes(64))),))
+        net.give(0, Heard(replace(second, parent=junk), None))
+        assert net.found(0, Keep)[-1] == Keep(second)
+        net.now_ms += 200
+        net.give(0, Heard(Ask(0, 2), 1))
+        told = [effect.message for effect in net.found(0, Send) if isinstance(effect.message, Proposal)]
+        assert told == [second]
+
+    def test_a_final_block_without_its_parent_s_certificate_is_delivered_and_not_passed_on(self) -> None:
+        net = started(due=False)
+        first = net.propose(1)
+        second = net.propose(2, first.block.header)
+        net.give(0, Heard(net.certificate(Kind.FINALIZE, 2, second.block.hash), None))
+        net.give(0, Heard(Proposal(second.block, None), None))
+        net.give(0, Heard(first, None))
+        assert net.nodes[0].blocks == [first.block, second.block]
+        net.now_ms += 200
+        net.give(0, Heard(Ask(0, 1), 1))
+        told = [effect.message for effect in net.found(0, Send) if isinstance(effect.message, Proposal)]
+        assert told == [first]
+
     def test_a_certificate_of_any_later_view_is_followed(self) -> None:
         net = started()
         net.give(0, Heard(net.certificate(Kind.NULLIFY, 1 << 40), 1))
@@ -1189,6 +1272,13 @@ class TestHostile:
             for signer in (1, 2):
                 net.give(3, Heard(net.vote(signer, Kind.NULLIFY, 9), signer))
         assert net.nodes[3].engine.view == 1
+
+    def test_of_a_voter_s_two_votes_only_the_first_counts(self) -> None:
+        net = started()
+        one, other = Digest(bytes([1]) * 32), Digest(bytes([2]) * 32)
+        for signer, block_hash in ((1, one), (1, other), (2, other), (3, other)):
+            net.give(0, Heard(net.vote(signer, Kind.NOTARIZE, 9, block_hash), signer))
+        assert net.nodes[0].engine.view == 1
 
     @pytest.mark.parametrize("seed", range(8))
     def test_hostile_schedules_make_no_honest_member_contradict_itself(self, seed: int) -> None:
