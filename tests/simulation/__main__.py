@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from functools import partial
 
 from tests.simulation.batch import add_up, play, play_all
 from tests.simulation.mutants import MUTANTS, hunt_all
@@ -24,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def replay(seed: int, members: int | None, *, is_quiet: bool) -> int:
     scenario = draw(seed, members)
-    result = play(scenario, log=None if is_quiet else sys.stdout.write)
+    result = play(scenario, log=None if is_quiet else partial(print, end=""))
     print(scenario)
     print(result)
     if result.fault is not None:

@@ -8,24 +8,17 @@ and certificates between halves, replays what it heard, old epochs included, and
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from economics.block import (
-    Block,
-    BlockHeader,
-    Finality,
-    Proposal,
-    is_boundary,
-    leader_of,
-    transactions_root,
-)
+from economics.block import Block, BlockHeader, Finality, Proposal, leader_of, transactions_root
 from economics.committee import Committee
 from economics.crypto import Digest, Level, Signature, digest
 from economics.effects import Ask, Message
 from economics.genesis import Genesis
 from economics.votes import ZERO_HASH, Kind, SignedVote, Vote, VoteCertificate
+from tests.simulation.chain import Blocks
 from tests.simulation.invariants import vote_bytes
 from tests.simulation.keys import Signer
 from tests.simulation.network import Network
-from tests.simulation.shell import Blocks, Payload, Shell, Transactions, WantBlocks, WantTransactions
+from tests.simulation.shell import Payload, Shell, Transactions, WantBlocks, WantTransactions
 from tests.simulation.world import World
 
 ARCHIVE_MAX = 400
@@ -90,7 +83,7 @@ class Adversary:
         self._quorum = total - (total - 1) // 3
         self._observer = next(iter(self.honest.values()))
 
-    # --- what it hears -------------------------------------------------------------------------------------------------
+    # What it hears
 
     def overhear(self, sender: int, message: Message) -> None:
         """Take in what an honest member says to anybody."""
@@ -116,14 +109,15 @@ class Adversary:
             return
         match payload:
             case WantTransactions(hashes):
-                bodies = tuple(self._observer.mempool[item] for item in hashes if item in self._observer.mempool)
+                waiting = self._observer.chain.mempool
+                bodies = tuple(waiting[tx_hash] for tx_hash in hashes if tx_hash in waiting)
                 self.network.send(receiver, sender, Transactions(bodies))
             case WantBlocks(first):
                 self._serve_blocks(sender, receiver, first)
             case _:
                 pass
 
-    # --- chance ------------------------------------------------------------------------------------------------------
+    # Chance
 
     def _chance(self, percent: int) -> bool:
         return self.world.random.random() * 100 < percent
@@ -159,7 +153,7 @@ class Adversary:
     def _any_member(self) -> int:
         return self.world.random.choice(list(self.signers))
 
-    # --- votes -------------------------------------------------------------------------------------------------------
+    # Votes
 
     def _committee(self, epoch: int) -> Committee:
         if epoch not in self._committees:
@@ -201,7 +195,9 @@ class Adversary:
         if slot <= self._slot:
             return
         self._slot = slot
-        self._observer = max(self.honest.values(), key=lambda shell: (shell.is_up, shell.head.height, -shell.index))
+        self._observer = max(
+            self.honest.values(), key=lambda shell: (shell.is_up, shell.chain.head.height, -shell.index)
+        )
         for signer in self.signers:
             if self._chance(self.style.vote):
                 self._soon(self._cast, signer, (*slot, Kind.NULLIFY, ZERO_HASH))
@@ -214,7 +210,9 @@ class Adversary:
                 self._soon(self._lead, leader, (slot[0], view))
 
     def _root(self, epoch: int) -> BlockHeader | None:
-        return next((shell.root_header for shell in self.honest.values() if shell.ledger.epoch == epoch), None)
+        return next(
+            (shell.chain.root_header for shell in self.honest.values() if shell.chain.ledger.epoch == epoch), None
+        )
 
     def _meet(self, block: Block) -> None:
         header = block.header
@@ -230,7 +228,7 @@ class Adversary:
     def _cast(self, signer: int, statement: Statement) -> None:
         self._tell(self._some(statement[:2]), self._sign(statement, signer), signer)
 
-    # --- proposals ---------------------------------------------------------------------------------------------------
+    # Proposals
 
     def _lead(self, leader: int, slot: Slot) -> None:
         """Propose one or two blocks, of which at least one is often against the rules."""
@@ -291,12 +289,11 @@ class Adversary:
         """Return a block on `parent` with the state root of an honest member, sometimes with one thing wrong."""
         shell, random = self._observer, self.world.random
         root = self._root(slot[0])
-        if root is None or shell.ledger.epoch != slot[0] or parent.executed_height >= len(shell.roots):
+        if root is None or shell.chain.ledger.epoch != slot[0] or parent.executed_height >= len(shell.chain.roots):
             return None
-        executed = root.height if parent == root else min(parent.height, shell.head.height)
+        executed = root.height if parent == root else min(parent.height, shell.chain.head.height)
         executed = max(executed, parent.executed_height)
-        epoch_ms = self.genesis.parameters.epoch_ms
-        is_tail = parent != root and is_boundary(parent, root=root, epoch_ms=epoch_ms)
+        is_tail = parent != root and shell.chain.ends_epoch(parent)
         header = BlockHeader(
             chain_id=self.genesis.chain_id,
             epoch=slot[0],
@@ -309,9 +306,9 @@ class Adversary:
             transactions_root=transactions_root(()),
             transactions_count=0,
             executed_height=executed,
-            state_root=shell.roots[executed],
-            committee_hash=shell.ledger.committee.hash,
-            next_committee_hash=ZERO_HASH if is_tail else shell.ledger.next_committee.hash,
+            state_root=shell.chain.roots[executed],
+            committee_hash=shell.chain.ledger.committee.hash,
+            next_committee_hash=ZERO_HASH if is_tail else shell.chain.ledger.next_committee.hash,
         )
         hashes: tuple[Digest, ...] = ()
         if self._chance(20):
@@ -333,7 +330,7 @@ class Adversary:
         chosen = self.world.random.choice(spoilt)
         return chosen, (wrong,) if chosen.transactions_count else ()
 
-    # --- lies ----------------------------------------------------------------------------------------------------------
+    # Lies
 
     def _chatter(self) -> None:
         if self._archive and self._chance(self.style.replay):
@@ -437,10 +434,10 @@ class Adversary:
     def _serve_blocks(self, sender: int, receiver: int, first: int) -> None:
         """Claim a height that nobody has reached."""
         shell = self._observer
-        parent = shell.head
+        parent = shell.chain.head
         if parent.height + 1 < first:
             return
-        fake = self._block(receiver, (shell.ledger.epoch, max(self._slot[1], parent.view) + 1), parent)
+        fake = self._block(receiver, (shell.chain.ledger.epoch, max(self._slot[1], parent.view) + 1), parent)
         if fake is None:
             return
         header = fake.header

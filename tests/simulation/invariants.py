@@ -89,7 +89,7 @@ class Watch:
         """Return whether these and the Byzantine members are a quorum."""
         return bool(honest) and self._weight(honest) + self._spare >= self._quorum
 
-    # --- the wire ----------------------------------------------------------------------------------------------------
+    # The wire
 
     def sent(self, shell: Shell, message: Message) -> None:
         match message:
@@ -146,11 +146,11 @@ class Watch:
         if any(block_hash not in notarized for block_hash in finalized):
             raise Violation("S4", f"what is finalized at epoch and view {slot} is not notarized")
 
-    # --- certificates ------------------------------------------------------------------------------------------------
+    # Certificates
 
     def held(self, shell: Shell, certificate: VoteCertificate) -> None:
         """S6, for what an honest member keeps or passes on."""
-        if certificate.epoch != shell.ledger.epoch:
+        if certificate.epoch != shell.chain.ledger.epoch:
             raise Violation("S6", f"member {shell.index} takes a certificate of epoch {certificate.epoch} for its own")
         if certificate in self._valid:
             return
@@ -168,7 +168,7 @@ class Watch:
                 raise Violation("S6", f"member {index} did not sign what a certificate says") from fault
         self._valid.add(certificate)
 
-    # --- final blocks ------------------------------------------------------------------------------------------------
+    # Final blocks
 
     def finalized(self, shell: Shell, blocks: Sequence[Block], finality: Finality) -> None:
         for block in blocks:
@@ -220,7 +220,7 @@ class Watch:
 
     def started(self, shell: Shell) -> None:
         """S9: a start brings back all that was final."""
-        if shell.head.height < self.heights.get(shell.index, 0):
+        if shell.chain.head.height < self.heights.get(shell.index, 0):
             raise Violation("S9", f"member {shell.index} lost final blocks")
 
     def accused(self, shell: Shell, guilty: Guilty) -> None:

@@ -20,7 +20,7 @@ from economics.branches import Branches, Lack
 from economics.committee import Committee
 from economics.consensus import Engine
 from economics.crypto import Digest
-from economics.effects import Broadcast, Effect, Persist, Send
+from economics.effects import Broadcast, Effect, Judge, Persist, Send
 from economics.epoch import Epoch
 from economics.errors import Rejected
 from economics.judging import Judging, Verdict
@@ -107,7 +107,7 @@ def _nothing(*_: object, **__: object) -> None:
     return None
 
 
-# --- votes -----------------------------------------------------------------------------------------------------------
+# Votes
 
 _allows, _cast, _restored = Ballot.allows, Ballot.cast, Shell._restored
 
@@ -189,7 +189,7 @@ def _verify_nothing_of_a_vote(self: SignedVote, *, chain_id: Digest, committee: 
     del self, chain_id, committee, verify
 
 
-# --- certificates ----------------------------------------------------------------------------------------------------
+# Certificates
 
 _verify_vote, _verify_certificate = SignedVote.verify, VoteCertificate.verify
 
@@ -258,7 +258,7 @@ def _one_shard_each(self: Committee, indices: Sequence[int]) -> int:
     return len(set(indices)) * self.n // len(self.members)
 
 
-# --- blocks ----------------------------------------------------------------------------------------------------------
+# Blocks
 
 _undelivered = Branches.undelivered
 
@@ -272,7 +272,7 @@ def _unproven_finality(self: Finality, header: BlockHeader, **_: object) -> None
     del self, header
 
 
-# --- shells and disks ------------------------------------------------------------------------------------------------
+# Shells and disks
 
 _perform = Shell._perform
 
@@ -308,13 +308,13 @@ def _perform_without_persist(kind: Kind) -> Callable[[Shell, Sequence[Effect]], 
     return perform
 
 
-def _judge_good(self: Shell, wish: Any) -> None:
+def _judge_good(self: Shell, wish: Judge) -> None:
     """Take any block whose transactions are here: look at no clock and no state root."""
     block = wish.proposal.block
     if self._judging.get(block.hash) is wish:
-        bodies = [self._body(tx_hash) for tx_hash in block.transactions]
+        bodies = [self.chain.body(tx_hash) for tx_hash in block.transactions]
         if None not in bodies:
-            self.candidates[block.hash] = Kept(wish.proposal, tuple(body for body in bodies if body is not None))
+            self.chain.candidates[block.hash] = Kept(wish.proposal, tuple(body for body in bodies if body is not None))
             self._answer(wish, ok=True)
 
 
@@ -385,5 +385,5 @@ MUTANTS = (
         takes_all_down=True,
     ),
     Mutant("nothing sent again", _patches((Engine, "_vote_nullify", _nullify_once), (Engine, "_stir", _nothing))),
-    Mutant("nothing asked for", _patches((Asking, "_ask", _nothing))),
+    Mutant("nothing asked for", _patches((Asking, "_ask", _nothing), (Shell, "behind", _nothing))),
 )

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.simulation.world import World
 
-Deliver = Callable[[int, int, object], None]
+Deliver = Callable[[int, int, Any], None]
 """(sender, receiver, payload)"""
 Route = Callable[[int, int, object], int | None]
 """Returns by how many ms a payload is late, or None to lose it."""

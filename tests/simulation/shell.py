@@ -14,12 +14,9 @@ from economics.block import (
     BlockHeader,
     Finality,
     Proposal,
-    is_boundary,
-    transactions_root,
-    verify_successor,
 )
 from economics.consensus import Engine
-from economics.crypto import Digest, OwnerId, Signature
+from economics.crypto import Digest, Signature
 from economics.effects import (
     Ask,
     Broadcast,
@@ -45,18 +42,16 @@ from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.ledger import Ledger
 from economics.transactions import SignedTransaction
-from economics.votes import ZERO_HASH, SignedVote, Verify, VoteCertificate
-from tests.simulation.disk import Disk, FinalBlock, Kept, PowerCut
+from economics.votes import SignedVote, Verify, VoteCertificate
+from tests.simulation.chain import BLOCKS_MAX, Blocks, Chain, Row
+from tests.simulation.disk import Disk, Kept, PowerCut
 from tests.simulation.network import Network
 from tests.simulation.world import World
 
 JUDGE_MS_MAX = 30_000
 PULL_MS = 250
-SETTLE_MS = 500
 STUCK_TIMEOUTS = 3
 """So many leader timeouts without a new final block, and others are asked."""
-BLOCKS_MAX = 16
-"""Of one answer to a member that was away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +71,6 @@ class WantBlocks:
     """Final blocks from this height on."""
 
     first: int
-
-
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """Consecutive final blocks of one epoch, with the proof that the last is final."""
-
-    rows: tuple[tuple[Block, tuple[SignedTransaction, ...]], ...]
-    finality: Finality
 
 
 Payload = Message | Transactions | WantTransactions | WantBlocks | Blocks
@@ -147,21 +134,23 @@ class Shell:
         self._checks_bodies = checks_bodies
         self._others = tuple(index for index in range(len(genesis.members)) if index != identity.index)
 
-    # --- life --------------------------------------------------------------------------------------------------------
+    # Life
 
     def start(self) -> None:
         """Boot from the disk."""
         assert not self.is_up
         self.is_up = True
         self.life += 1
-        ledger, header = self._origin
-        self.ledger = ledger.fork()
-        self.head = self.root_header = header
-        self.roots = [ledger.root]
-        """By height."""
-        self.mempool: dict[Digest, SignedTransaction] = {}
-        self.candidates: dict[Digest, Kept] = {}
-        """Blocks above the head that are judged good or came from the log, with their bodies."""
+        self.chain = Chain(
+            self.genesis,
+            self.disk,
+            origin=self._origin,
+            own=self.index,
+            sign=self.identity.sign,
+            verify=self.identity.verify,
+            clock_ms=self.clock_ms,
+            tell=self._executed,
+        )
         self._judging: dict[Digest, Judge] = {}
         self._building: Build | None = None
         self._final: deque[Finalized] = deque()
@@ -170,8 +159,6 @@ class Shell:
         self._due_key: object = None
         self._timer_ms: int | None = None
         self._stuck_at = -1
-        for row in self.disk.chain:
-            self._execute(row.block, row.transactions)
         self._renew(is_new_life=True)
         self._later(STUCK_TIMEOUTS * self.genesis.parameters.timeout_ms, self._watch_progress)
 
@@ -205,17 +192,17 @@ class Shell:
 
     def _renew(self, *, is_new_life: bool = False) -> None:
         """Put a new engine in place of one whose epoch has ended, or that the chain has overtaken."""
-        is_first = self.head == self.root_header
+        is_first = self.chain.head == self.chain.root_header
         row = None if is_first else self.disk.chain[-1]
         assert row is None or row.finality is not None
         self.engine = self._engine_type(
             chain_id=self.genesis.chain_id,
-            committee=self.ledger.committee,
-            root=self.root_header,
+            committee=self.chain.ledger.committee,
+            root=self.chain.root_header,
             own=self.index,
             sign=self.identity.sign,
             parameters=self.genesis.parameters,
-            next_committee_hash=self.ledger.next_committee.hash,
+            next_committee_hash=self.chain.ledger.next_committee.hash,
             now_ms=self.clock_ms(),
             restored=self._restored(),
             finalized=None if row is None or row.finality is None else (row.block, row.finality.certificate),
@@ -228,12 +215,12 @@ class Shell:
         self._final.clear()
         if is_new_life:
             for other in self._others:
-                self.network.send(self.index, other, Ask(self.ledger.epoch, self.engine.view))
+                self.network.send(self.index, other, Ask(self.chain.ledger.epoch, self.engine.view))
         self._perform(self.engine.start(self.clock_ms()))
         self._settle()
 
     def _restored(self) -> list[SignedVote | VoteCertificate | Proposal]:
-        epoch = self.ledger.epoch
+        epoch = self.chain.ledger.epoch
         restored: list[SignedVote | VoteCertificate | Proposal] = []
         for record in self.disk.log:
             match record:
@@ -241,17 +228,14 @@ class Shell:
                     restored.append(record)
                 case VoteCertificate() if record.epoch == epoch:
                     restored.append(record)
-                case Kept(proposal) if self._is_ahead(proposal.block.header):
-                    self.candidates[proposal.block.hash] = record
+                case Kept(proposal) if self.chain.is_ahead(proposal.block.header):
+                    self.chain.candidates[proposal.block.hash] = record
                     restored.append(proposal)
                 case _:
                     pass
         return restored
 
-    def _is_ahead(self, header: BlockHeader) -> bool:
-        return header.epoch == self.ledger.epoch and header.height > self.head.height
-
-    # --- what others say -----------------------------------------------------------------------------------------
+    # What others say
 
     def receive(self, sender: int, payload: Payload) -> None:
         if self.is_up:
@@ -263,11 +247,13 @@ class Shell:
                 for signed in bodies:
                     self.submit(signed)
             case WantTransactions(hashes):
-                found = tuple(body for tx_hash in hashes if (body := self._body(tx_hash)) is not None)
+                found = tuple(body for tx_hash in hashes if (body := self.chain.body(tx_hash)) is not None)
                 if found:
                     self.network.send(self.index, sender, Transactions(found))
             case WantBlocks(first):
-                self._serve_blocks(sender, first)
+                answer = self.chain.rows_from(first)
+                if answer is not None:
+                    self.network.send(self.index, sender, answer)
             case Blocks():
                 self._catch_up(payload)
             case _:
@@ -276,34 +262,34 @@ class Shell:
     def submit(self, signed: SignedTransaction) -> None:
         """Take a transaction into the mempool."""
         transaction = signed.transaction
-        if signed.hash in self.mempool or transaction.nonce < self.ledger.account(transaction.sender).nonce:
+        if signed.hash in self.chain.mempool or transaction.nonce < self.chain.ledger.account(transaction.sender).nonce:
             return
         if self._checks_bodies:
             try:
                 signed.verify(parameters=self.genesis.parameters)
             except Rejected:
                 return
-        self.mempool[signed.hash] = signed
+        self.chain.mempool[signed.hash] = signed
         self._retry_judging()
         self._settle()
 
     def greet(self, other: int) -> None:
         """Begin a stream to a member that has come up."""
         if self.is_up:
-            self.network.send(self.index, other, Ask(self.ledger.epoch, self.engine.view))
+            self.network.send(self.index, other, Ask(self.chain.ledger.epoch, self.engine.view))
 
     def behind(self, sender: int | None) -> None:
         """Ask somebody for final blocks."""
         asked = self.world.random.choice(self._others) if sender is None else sender
-        self.network.send(self.index, asked, WantBlocks(self.head.height + 1))
+        self.network.send(self.index, asked, WantBlocks(self.chain.head.height + 1))
 
     def _watch_progress(self) -> None:
-        if self._stuck_at == self.head.height:
+        if self._stuck_at == self.chain.head.height:
             self.behind(None)
-        self._stuck_at = self.head.height
+        self._stuck_at = self.chain.head.height
         self._later(STUCK_TIMEOUTS * self.genesis.parameters.timeout_ms, self._watch_progress)
 
-    # --- the engine ------------------------------------------------------------------------------------------------
+    # The engine
 
     def feed(self, item: Input) -> None:
         """Give the engine one input and perform what it wants."""
@@ -327,11 +313,11 @@ class Shell:
             return False
         match message:
             case SignedVote(vote):
-                return vote.epoch > self.ledger.epoch or vote.view > self.engine.view
+                return vote.epoch > self.chain.ledger.epoch or vote.view > self.engine.view
             case VoteCertificate():
-                return message.epoch > self.ledger.epoch
+                return message.epoch > self.chain.ledger.epoch
             case Proposal(block):
-                return block.header.epoch > self.ledger.epoch
+                return block.header.epoch > self.chain.ledger.epoch
             case _:
                 return False
 
@@ -339,10 +325,10 @@ class Shell:
         """Set the timer, and say anew from when on a block is wanted, where the engine's answer has changed."""
         engine = self.engine
         tip = engine.tip
-        key = (tip, len(self.mempool), self.head.height)
+        key = (tip, len(self.chain.mempool), self.chain.head.height)
         if key != self._due_key:
             self._due_key = key
-            due = self._find_due_ms(tip)
+            due = self.chain.due_ms(tip)
             if due != self._due_ms:
                 self._due_ms = due
                 self._perform(engine.handle(self.clock_ms(), Due(due)))
@@ -409,7 +395,7 @@ class Shell:
                     else:
                         binds = True
                 case Keep(proposal):
-                    disk.write(Kept(proposal, self.candidates[proposal.block.hash].transactions))
+                    disk.write(Kept(proposal, self.chain.candidates[proposal.block.hash].transactions))
                     binds = True
                 case _:
                     pass
@@ -417,47 +403,7 @@ class Shell:
             self.world.note("sync", self.index, disk.waiting)
             disk.sync()
 
-    # --- blocks ------------------------------------------------------------------------------------------------------
-
-    def _find_due_ms(self, tip: BlockHeader) -> int:
-        parameters = self.genesis.parameters
-        earliest = tip.time_ms + parameters.block_interval_ms
-        if tip != self.root_header and self._ends_epoch(tip):
-            return earliest
-        if self._choose(tip):
-            return earliest
-        is_settled = tip.height == self.ledger.height and tip.state_root == self.ledger.root
-        pause_ms = parameters.heartbeat_ms if is_settled else min(SETTLE_MS, parameters.heartbeat_ms)
-        return tip.time_ms + max(pause_ms, parameters.block_interval_ms)
-
-    def _ends_epoch(self, header: BlockHeader) -> bool:
-        return is_boundary(header, root=self.root_header, epoch_ms=self.genesis.parameters.epoch_ms)
-
-    def _in_flight(self, tip: BlockHeader) -> list[SignedTransaction]:
-        """Return the transactions in blocks that end with `tip` and are not executed yet."""
-        found: list[SignedTransaction] = []
-        kept = self.candidates.get(tip.hash)
-        while kept is not None and kept.proposal.block.header.height > self.head.height:
-            found += kept.transactions
-            kept = self.candidates.get(kept.proposal.block.header.parent_hash)
-        return found
-
-    def _choose(self, parent: BlockHeader) -> tuple[SignedTransaction, ...]:
-        """Return what waits and may come next: each sender's in order of their nonces."""
-        if not self.mempool:
-            return ()
-        following: dict[OwnerId, int] = {}
-        for signed in self._in_flight(parent):
-            sender = signed.transaction.sender
-            following[sender] = max(following.get(sender, 0), signed.transaction.nonce + 1)
-        chosen: list[SignedTransaction] = []
-        for signed in sorted(self.mempool.values(), key=lambda signed: signed.transaction.nonce):
-            transaction = signed.transaction
-            nonce = max(self.ledger.account(transaction.sender).nonce, following.get(transaction.sender, 0))
-            if transaction.nonce == nonce and transaction.expiry_height > parent.height + 1:
-                chosen.append(signed)
-                following[transaction.sender] = nonce + 1
-        return tuple(chosen[: self.genesis.parameters.block_transactions_max])
+    # Blocks
 
     def _try_building(self) -> None:
         wish = self._building
@@ -466,55 +412,16 @@ class Shell:
         if self.engine.view != wish.view:
             self._building = None
             return
-        wait_ms = self._find_due_ms(wish.parent) - self.clock_ms()
+        wait_ms = self.chain.due_ms(wish.parent) - self.clock_ms()
         if wait_ms > 0:
             self._later(wait_ms, self._try_building)
             return
-        if self.ledger.height < wish.parent.executed_height:
+        if self.chain.ledger.height < wish.parent.executed_height:
             return
         self._building = None
-        block, bodies = self.make_block(wish.view, wish.parent, is_empty=wish.parent_is_boundary)
-        self.candidates[block.hash] = Kept(Proposal(block, None), bodies)
+        block, bodies = self.chain.make_block(wish.view, wish.parent, is_empty=wish.parent_is_boundary)
+        self.chain.candidates[block.hash] = Kept(Proposal(block, None), bodies)
         self.feed(Built(wish.view, block))
-
-    def make_block(
-        self, view: int, parent: BlockHeader, *, is_empty: bool
-    ) -> tuple[Block, tuple[SignedTransaction, ...]]:
-        is_first = parent == self.root_header
-        bodies = () if is_empty else self._choose(parent)
-        hashes = tuple(signed.hash for signed in bodies)
-        executed = parent.height if is_first else self.ledger.height
-        header = BlockHeader(
-            chain_id=self.genesis.chain_id,
-            epoch=self.ledger.epoch,
-            view=view,
-            height=parent.height + 1,
-            parent_view=0 if is_first else parent.view,
-            parent_hash=parent.hash,
-            time_ms=max(self.clock_ms(), parent.time_ms + 1),
-            leader=self.index,
-            transactions_root=transactions_root(hashes),
-            transactions_count=len(hashes),
-            executed_height=executed,
-            state_root=self.roots[executed],
-            committee_hash=self.ledger.committee.hash,
-            next_committee_hash=ZERO_HASH if is_empty else self.ledger.next_committee.hash,
-        )
-        return Block(header, self.identity.sign(header.encode()), hashes), bodies
-
-    def _body(self, tx_hash: Digest) -> SignedTransaction | None:
-        waiting = self.mempool.get(tx_hash)
-        if waiting is not None:
-            return waiting
-        for kept in self.candidates.values():
-            for signed in kept.transactions:
-                if signed.hash == tx_hash:
-                    return signed
-        for row in reversed(self.disk.chain):
-            for signed in row.transactions:
-                if signed.hash == tx_hash:
-                    return signed
-        return None
 
     def _judge(self, wish: Judge) -> None:
         """Answer, or wait for the state and the bodies."""
@@ -525,23 +432,23 @@ class Shell:
         if header.time_ms - self.clock_ms() > AHEAD_MS_MAX:
             self._answer(wish, ok=False)
             return
-        found = {tx_hash: self._body(tx_hash) for tx_hash in block.transactions}
+        found = {tx_hash: self.chain.body(tx_hash) for tx_hash in block.transactions}
         missing = tuple(tx_hash for tx_hash, body in found.items() if body is None)
         if missing:
             asked = wish.sender if wish.sender is not None else self.world.random.choice(self._others)
             self.network.send(self.index, asked, WantTransactions(missing))
             self._later(PULL_MS, self._judge, wish)
             return
-        if self.ledger.height < header.executed_height:
+        if self.chain.ledger.height < header.executed_height:
             return
         is_good = (
-            self.roots[header.executed_height] == header.state_root
+            self.chain.roots[header.executed_height] == header.state_root
             and len(found) == len(block.transactions)
             and all(body is not None and body.transaction.expiry_height > header.height for body in found.values())
         )
         if is_good:
             bodies = tuple(body for body in found.values() if body is not None)
-            self.candidates[block.hash] = Kept(wish.proposal, bodies)
+            self.chain.candidates[block.hash] = Kept(wish.proposal, bodies)
         self._answer(wish, ok=is_good)
 
     def _answer(self, wish: Judge, *, ok: bool) -> None:
@@ -558,7 +465,7 @@ class Shell:
         for wish in list(self._judging.values()):
             self._later(0, self._judge, wish)
 
-    # --- what is final ---------------------------------------------------------------------------------------------
+    # What is final
 
     def _execute_final(self) -> None:
         """Execute what is final, in order, having asked everybody for bodies that are not here.
@@ -567,8 +474,8 @@ class Shell:
         """
         while self._final:
             effect = self._final[0]
-            if effect.blocks[-1].header.height > self.head.height:
-                rows, missing = self._collect(effect.blocks)
+            if effect.blocks[-1].header.height > self.chain.head.height:
+                rows, missing = self.chain.collect(effect.blocks)
                 if missing:
                     for other in self._others:
                         self.network.send(self.index, other, WantTransactions(missing))
@@ -579,99 +486,29 @@ class Shell:
                     return
             self._final.popleft()
 
-    def _collect(
-        self, blocks: Sequence[Block]
-    ) -> tuple[list[tuple[Block, tuple[SignedTransaction, ...]]], tuple[Digest, ...]]:
-        """Return blocks with their bodies, and the hashes of bodies that are not here."""
-        rows: list[tuple[Block, tuple[SignedTransaction, ...]]] = []
-        missing: list[Digest] = []
-        for block in blocks:
-            kept = self.candidates.get(block.hash)
-            bodies = (
-                [self._body(tx_hash) for tx_hash in block.transactions] if kept is None else list(kept.transactions)
-            )
-            missing += [tx_hash for tx_hash, body in zip(block.transactions, bodies, strict=True) if body is None]
-            rows.append((block, tuple(body for body in bodies if body is not None)))
-        return rows, tuple(missing)
-
-    def _apply(self, rows: Sequence[tuple[Block, tuple[SignedTransaction, ...]]], finality: Finality) -> bool:
-        """Execute and store final blocks above the head in one step; return whether an epoch ended."""
-        epoch = self.ledger.epoch
-        fresh = [row for row in rows if row[0].header.height > self.head.height]
-        for block, bodies in fresh:
-            self._execute(block, bodies)
-        stored = [FinalBlock(block, bodies, None) for block, bodies in fresh]
-        stored[-1] = FinalBlock(fresh[-1][0], fresh[-1][1], finality)
-        self.disk.append(stored)
-        self.candidates = {
-            block_hash: kept
-            for block_hash, kept in self.candidates.items()
-            if self._is_ahead(kept.proposal.block.header)
-        }
+    def _apply(self, rows: Sequence[Row], finality: Finality) -> bool:
+        epoch_ended = self.chain.apply(rows, finality)
         self._retry_judging()
-        return self.ledger.epoch != epoch
+        return epoch_ended
 
-    def _execute(self, block: Block, bodies: tuple[SignedTransaction, ...]) -> None:
-        header = block.header
-        assert self.roots[header.executed_height] == header.state_root, "a final header with another state root"
-        applied = self.ledger.apply(header, bodies)
-        self.roots.append(self.ledger.root)
-        self.head = header
-        if applied.epoch_ended:
-            self.root_header = header
-        for receipt in applied.receipts:
-            self.mempool.pop(receipt.hash, None)
-        self.world.note("executed", self.index, header.height, self.ledger.root.hex()[:8])
-        self.observer.executed(self, header, self.ledger.root)
-
-    def _serve_blocks(self, sender: int, first: int) -> None:
-        chain = self.disk.chain
-        if not 1 <= first <= len(chain):
-            return
-        epoch = chain[first - 1].block.header.epoch
-        last = 0
-        for height in range(first, len(chain) + 1):
-            row = chain[height - 1]
-            if row.block.header.epoch != epoch or (last and height >= first + BLOCKS_MAX):
-                break
-            if row.finality is not None:
-                last = height
-        finality = chain[last - 1].finality
-        assert finality is not None, "the last row has one"
-        rows = tuple((row.block, row.transactions) for row in chain[first - 1 : last])
-        self.network.send(self.index, sender, Blocks(rows, finality))
+    def _executed(self, header: BlockHeader, root: Digest) -> None:
+        self.world.note("executed", self.index, header.height, root.hex()[:8])
+        self.observer.executed(self, header, root)
 
     def _catch_up(self, answer: Blocks) -> None:
         """Execute blocks that another has; nothing of it is believed but what the finality proves."""
-        rows = [row for row in answer.rows if row[0].header.height > self.head.height]
+        rows = [row for row in answer.rows if row[0].header.height > self.chain.head.height]
         if not rows:
             return
         try:
-            self._verify_blocks(rows, answer.finality)
+            self.chain.verify_blocks(rows, answer.finality)
         except Rejected as fault:
             self.refuse(fault)
             return
         self.world.note("caught up", self.index, rows[-1][0].header.height)
         self.observer.finalized(self, [block for block, _ in rows], answer.finality)
         epoch_ended = self._apply(rows, answer.finality)
-        if epoch_ended or self.head.height > self.engine.final_height:
+        if epoch_ended or self.chain.head.height > self.engine.final_height:
             self._renew()
         if epoch_ended or len(answer.rows) >= BLOCKS_MAX:
             self.behind(None)
-
-    def _verify_blocks(self, rows: Sequence[tuple[Block, tuple[SignedTransaction, ...]]], finality: Finality) -> None:
-        parent = self.head
-        for block, bodies in rows:
-            verify_successor(
-                block.header,
-                parent=parent,
-                root=self.root_header,
-                committee=self.ledger.committee,
-                next_committee_hash=self.ledger.next_committee.hash,
-                epoch_ms=self.genesis.parameters.epoch_ms,
-            )
-            hashes = tuple(signed.hash for signed in bodies)
-            if hashes != block.transactions or transactions_root(hashes) != block.header.transactions_root:
-                raise Rejected(Reason.HASH_MISMATCH, "other bodies than the block's")
-            parent = block.header
-        finality.verify(parent, committee=self.ledger.committee, verify=self.identity.verify)

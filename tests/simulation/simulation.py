@@ -19,7 +19,7 @@ from tests.simulation.invariants import Violation, Watch
 from tests.simulation.keys import Signer, make_signer, make_verify
 from tests.simulation.network import Network
 from tests.simulation.scenario import Scenario
-from tests.simulation.shell import Identity, Shell, Transactions
+from tests.simulation.shell import Identity, Payload, Shell, Transactions
 from tests.simulation.world import World
 
 GENESIS_MS = 1_700_000_000_000
@@ -30,11 +30,11 @@ PROBE_ACCOUNTS = (4, 5)
 FIRST_ACCOUNT = 1_000
 BALANCE_FROST = 10**12
 HONEST_LEADERS_MAX = 8
-"""L2 and L5: so many views with a leader that is up and honest, and the second act's transactions are final everywhere.
+"""L2 and L5: so many views with an honest leader that is up, and the second act's transactions are final everywhere.
 
-One would do if all began at once; some are spent on catching up, on ending an epoch and on what lay about before (2,000
-seeds took 7 at most). Where wires still lose some and all votes of a quorum are needed, most views fail: each percent of
-loss allows as many again (12 at most)."""
+One would do if all began at once; some are spent on catching up, on ending an epoch and on what lay about before: 7 is
+the most that 2,000 seeds took. Where wires still lose some and all votes of a quorum are needed, most views fail: each
+percent of loss allows as many again (12 at most)."""
 
 
 @dataclass(slots=True)
@@ -149,9 +149,9 @@ class Simulation:
         )
         return Genesis("simulation", GENESIS_MS, 1_000, members, accounts, self.scenario.parameters)
 
-    # --- wires -----------------------------------------------------------------------------------------------------
+    # Wires
 
-    def _deliver(self, sender: int, receiver: int, payload: object) -> None:
+    def _deliver(self, sender: int, receiver: int, payload: Payload) -> None:
         self.world.note("deliver", sender, receiver, type(payload).__name__)
         shell = self.shells.get(receiver)
         if shell is None:
@@ -166,7 +166,7 @@ class Simulation:
                 return
         shell.receive(sender, payload)
 
-    def _recode(self, payload: object) -> object:
+    def _recode(self, payload: Payload) -> Payload:
         """Return what arrives of a message that travels as bytes."""
         match payload:
             case SignedVote():
@@ -192,7 +192,7 @@ class Simulation:
         self.result.views += 1
         if not self._calm:
             return
-        root = next((shell.root_header for shell in self.up() if shell.ledger.epoch == slot[0]), None)
+        root = next((shell.chain.root_header for shell in self.up() if shell.chain.ledger.epoch == slot[0]), None)
         if root is not None:
             leader = leader_of(slot[1], root_hash=root.hash, committee=Committee(slot[0], self.genesis.members))
             self.result.honest_leaders += leader in self.shells
@@ -200,7 +200,7 @@ class Simulation:
     def up(self) -> list[Shell]:
         return [shell for shell in self.shells.values() if shell.is_up]
 
-    # --- life and death --------------------------------------------------------------------------------------------
+    # Life and death
 
     def _went_down(self, shell: Shell) -> None:
         self.result.crashes += 1
@@ -226,7 +226,7 @@ class Simulation:
         if shell.is_up:
             self.watch.started(shell)
 
-    # --- transactions ----------------------------------------------------------------------------------------------
+    # Transactions
 
     def make_transaction(self, account: int, operation: Operation | None = None) -> SignedTransaction:
         signer = self.accounts[account]
@@ -268,7 +268,7 @@ class Simulation:
                 evidence = Evidence(guilty.first, guilty.second)
                 self.publish(self.make_transaction(EVIDENCE_ACCOUNT, evidence), to_all=True)
 
-    # --- the acts --------------------------------------------------------------------------------------------------
+    # The acts
 
     def run(self) -> Result:
         """Play both acts; raises `Violation`, or what the code under test raised."""
@@ -324,7 +324,7 @@ class Simulation:
         for account in PROBE_ACCOUNTS:
             self.publish(self.make_transaction(account), to_all=True)
         votes_before = dict(self.watch.last_votes)
-        height = max(shell.head.height for shell in self.shells.values())
+        height = max(shell.chain.head.height for shell in self.shells.values())
         self._await(partial(self._has_recovered, height, votes_before))
 
     def _has_recovered(self, height: int, votes_before: dict[int, tuple[int, int]]) -> bool:
@@ -336,37 +336,38 @@ class Simulation:
         first = shells[0]
         return all(
             shell.is_up
-            and shell.head.height >= height + 2
-            and shell.head == first.head
-            and all(shell.ledger.account(owner).nonce for owner in self.probes)
+            and shell.chain.head.height >= height + 2
+            and shell.chain.head == first.chain.head
+            and all(shell.chain.ledger.account(owner).nonce for owner in self.probes)
             and self.watch.last_votes.get(shell.index, (0, 0)) > votes_before.get(shell.index, (0, 0))
             for shell in shells
         )
 
     def _await(self, is_done: Callable[[], bool]) -> None:
         if not self.world.run(is_done, until_ms=self.world.now_ms + self.scenario.calm_ms):
-            slots = sorted((shell.ledger.epoch, shell.engine.view, shell.head.height) for shell in self.shells.values())
+            chains = ((shell.chain, shell.engine.view) for shell in self.shells.values())
+            slots = sorted((chain.ledger.epoch, view, chain.head.height) for chain, view in chains)
             raise Violation("L1", f"nothing becomes final any more: epochs, views and heights {slots}")
 
     def _end(self) -> None:
         """Compare all members, and count."""
         result, shells = self.result, list(self.shells.values())
         for shell in shells:
-            if shell.ledger.root != shells[0].ledger.root:
+            if shell.chain.ledger.root != shells[0].chain.ledger.root:
                 raise Violation("S9", "two members at one height have different states")
-            shell.ledger.verify_supply()
+            shell.chain.ledger.verify_supply()
         self._verify_punished()
         result.trace = self.world.trace_hash
         result.events, result.messages = self.world.events, self.network.sent
         result.blocks, result.nullified = len(self.watch.chain) - 1, self.watch.nullified
-        result.epochs = shells[0].ledger.epoch
+        result.epochs = shells[0].chain.ledger.epoch
         result.equivocations, result.evidence = self.adversary.equivocations, len(self.watch.evidence)
         result.refused = sum(sum(shell.refused.values()) for shell in shells)
 
     def _verify_punished(self) -> None:
         """S11: the chain has punished nobody but the guilty."""
         full = self.genesis.parameters.stake_frost_per_shard
-        ledger = next(iter(self.shells.values())).ledger
+        ledger = next(iter(self.shells.values())).chain.ledger
         for index, member in enumerate(self.genesis.members):
             node = ledger.node(member.node)
             is_whole = node is not None and node.stake_frost == member.shards * full
