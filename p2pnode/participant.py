@@ -38,6 +38,8 @@ log = logging.getLogger("p2pnode.participant")
 FORWARD_S = 0.02
 """Transactions are passed on in batches: so much latency for a frame that many share."""
 BATCH_BYTES_MAX = 256 << 10
+BATCHES_AT_ONCE = 32
+"""Nine members each send one every 20 ms: a worker thread for each costs more than what is in it."""
 INCOMING_MAX = 256
 """Batches that wait to be checked; more are dropped, and pulled if a block names them."""
 SENDER_INCOMING_MAX = 32
@@ -321,19 +323,30 @@ class Participant:
 
     async def _take_incoming(self) -> None:
         """Check what others pass on, batch by batch, off the trio thread; who passes on lies is shunned."""
-        async for sender, body in self._incoming:
-            self._queued[sender] -= 1
-            if sender is not None and self.links is not None and self.links.is_shunned(sender):
-                continue
-            fresh, refused = await trio.to_thread.run_sync(self._check_batch, body)
-            self.refused.update(refused)
-            if sender is not None and self.links is not None and MISDEEDS & refused.keys():
-                await self.links.shun(sender)
-            for signed in fresh:
-                try:
-                    self._add(signed)
-                except Rejected as fault:
-                    self.refused[fault.reason] += 1
+        while True:
+            batches = await self._next_batches()
+            checked = await trio.to_thread.run_sync(self._check_batches, [body for _, body in batches])
+            for (sender, _), (fresh, refused) in zip(batches, checked, strict=True):
+                self.refused.update(refused)
+                if sender is not None and self.links is not None and MISDEEDS & refused.keys():
+                    await self.links.shun(sender)
+                for signed in fresh:
+                    try:
+                        self._add(signed)
+                    except Rejected as fault:
+                        self.refused[fault.reason] += 1
+
+    async def _next_batches(self) -> list[tuple[int | None, bytes]]:
+        """Return what waits to be checked, once there is something, but nothing of who is shunned by now."""
+        batches = [await self._incoming.receive()]
+        while len(batches) < BATCHES_AT_ONCE:
+            try:
+                batches.append(self._incoming.receive_nowait())
+            except trio.WouldBlock:
+                break
+        self._queued.subtract(sender for sender, _ in batches)
+        links = self.links
+        return [item for item in batches if item[0] is None or links is None or not links.is_shunned(item[0])]
 
     async def _tidy(self) -> None:
         """Now and then forget transactions that no block can hold any more."""
@@ -341,6 +354,10 @@ class Participant:
             await trio.sleep(TIDY_S)
             self.mempool.drop_expired(ledger=self.executor.ledger)
             self.mempool.review(ledger=self.executor.ledger)
+
+    def _check_batches(self, bodies: Sequence[bytes]) -> list[tuple[list[SignedTransaction], Counter[Reason]]]:
+        """Check each; for a worker thread."""
+        return [self._check_batch(body) for body in bodies]
 
     def _check_batch(self, body: bytes) -> tuple[list[SignedTransaction], Counter[Reason]]:
         """Return those that are new and may wait, and why others may not, up to the first lie; for a worker thread."""
