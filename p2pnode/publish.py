@@ -25,6 +25,9 @@ from p2pnode.keys import Key
 from p2pnode.payments import Reserved, Terms, keep_live, reserve_for
 from p2pnode.upload import Deal, Progress, Stored, TooFewNodes, Uploader, file_length
 
+PROOF_S = 10.0
+PROOF_PAUSE_S = 0.3
+"""What a block did is proven by the next ones: within a second, or the timeouts of a few leaders."""
 ATTEMPTS = 3
 """An epoch may end between the commitments and their certificate's block; the next try moves no bytes."""
 PARALLEL_BYTES_MAX = 256 << 20
@@ -118,8 +121,11 @@ class Publisher:
     async def _certify(self, stored: Stored) -> Outcome:
         """Put the certificate on the chain; where a member was quicker, the outcome has the height of its block."""
         outcome = await self.chain.settle(self.key, Certify(stored.certificate))
-        if outcome.code == Code.USED_STATEMENT and (blob := await self.chain.blob(stored.blob_id)) is not None:
-            return replace(outcome, height=blob.certified_height)
+        if outcome.code == Code.USED_STATEMENT:
+            with trio.move_on_after(PROOF_S):
+                while (blob := await self.chain.blob(stored.blob_id)) is None:
+                    await trio.sleep(PROOF_PAUSE_S)
+                return replace(outcome, height=blob.certified_height)
         if outcome.code != Code.OK:
             raise TransactionFailed(outcome.code, fee_frost=outcome.fee_frost)
         return outcome
