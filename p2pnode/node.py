@@ -34,6 +34,7 @@ from p2pnode.errors import SpaceError
 from p2pnode.executor import Executor
 from p2pnode.files import lock_directory
 from p2pnode.home import Config, Home
+from p2pnode.journal import Binding, Journal
 from p2pnode.kernel import Kernel, load_kernel
 from p2pnode.keys import Key
 from p2pnode.members import Members
@@ -371,11 +372,12 @@ def join(
         executor=chain.executor,
         key=node.key,
         clock_ms=clock_ms,
-        votes=chain.votes,
-        records=chain.replay.records,
-        quiet=chain.quiet,
-        on_silenced=lambda: mark_restored(chain.home),
-        on_loud=chain.end_quiet,
+        binding=Binding(
+            Journal(chain.votes, chain.replay.records, genesis=genesis),
+            chain.quiet,
+            on_silenced=lambda: mark_restored(chain.home),
+            on_loud=chain.end_quiet,
+        ),
         chain_members=Members(network, genesis, chain_protocol(genesis), discovery),
         consensus_members=Members(network, genesis, consensus_protocol(genesis), discovery),
         gossip=gossip,

@@ -13,7 +13,7 @@ import trio
 
 from economics import cbor
 from economics.block import HEADER_BYTES, BlockHeader, Finality
-from economics.consensus import Guilty, Quiet
+from economics.consensus import Guilty
 from economics.crypto import Digest, NodeId, Signature
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
@@ -25,13 +25,13 @@ from p2pnode.blockmaker import BlockMaker
 from p2pnode.chainserver import ChainServer, sized
 from p2pnode.chainsync import ChainSync, pull_bodies
 from p2pnode.executor import Candidate, Executor
+from p2pnode.journal import Binding
 from p2pnode.keys import Key
 from p2pnode.links import FrameType, Links, build_frame
 from p2pnode.members import Members
 from p2pnode.mempool import NONCES_AHEAD_MAX, Mempool
 from p2pnode.operator import Operator
 from p2pnode.validator import Speak, Validator, speak_honestly
-from p2pnode.votelog import VoteLog
 
 log = logging.getLogger("p2pnode.participant")
 
@@ -107,11 +107,7 @@ class Participant:
         executor: Executor,
         key: Key,
         clock_ms: Callable[[], int],
-        votes: VoteLog,
-        records: Sequence[tuple[int, bytes]],
-        quiet: Quiet | None,
-        on_silenced: Callable[[], None],
-        on_loud: Callable[[], None],
+        binding: Binding,
         chain_members: Members,
         consensus_members: Members,
         gossip: Gossip,
@@ -150,9 +146,7 @@ class Participant:
             pull=self._pull,
         )
         if self.own is not None:
-            self._make_validator(
-                self.own, clock_ms, votes, records, quiet, on_silenced, on_loud, consensus_members, speak
-            )
+            self._make_validator(self.own, clock_ms, binding, consensus_members, speak)
         rng = random.Random(os.urandom(16))
         self.sync = ChainSync(
             executor=executor,
@@ -173,11 +167,7 @@ class Participant:
         self,
         own: int,
         clock_ms: Callable[[], int],
-        votes: VoteLog,
-        records: Sequence[tuple[int, bytes]],
-        quiet: Quiet | None,
-        on_silenced: Callable[[], None],
-        on_loud: Callable[[], None],
+        binding: Binding,
         members: Members,
         speak: Speak,
     ) -> None:
@@ -191,17 +181,13 @@ class Participant:
         self.validator = Validator(
             executor=self.executor,
             maker=self.maker,
-            votes=votes,
-            records=records,
+            binding=binding,
             links=self.links,
             sign=self._sign,
             own=own,
             clock_ms=clock_ms,
-            quiet=quiet,
             on_guilty=self._accuse,
             on_behind=self.fall_behind,
-            on_silenced=on_silenced,
-            on_loud=on_loud,
             speak=speak,
         )
 

@@ -38,13 +38,12 @@ from economics.consensus import (
 from economics.crypto import Signature
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
-from economics.transactions import SignedTransaction
 from economics.votes import SignedVote, VoteCertificate
 from p2pnode.blockmaker import BlockMaker
 from p2pnode.errors import NetworkError
 from p2pnode.executor import Candidate, Executor
+from p2pnode.journal import Binding
 from p2pnode.links import FrameType, Links, build_frame
-from p2pnode.votelog import VoteLog
 
 log = logging.getLogger("p2pnode.validator")
 
@@ -54,11 +53,6 @@ TURN_INPUTS_MAX = 32
 SENDER_INPUTS_MAX = 32
 """Of one member in the inbox: whoever floods waits for itself, and the others' votes do not wait behind it."""
 JUDGE_S_MAX = 30.0
-LOG_BYTES_MAX = 8 << 20
-"""The vote log is written anew with what still matters when it has grown so far."""
-HEADER_EPOCH_AT = 16 + 32 + 2
-"""In a header, behind its tag, chain ID and protocol."""
-RIDERS_MAX = 64
 STUCK_S = 5.0
 """So long without a new final block, while others may be ahead, and this node asks them."""
 
@@ -89,20 +83,6 @@ class _Made:
     built: Built
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What the log holds of one thing: its frame type, and the bytes of FORMATS.md 12 (a proposal with its bodies)."""
-
-    kind: FrameType
-    body: bytes
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Return epoch and view, from where FORMATS.md 9 and 12 put them: decoding a block's bodies takes 0.1 s."""
-        at = 2 * 4 + HEADER_EPOCH_AT if self.kind is FrameType.PROPOSAL else 1
-        return int.from_bytes(self.body[at : at + 8], "big"), int.from_bytes(self.body[at + 8 : at + 16], "big")
-
-
 def encode_message(message: Message) -> bytes:
     """Return the frame of a message."""
     match message:
@@ -114,13 +94,6 @@ def encode_message(message: Message) -> bytes:
             return build_frame(FrameType.PROPOSAL, message.encode())
         case Ask():
             return build_frame(FrameType.ASK, message.epoch.to_bytes(8, "big") + message.view.to_bytes(8, "big"))
-
-
-def encode_kept(proposal: Proposal, transactions: Sequence[SignedTransaction]) -> bytes:
-    """Return a proposal and the bodies of its transactions as one log record."""
-    head = proposal.encode()
-    bodies = (len(signed.raw).to_bytes(4, "big") + signed.raw for signed in transactions)
-    return b"".join((len(head).to_bytes(4, "big"), head, *bodies))
 
 
 Speak = Callable[[Message], Sequence[Message]]
@@ -139,23 +112,19 @@ class Validator:
         *,
         executor: Executor,
         maker: BlockMaker,
-        votes: VoteLog,
-        records: Sequence[tuple[int, bytes]],
+        binding: Binding,
         links: Links,
         sign: Callable[[bytes], Signature],
         own: int,
         clock_ms: Callable[[], int],
-        quiet: Quiet | None,
         on_guilty: Callable[[Guilty], None],
         on_behind: Callable[[int | None], None],
-        on_silenced: Callable[[], None],
-        on_loud: Callable[[], None],
         speak: Speak,
     ) -> None:
         self.executor = executor
         self.genesis = executor.genesis
         self.maker = maker
-        self.votes = votes
+        self.journal = binding.journal
         self.links = links
         self.own = own
         self.clock_ms = clock_ms
@@ -165,13 +134,8 @@ class Validator:
         self._speak = speak
         self._on_guilty = on_guilty
         self._on_behind = on_behind
-        self._on_silenced = on_silenced
-        self._on_loud = on_loud
-        self._was_quiet = quiet is not None
-        self._riders: list[Record] = []
-        """Records that may wait for the next write: nothing sent depends on them."""
-        self._live: list[Record] = [Record(FrameType(kind), body) for kind, body in records]
-        """What the log holds of the current epoch and of what is not executed yet."""
+        self._binding = binding
+        self._was_quiet = binding.quiet is not None
         self._send_inbox, self._inbox = trio.open_memory_channel[Input | _Synced | _Made](INBOX_MAX)
         self._send_final, self._final = trio.open_memory_channel[Finalized](INBOX_MAX)
         self._shares = [trio.Semaphore(SENDER_INPUTS_MAX) for _ in executor.ledger.committee.members]
@@ -181,17 +145,17 @@ class Validator:
         self._wish: Build | None = None
         """The block that the engine waits for."""
         self._building: trio.CancelScope | None = None
-        self.engine = self._make_engine(quiet)
+        self.engine = self._make_engine(binding.quiet)
 
     # --- engines -------------------------------------------------------------------------------------------------
 
     def _make_engine(self, quiet: Quiet | None) -> Engine:
         """Return an engine for the current epoch that knows what the log and the store know."""
         executor = self.executor
-        self._forget()
-        restored: list[SignedVote | VoteCertificate | Proposal] = []
-        for record in self._live:
-            restored += self._restore(record)
+        self.journal.forget(self._passed)
+        restored, candidates = self.journal.restore(epoch=executor.ledger.epoch, height=executor.height)
+        for candidate in candidates:
+            self.maker.hold(candidate)
         finality = executor.finality
         head = executor.head
         is_first = head == executor.root_header
@@ -210,36 +174,6 @@ class Validator:
             finalized=None if block is None or finality is None else (block, finality.certificate),
             quiet=quiet,
         )
-
-    def _restore(self, record: Record) -> list[SignedVote | VoteCertificate | Proposal]:
-        """Return what a record says of the current epoch, as the engine takes it; bodies go to the block maker."""
-        epoch = self.executor.ledger.epoch
-        match record.kind:
-            case FrameType.VOTE:
-                vote = SignedVote.decode(record.body)
-                return [vote] if vote.vote.epoch == epoch else []
-            case FrameType.CERTIFICATE:
-                certificate = VoteCertificate.decode(record.body)
-                return [certificate] if certificate.epoch == epoch else []
-            case _:
-                proposal, candidate = self._decode_kept(record.body)
-                header = proposal.block.header
-                if header.epoch != epoch or header.height <= self.executor.height:
-                    return []
-                self.maker.hold(candidate)
-                return [proposal]
-
-    def _decode_kept(self, body: bytes) -> tuple[Proposal, Candidate]:
-        fields = Fields(body, "a kept proposal")
-        proposal = self._decode_proposal(fields.take_sized(4))
-        transactions: list[SignedTransaction] = []
-        while fields.left:
-            transactions.append(SignedTransaction.decode(fields.take_sized(4), chain_id=self.genesis.chain_id))
-        return proposal, Candidate(proposal.block, tuple(transactions))
-
-    def _decode_proposal(self, data: bytes) -> Proposal:
-        limit = self.genesis.parameters.block_transactions_max
-        return Proposal.decode(data, chain_id=self.genesis.chain_id, transactions_max=limit)
 
     def synced(self) -> None:
         """Say that the executor was moved on by a catch-up."""
@@ -264,7 +198,8 @@ class Validator:
             case FrameType.CERTIFICATE:
                 message = VoteCertificate.decode(body)
             case FrameType.PROPOSAL:
-                message = self._decode_proposal(body)
+                limit = self.genesis.parameters.block_transactions_max
+                message = Proposal.decode(body, chain_id=self.genesis.chain_id, transactions_max=limit)
             case FrameType.ASK:
                 fields = Fields(body, "an ask")
                 message = Ask(fields.take_int(8), fields.take_int(8))
@@ -401,7 +336,7 @@ class Validator:
 
     async def _perform(self, effects: Sequence[Effect]) -> None:
         """Make durable what binds, then do the rest in order."""
-        await self._log(effects)
+        await self.journal.write(effects, self._held)
         for effect in effects:
             match effect:
                 case Persist() | Keep():
@@ -424,37 +359,18 @@ class Validator:
                     self._on_guilty(effect)
                 case Silenced(reason):
                     log.error("this node votes no more for now: %s", reason)
-                    await trio.to_thread.run_sync(self._on_silenced)
+                    await trio.to_thread.run_sync(self._binding.on_silenced)
         if self._was_quiet and not self.is_quiet:
             log.warning("the chain has passed what this node may have signed: it votes again")
-            await trio.to_thread.run_sync(self._on_loud)
+            await trio.to_thread.run_sync(self._binding.on_loud)
         self._was_quiet = self.is_quiet
 
-    async def _log(self, effects: Sequence[Effect]) -> None:
-        fresh: list[Record] = []
-        binds = False
-        for effect in effects:
-            match effect:
-                case Persist(SignedVote() as vote):
-                    fresh.append(Record(FrameType.VOTE, vote.encode()))
-                    binds = True
-                case Persist(VoteCertificate() as certificate):
-                    fresh.append(Record(FrameType.CERTIFICATE, certificate.encode()))
-                case Keep(proposal):
-                    candidate = self.maker.held(proposal.block.hash)
-                    if candidate is None:  # a catch-up has executed it: it is in the store with all that it holds
-                        assert proposal.block.header.height <= self.executor.height, "it is judged before voted for"
-                        continue
-                    fresh.append(Record(FrameType.PROPOSAL, encode_kept(proposal, candidate.transactions)))
-                    binds = True
-                case _:
-                    pass
-        self._riders += fresh
-        if not binds and len(self._riders) < RIDERS_MAX:
-            return
-        records, self._riders = self._riders, []
-        self._live += records
-        await trio.to_thread.run_sync(self.votes.append, [(int(item.kind), item.body) for item in records])
+    def _held(self, proposal: Proposal) -> Candidate | None:
+        """Return a block that is to be kept, None where a catch-up has executed it: then it is in the store."""
+        candidate = self.maker.held(proposal.block.hash)
+        executed = proposal.block.header.height <= self.executor.height
+        assert candidate is not None or executed, "a block is judged before it is voted for"
+        return candidate
 
     # --- blocks --------------------------------------------------------------------------------------------------
 
@@ -521,26 +437,13 @@ class Validator:
         executed = [signed for item in candidates for signed in item.transactions]
         self.maker.mempool.drop_executed(executed, ledger=self.executor.ledger)
         self.maker.drop_passed()
-        if self.votes.size > LOG_BYTES_MAX:
-            await self._prune_log()
+        await self.journal.prune(self._passed)
 
     @property
     def _passed(self) -> tuple[int, int]:
         """Epoch and view of the head: what the log holds up to here is needless."""
         head = self.executor.head
         return self.executor.ledger.epoch, 0 if head == self.executor.root_header else head.view
-
-    def _forget(self) -> None:
-        """Forget what the log holds that is needless by now."""
-        place = self._passed
-        self._live = [record for record in self._live if record.place > place]
-
-    async def _prune_log(self) -> None:
-        """Keep of the log what is of the current epoch and above the head."""
-        place = self._passed
-        self._forget()
-        # Each record is judged by what it says: a vote that is logged while this runs must stay.
-        await trio.to_thread.run_sync(self.votes.prune, lambda kind, body: Record(FrameType(kind), body).place > place)
 
     def _renew(self) -> list[Effect]:
         """Put a new engine in place of one whose epoch has ended, or that the executor has overtaken."""

@@ -9,11 +9,14 @@ from typing import cast
 import trio
 
 from economics.consensus import Guilty
-from economics.crypto import Digest
+from economics.crypto import Digest, Signature
 from economics.errors import Reason, Rejected
+from economics.genesis import Genesis
+from economics.votes import Kind, SignedVote, Vote
 from p2pnode.blockmaker import BlockMaker
 from p2pnode.errors import PeerUnreachable
 from p2pnode.executor import Executor
+from p2pnode.journal import Binding, Journal
 from p2pnode.links import FrameType, Links
 from p2pnode.members import Members
 from p2pnode.mempool import Mempool
@@ -30,6 +33,22 @@ class Nobody:
     async def open_stream(self, member: int) -> Stream:
         await trio.lowlevel.checkpoint()
         raise PeerUnreachable("nobody is there")
+
+
+HASH = Digest(b"h" * 32)
+
+
+def vote(signer: int, *, view: int = 1, kind: Kind = Kind.NOTARIZE, epoch: int = 0, good: bool = True) -> SignedVote:
+    plain = Vote(kind, epoch, view, HASH, signer)
+    signature = OPERATORS[signer].sign(plain.encode(GENESIS.chain_id))
+    return SignedVote(plain, signature if good else Signature(bytes(64)))
+
+
+def open_binding(directory: Path, genesis: Genesis = GENESIS) -> tuple[VoteLog, Binding]:
+    """Return the vote log of a directory, and what binds the member that has it."""
+    votes, replay = VoteLog.open(directory / "votes.log", genesis.chain_id)
+    journal = Journal(votes, replay.records, genesis=genesis)
+    return votes, Binding(journal, None, on_silenced=lambda: None, on_loud=lambda: None)
 
 
 @dataclass
@@ -64,21 +83,17 @@ class Member:
             receive=self.receive,
             greet=lambda: b"",
         )
-        self.votes, replay = VoteLog.open(self.directory / "votes.log", GENESIS.chain_id)
+        self.votes, binding = open_binding(self.directory)
         self.validator = Validator(
             executor=self.executor,
             maker=self.maker,
-            votes=self.votes,
-            records=replay.records,
+            binding=binding,
             links=self.links,
             sign=self.key.sign,
             own=self.own,
             clock_ms=self.clock_ms,
-            quiet=None,
             on_guilty=self.guilty.append,
             on_behind=self.behind.append,
-            on_silenced=lambda: None,
-            on_loud=lambda: None,
             speak=speak_honestly,
         )
 

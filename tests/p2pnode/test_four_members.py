@@ -26,10 +26,10 @@ from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
 from p2pnode.participant import Participant, chain_protocol, consensus_protocol
 from p2pnode.validator import encode_message, speak_honestly
-from p2pnode.votelog import VoteLog
 from tests.p2pnode.chainnet import silent
 from tests.p2pnode.finalchain import GENESIS as PLAIN
 from tests.p2pnode.finalchain import Maker, open_executor, sign
+from tests.p2pnode.member import open_binding
 from tests.small import OPERATORS, OTHER_OWNER, OWNER
 from tests.streams import as_stream, stream_pair
 
@@ -87,17 +87,12 @@ def join(world: World, path: Path, own: int, *, genesis: Genesis = GENESIS) -> P
     key = OPERATORS[own]
     node = NodeId(key.public)
     place = cast(Network, Place(world, node))
-    votes, replay = VoteLog.open(path / "votes.log", genesis.chain_id)
     begun = trio.current_time()
     participant = Participant(
         executor=open_executor(path, genesis),
         key=key,
         clock_ms=lambda: genesis.time_ms + int((trio.current_time() - begun) * 1000),
-        votes=votes,
-        records=replay.records,
-        quiet=None,
-        on_silenced=lambda: None,
-        on_loud=lambda: None,
+        binding=open_binding(path, genesis)[1],
         chain_members=Members(place, genesis, chain_protocol(genesis), None),
         consensus_members=Members(place, genesis, consensus_protocol(genesis), None),
         gossip=cast(Gossip, Quiet()),

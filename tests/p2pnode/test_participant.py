@@ -23,9 +23,8 @@ from p2pnode.links import FrameType
 from p2pnode.members import Members
 from p2pnode.participant import GOSSIP_TRANSACTIONS_MAX, SENDER_INCOMING_MAX, Participant
 from p2pnode.validator import speak_honestly
-from p2pnode.votelog import VoteLog
 from tests.p2pnode.finalchain import GENESIS, Maker, end_epoch, extend, finalize, open_executor, sign
-from tests.p2pnode.member import Nobody
+from tests.p2pnode.member import Nobody, open_binding
 from tests.refusals import reason
 from tests.small import OPERATORS, OTHER_OWNER, OWNER, certify, make_blob, make_statement
 
@@ -47,18 +46,13 @@ class Mouth:
 
 def join(path: Path, key: Key) -> Participant:
     executor = open_executor(path)
-    votes, replay = VoteLog.open(path / "votes.log", GENESIS.chain_id)
     members = cast(Members, Nobody())
     members.genesis, members.count = GENESIS, 4  # type: ignore[misc]
     return Participant(
         executor=executor,
         key=key,
         clock_ms=lambda: GENESIS.time_ms,
-        votes=votes,
-        records=replay.records,
-        quiet=None,
-        on_silenced=lambda: None,
-        on_loud=lambda: None,
+        binding=open_binding(path)[1],
         chain_members=members,
         consensus_members=members,
         gossip=cast(Gossip, Mouth()),

@@ -5,36 +5,25 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-import pytest
 import trio
 import trio.testing
 
 from economics.block import Proposal, leader_of
 from economics.consensus import Heard
-from economics.crypto import Digest, Signature
+from economics.crypto import Signature
 from economics.errors import Reason, Rejected
-from economics.votes import Kind, SignedVote, Vote
+from economics.votes import Kind, Vote
 from p2pnode.chainclient import trusted_genesis
 from p2pnode.errors import StreamBroken
 from p2pnode.links import FrameType
-from p2pnode.validator import SENDER_INPUTS_MAX, Record, encode_kept, encode_message
-from p2pnode.votelog import VoteLog
+from p2pnode.validator import SENDER_INPUTS_MAX, encode_message
 from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, extend, open_executor
-from tests.p2pnode.member import Member
-from tests.small import OPERATORS
+from tests.p2pnode.member import Member, vote
 from tests.streams import as_stream, stream_pair
-
-HASH = Digest(b"h" * 32)
 
 
 def leader(view: int = 1) -> int:
     return leader_of(view, root_hash=trusted_genesis(GENESIS).root.hash, committee=GENESIS.committee)
-
-
-def vote(signer: int, *, view: int = 1, kind: Kind = Kind.NOTARIZE, epoch: int = 0, good: bool = True) -> SignedVote:
-    plain = Vote(kind, epoch, view, HASH, signer)
-    signature = OPERATORS[signer].sign(plain.encode(GENESIS.chain_id))
-    return SignedVote(plain, signature if good else Signature(bytes(64)))
 
 
 async def test_a_leader_that_a_catch_up_overtakes_builds_nothing_on_what_it_left(
@@ -133,31 +122,6 @@ async def test_who_floods_waits_for_itself(tmp_path: Path) -> None:
     member.votes.close()
 
 
-async def test_a_vote_that_is_logged_while_the_log_is_pruned_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It comes between the choice of what is kept and the pruning itself, and has been sent: to forget it is to lie."""
-    member = Member(tmp_path, 0)
-    old, fresh = vote(0, view=1), vote(0, view=9)
-    maker = Maker(member.executor)
-    for _ in range(3):
-        maker.make()
-    await maker.apply()
-    member.votes.append([(FrameType.VOTE, old.encode())])
-    prune = member.votes.prune
-
-    def late(keep: object) -> None:
-        member.votes.append([(FrameType.VOTE, fresh.encode())])
-        prune(keep)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(member.votes, "prune", late)
-    await member.validator._prune_log()
-    member.votes.close()
-    log, replay = VoteLog.open(tmp_path / "votes.log", GENESIS.chain_id)
-    log.close()
-    assert replay.records == [(int(FrameType.VOTE), fresh.encode())]
-
-
 def spoil(body: bytes, random: Random) -> bytes:
     """Return a message with some bytes changed, cut off or added, or as it is."""
     spoilt = bytearray(body)
@@ -199,18 +163,3 @@ async def test_no_bytes_of_a_member_raise_anything_but_a_refusal(tmp_path: Path)
                 taken += 1
     assert taken
     member.votes.close()
-
-
-async def test_a_record_s_epoch_and_view_are_read_without_its_bodies(tmp_path: Path) -> None:
-    executor = open_executor(tmp_path)
-    block = Maker(executor).make(skip_views=6).block
-    executor.store.close()
-    signed = vote(0, view=9, epoch=3)
-    certificate = certify_vote(signed.vote, GENESIS.chain_id)
-    records = (
-        Record(FrameType.VOTE, signed.encode()),
-        Record(FrameType.CERTIFICATE, certificate.encode()),
-        Record(FrameType.PROPOSAL, encode_kept(Proposal(block, None), ())),
-    )
-    assert [record.place for record in records] == [(3, 9), (3, 9), (0, block.header.view)]
-    assert block.header.view == 7
