@@ -123,7 +123,7 @@ class Publisher:
         outcome = await self.chain.settle(self.key, Certify(stored.certificate))
         if outcome.code == Code.USED_STATEMENT:
             with trio.move_on_after(PROOF_S):
-                while (blob := await self.chain.blob(stored.blob_id)) is None:
+                while (blob := await self.chain.blob(stored.blob_id)) is None:  # noqa: ASYNC110 - a peer has no event
                     await trio.sleep(PROOF_PAUSE_S)
                 return replace(outcome, height=blob.certified_height)
         if outcome.code != Code.OK:
