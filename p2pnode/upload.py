@@ -168,6 +168,8 @@ class Uploader:
         self.sent_bytes = 0
         self.present_segments = 0
         self._parts: dict[int, _Part] = {}
+        self._not_found: dict[int, Refused] = {}
+        """Members that lack what the upload needs there: no fault of theirs, but the user is to know."""
         self._in_flight: list[_InFlight] = []
         self._signatures: dict[int, Signature] = {}
         self._statement: tuple[OwnerStatement, Signature, Header] | None = None
@@ -294,7 +296,8 @@ class Uploader:
         return not scope.cancelled_caught
 
     def _too_few(self) -> NetworkError | SpaceError:
-        faults = "; ".join(str(fault) for fault in self.members.faults.values())
+        known = [str(fault) for fault in self.members.faults.values()]
+        faults = "; ".join([*known, *(f"node {member} refused: {why}" for member, why in self._not_found.items())])
         message = (
             f"members with {self.committee.weight(self._parts)} shards take part, {self.committee.quorum} are needed "
             f"({faults}). What was sent is kept: run the same command again when more nodes are up"
@@ -325,6 +328,8 @@ class Uploader:
 
     def _drop(self, member: int, fault: Exception) -> None:
         self.members.blame(member, fault)
+        if isinstance(fault, Refused) and fault.reason is Reason.NOT_FOUND:
+            self._not_found[member] = fault
         part = self._parts.pop(member, None)
         if part is not None:
             part.scope.cancel()
