@@ -118,14 +118,17 @@ class Engine:
         restored: Sequence[SignedVote | VoteCertificate | Proposal] = (),
         finalized: tuple[Block, VoteCertificate] | None = None,
         quiet: Quiet | None = None,
+        is_restart: bool = True,
         verify: Verify = verify_signature,
     ) -> None:
         """`own` is None for an observer. `restored` is what the log holds of this epoch, in the order it was written;
-        `finalized` the highest final block of this epoch that was stored already."""
+        `finalized` the highest final block of this epoch that was stored already. An engine that takes the place of
+        one in the same process is no restart: it need not listen first whether somebody else votes under its key."""
         self.view = 1
         self.ended = False
         """The epoch's boundary is final: this engine only answers now."""
         self._restored = tuple(restored)
+        self._is_restart = is_restart
         self._epoch = Epoch(chain_id, committee, root, own, parameters, next_committee_hash, verify)
         self._branches = Branches(root)
         self._asking = Asking(self._epoch, self._branches, self._emit)
@@ -222,7 +225,7 @@ class Engine:
         if self._branches.final is not None and self._branches.final.view >= self.view:
             self._enter(self._branches.final)
         self._restore()
-        if self._restored:
+        if self._restored and self._is_restart:
             self._voting.listen_ms = now_ms + self._epoch.parameters.timeout_ms
         if self._epoch.own is not None:
             self._asking.tell_votes(self._voting.votes_to_tell())

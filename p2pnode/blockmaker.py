@@ -169,6 +169,10 @@ class BlockMaker:
             raise Rejected(Reason.WRONG_STATE, f"another state root after height {header.executed_height}")
         self.hold(Candidate(block, bodies))
 
+    async def fetch(self, block: Block) -> None:
+        """Hold a block that is final, with its bodies: there is nothing left to judge."""
+        self.hold(Candidate(block, await self._bodies(block, None)))
+
     async def _bodies(self, block: Block, sender: int | None) -> tuple[SignedTransaction, ...]:
         """Return the block's transactions, pulling those that are not here; every one is valid at its height."""
         found = {tx_hash: signed for tx_hash in block.transactions if (signed := self.transaction(tx_hash))}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
-from economics.block import Finality, Proposal
+from economics.block import Block, Finality, Proposal
 from economics.consensus import (
     Ask,
     Broadcast,
@@ -53,6 +53,7 @@ TURN_INPUTS_MAX = 32
 SENDER_INPUTS_MAX = 32
 """Of one member in the inbox: whoever floods waits for itself, and the others' votes do not wait behind it."""
 JUDGE_S_MAX = 30.0
+FETCH_PAUSE_S = 1.0
 STUCK_S = 5.0
 """So long without a new final block, while others may be ahead, and this node asks them."""
 
@@ -145,11 +146,11 @@ class Validator:
         self._wish: Build | None = None
         """The block that the engine waits for."""
         self._building: trio.CancelScope | None = None
-        self.engine = self._make_engine(binding.quiet)
+        self.engine = self._make_engine(binding.quiet, is_restart=True)
 
     # --- engines -------------------------------------------------------------------------------------------------
 
-    def _make_engine(self, quiet: Quiet | None) -> Engine:
+    def _make_engine(self, quiet: Quiet | None, *, is_restart: bool) -> Engine:
         """Return an engine for the current epoch that knows what the log and the store know."""
         executor = self.executor
         self.journal.forget(self._passed)
@@ -173,6 +174,7 @@ class Validator:
             restored=restored,
             finalized=None if block is None or finality is None else (block, finality.certificate),
             quiet=quiet,
+            is_restart=is_restart,
         )
 
     def synced(self) -> None:
@@ -239,7 +241,7 @@ class Validator:
         for item in items:
             if isinstance(item, _Synced):
                 await self._perform(effects)
-                effects = self._renew()
+                effects = self._renew() if self._is_behind() else []
                 continue
             if isinstance(item, _Made):
                 if item.engine is not self.engine:
@@ -418,18 +420,31 @@ class Validator:
     async def _execute_final(self) -> None:
         """Execute and store what has become final, in order; at a boundary the next epoch's engine takes over."""
         async for effect in self._final:
-            candidates = [self.maker.held(block.hash) for block in effect.blocks]
             epoch = self.executor.ledger.epoch
-            known = [item for item in candidates if item is not None]
-            if effect.blocks[-1].header.height <= self.executor.height:
-                continue  # a catch-up was quicker
-            if len(known) < len(candidates) or known[0].block.header.height > self.executor.height + 1:
-                self._on_behind(None)
-                continue
+            known = [item for block in effect.blocks if (item := await self._fetch(block)) is not None]
+            if not known or known[0].block.header.height > self.executor.height + 1:
+                continue  # a catch-up was quicker, or comes
             await self.apply(known, effect.finality)
             if self.executor.ledger.epoch != epoch:
                 self.synced()
             self.wake()
+
+    async def _fetch(self, block: Block) -> Candidate | None:
+        """Return a final block with its bodies, which this node may never have judged, or None once it is executed.
+
+        They are pulled by their hashes: this member alone may know that the block is final.
+        """
+        while block.header.height > self.executor.height:
+            candidate = self.maker.held(block.hash)
+            if candidate is not None:
+                return candidate
+            try:
+                await self.maker.fetch(block)
+            except (Rejected, NetworkError) as fault:
+                log.warning("the transactions of final block %d are missing: %s", block.header.height, fault)
+                self._on_behind(None)
+                await trio.sleep(FETCH_PAUSE_S)
+        return None
 
     async def apply(self, candidates: Sequence[Candidate], finality: Finality) -> None:
         """Execute and store final blocks, then forget what they make needless."""
@@ -445,11 +460,16 @@ class Validator:
         head = self.executor.head
         return self.executor.ledger.epoch, 0 if head == self.executor.root_header else head.view
 
+    def _is_behind(self) -> bool:
+        """Return whether the executor knows more to be final than the engine does."""
+        executor = self.executor
+        return executor.ledger.epoch != self.engine.epoch or executor.height > self.engine.final_height
+
     def _renew(self) -> list[Effect]:
         """Put a new engine in place of one whose epoch has ended, or that the executor has overtaken."""
         old = self.engine
         ended = old.epoch != self.executor.ledger.epoch
-        self.engine = self._make_engine(old.quiet_next_epoch if ended else old.quiet)
+        self.engine = self._make_engine(old.quiet_next_epoch if ended else old.quiet, is_restart=False)
         self._due_ms = None
         self._wish = None
         if self._building is not None:

@@ -1,5 +1,6 @@
 """The shell around the engine: what it makes of lies, floods and catch-ups. The engine's rules have their own tests."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +10,18 @@ import trio
 import trio.testing
 
 from economics.block import Proposal, leader_of
-from economics.consensus import Heard
-from economics.crypto import Signature
+from economics.consensus import Finalized, Heard
+from economics.crypto import Digest, OwnerId, Signature
 from economics.errors import Reason, Rejected
+from economics.transactions import Transfer
 from economics.votes import Kind, Vote
 from p2pnode.chainclient import trusted_genesis
 from p2pnode.errors import StreamBroken
 from p2pnode.links import FrameType
 from p2pnode.validator import SENDER_INPUTS_MAX, encode_message
-from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, extend, open_executor
+from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, extend, finalize, open_executor, sign
 from tests.p2pnode.member import Member, vote
+from tests.small import OTHER_OWNER, OWNER
 from tests.streams import as_stream, stream_pair
 
 
@@ -45,6 +48,47 @@ async def test_a_leader_that_a_catch_up_overtakes_builds_nothing_on_what_it_left
         member.validator.synced()
         while member.validator.engine.final_height != 4:  # noqa: ASYNC110 - the engine has no event
             await trio.sleep(0.1)
+
+
+async def test_a_final_block_that_was_never_judged_is_fetched_by_its_hashes(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """This member alone may know that it is final: then no catch-up can bring it."""
+    member = Member(tmp_path, 0)
+    signed = sign(member.executor.ledger, OWNER, Transfer(OwnerId(OTHER_OWNER.public), 1))
+    block = Maker(member.executor).make(signed).block
+    asked = 0
+
+    def pull(hashes: Sequence[Digest], sender: int | None) -> list[bytes]:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise Rejected(Reason.NOT_FOUND, "nobody has them yet")
+        assert list(hashes) == [signed.hash]
+        return [signed.raw]
+
+    member.pull = pull
+    async with member.running():
+        await member.validator._send_final.send(Finalized(finalize(block.header), (block,)))
+        await member.executor.wait_beyond(0)
+    assert (member.executor.height, asked) == (1, 3)
+
+
+async def test_an_engine_stays_unless_the_executor_knows_more(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A member that lives on catch-ups would otherwise begin anew again and again, and never vote."""
+    member = Member(tmp_path, 0)
+    async with member.running():
+        first = member.validator.engine
+        member.validator.synced()
+        await trio.sleep(0.1)
+        assert member.validator.engine is first
+        await extend(member.executor)
+        member.validator.synced()
+        while member.validator.engine is first:  # noqa: ASYNC110 - a turn has no event
+            await trio.sleep(0.1)
+        assert member.validator.engine.final_height == 1
 
 
 class TestLies:
