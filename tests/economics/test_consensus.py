@@ -125,6 +125,7 @@ class Net:
         restored: Sequence[SignedVote | VoteCertificate | Proposal] = (),
         finalized: tuple[Block, VoteCertificate] | None = None,
         quiet: Quiet | None = None,
+        is_restart: bool = True,
     ) -> Engine:
         return Engine(
             chain_id=CHAIN,
@@ -138,6 +139,7 @@ class Net:
             restored=restored,
             finalized=finalized,
             quiet=quiet,
+            is_restart=is_restart,
             verify=verify,
         )
 
@@ -245,14 +247,14 @@ class Net:
         self.queue = [(sender, to, message) for sender, to, message in self.queue if index not in (sender, to)]
         self.nodes[index].alive = False
 
-    def restart(self, index: int, quiet: Quiet | None = None) -> None:
+    def restart(self, index: int, quiet: Quiet | None = None, *, is_restart: bool = True) -> None:
         """Start a node from its disk; what was under way to it is lost if it was alive."""
         node = self.nodes[index]
         if node.alive:
             self.kill(index)
         last = node.finalized[-1] if node.finalized else None
         finalized = None if last is None else (last.blocks[-1], last.finality.certificate)
-        node.engine = self.make_engine(index, node.log, finalized, quiet)
+        node.engine = self.make_engine(index, node.log, finalized, quiet, is_restart)
         node.alive = True
         self.act(index, node.engine.start(self.now_ms))
 
@@ -670,6 +672,16 @@ class TestRestart:
         net.give(other, Heard(proposal, net.leader(2)))
         assert [vote for vote in net.nodes[other].sent() if vote.view == 2] == []
         net.wait(TIMEOUT_MS + 1)
+        assert [vote.kind for vote in net.nodes[other].sent() if vote.view == 2] == [Kind.NOTARIZE]
+
+    def test_an_engine_that_takes_another_s_place_votes_at_once(self) -> None:
+        net = started()
+        net.passes = lambda sender, to, message: False
+        other = (net.leader(2) + 1) % 4
+        others = [index for index in range(4) if index != other]
+        net.nodes[other].log.append(net.certificate(Kind.NULLIFY, 1, signers=others))
+        net.restart(other, is_restart=False)
+        net.give(other, Heard(net.propose(2), net.leader(2)))
         assert [vote.kind for vote in net.nodes[other].sent() if vote.view == 2] == [Kind.NOTARIZE]
 
     def test_what_was_delivered_is_not_delivered_again_and_what_was_not_is(self) -> None:
