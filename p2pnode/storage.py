@@ -33,7 +33,7 @@ from p2pnode.certifier import Entry as CommitmentEntry
 from p2pnode.codec import Codec, Kind
 from p2pnode.errors import SpaceError, TooSlow
 from p2pnode.network.frames import Incoming, receive_message_or_end, send_message
-from p2pnode.network.stream import Stream
+from p2pnode.network.stream import Patience, Stream
 from p2pnode.store import BlobRecord, CorruptSliver, Entry, Pair, SliverStore
 
 log = logging.getLogger("p2pnode.storage")
@@ -45,6 +45,8 @@ HEADER_BYTES_MAX = HEADER_FIXED_BYTES + HEADER_ROOTS_MAX * DIGEST_BYTES
 REFUSED_MAX = 1_024
 """Peers whose refusals are counted: a key costs nothing to make, and who came first stays named."""
 WITH_PAYLOAD = ("have", "segment", "close")
+UPLOADING = Patience(idle_s=60.0)
+"""Who has sent all of an upload may wait for its reservation before it closes: twice a client's deadline for that."""
 LAG_S = 3.0
 """A client names a reservation as soon as one member has executed it; others may be a block behind, or busy."""
 REPLY_BUDGET_BYTES = 64 << 20
@@ -195,11 +197,14 @@ class StorageServer:
 
     async def _next_message(self, session: _Session) -> Incoming | None:
         """Return the next request, or None at the end; a header that breaks the rules ends the stream."""
+        session.stream.patience = UPLOADING if session.ticket is not None else Patience()
         try:
             return await receive_message_or_end(session.stream)
         except Rejected as fault:
             await self._refuse(session, fault.reason, fault.detail)
             return None
+        finally:
+            session.stream.patience = Patience()
 
     async def _answer(self, session: _Session, message: Incoming) -> bool:
         """Answer one request; return False if the stream cannot go on, because a payload was refused unread."""
