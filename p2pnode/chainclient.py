@@ -148,11 +148,15 @@ class ChainClient:
             except REQUEST_FAULTS as fault:
                 self.members.blame(member, fault)
                 last = fault
-                self._order.remove(member)
-                self._order.append(member)
+                self._put_last(member)
         if isinstance(last, Refused):
             raise last
         raise NetworkError(f"no member gave an answer that holds, the last of them: {last}") from last
+
+    def _put_last(self, member: int) -> None:
+        """Ask a member that failed after all others from here on."""
+        self._order.remove(member)
+        self._order.append(member)
 
     # --- proven --------------------------------------------------------------------------------------------------
 
@@ -359,6 +363,7 @@ class ChainClient:
                 taken += 1
             except REQUEST_FAULTS as fault:
                 last = fault
+                self._put_last(member)
             if taken >= SUBMIT_TO:
                 return
         if not taken:
@@ -398,8 +403,7 @@ class ChainClient:
             return None
         except REQUEST_FAULTS as fault:
             self.members.blame(member, fault)
-            self._order.remove(member)
-            self._order.append(member)
+            self._put_last(member)
             return None
 
     async def transaction(self, tx_hash: Digest) -> HistoryRow | None:

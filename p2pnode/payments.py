@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import trio
+
 from economics.blob import BlobId, build_blob_id_text
 from economics.commitments import SALT_BYTES, ZERO_RESERVATION, Certificate, OwnerStatement, ReservationId
 from economics.committee import Committee
@@ -27,6 +29,7 @@ from p2pnode.keys import Key
 
 EPOCHS = 30
 """What a blob is stored for unless said otherwise: about a month where an epoch is a day."""
+SETTLE_S = 2.0
 WAL_DECIMALS = 9
 assert 10**WAL_DECIMALS == FROST_PER_WAL
 
@@ -321,9 +324,21 @@ class Info:
         return self.summary.end_epoch - self.head.epoch
 
 
+async def find_blob(chain: Chain, blob_id: BlobId) -> BlobSummary | None:
+    """Return what the chain says of a blob, waiting a moment for one that was certified just now.
+
+    Its block may be final while no later header shows the state after it: that takes half a second.
+    """
+    with trio.move_on_after(SETTLE_S):
+        while (summary := await chain.blob(blob_id)) is None:  # noqa: ASYNC110 - the chain is elsewhere
+            await trio.sleep(SETTLE_S / 8)
+        return summary
+    return None
+
+
 async def info(chain: Chain, blob_id: BlobId, *, owner: OwnerId | None) -> Info:
     """Return what the chain says of a blob; raises `Unavailable` if the network does not owe it."""
-    summary = await chain.blob(blob_id)
+    summary = await find_blob(chain, blob_id)
     if summary is None:
         raise Unavailable(
             f"the chain keeps no blob {build_blob_id_text(blob_id)}: check the ID; it may have expired or been deleted"

@@ -73,7 +73,9 @@ def trust(client: "Client", checkpoint: bytes) -> None:
 
 async def fetch(client: "Client", blob_id: "BlobId") -> "Receipt":
     from economics.errors import Rejected
+    from p2pnode.payments import find_blob
 
+    await find_blob(client.chain, blob_id)
     try:
         return await client.chain.receipt(blob_id)
     except Rejected as fault:

@@ -1,7 +1,8 @@
 """The commands that pay and look, against the real ledger in this process: what they say, and how they end."""
 
 import json
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,16 @@ def home(tmp_path: Path) -> Home:
     keep_secret(home.owner_key_path, OWNER.seed.hex().encode())
     keep_secret(home.faucet_key_path, OTHER_OWNER.seed.hex().encode())
     return home
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """A command sets the level of its logs for its whole process, which here goes on."""
+    loggers = [logging.getLogger(name) for name in ("p2pnode", "dht", "gossip")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def store(chain: LedgerChain, *, epochs: int = 3, deletable: bool = True) -> None:
