@@ -163,11 +163,6 @@ class Engine:
         return self._epoch.committee.epoch
 
     @property
-    def final_header(self) -> BlockHeader:
-        """The last block that was handed on as final, or the root."""
-        return self._branches.delivered
-
-    @property
     def final_height(self) -> int:
         return self._branches.delivered.height
 
@@ -176,15 +171,6 @@ class Engine:
         """The highest certified block that is held and may be built on, as far as this node can tell."""
         parent = self._branches.parent_for(self.view)
         return self._branches.delivered if isinstance(parent, Lack) else parent
-
-    @property
-    def final_certificate(self) -> VoteCertificate | None:
-        """The highest finalization, which may be of a block that is still missing."""
-        return self._branches.final
-
-    @property
-    def highest_certificate(self) -> VoteCertificate | None:
-        return self._branches.highest
 
     @property
     def counters(self) -> Counters:

@@ -33,8 +33,6 @@ from economics.votes import SIGNED_VOTE_BYTES, SignedVote
 
 TRANSACTION_BYTES_MAX = 24_576
 """Holds a certificate of 256 members of one shard each twice over."""
-TEXT_BYTES_MAX = 255
-"""Of a blob's content type or name: their lengths are one byte."""
 BLOCK_BYTES_MAX = 2 << 20
 """Of the transactions of one block: two seconds of a 10 Mbit/s uplink."""
 BLOCK_SIGNATURES_MAX = 2_000

@@ -1,6 +1,6 @@
 """Votes and their certificates (FORMATS.md 9): fixed-width bytes, signatures, weights. Decides nothing about views.
 
-Signed bytes are never CBOR: two encodings of one vote would look like equivocation (facts: 2.1).
+Signed bytes are never CBOR: two encodings of one vote would look like equivocation.
 """
 
 import itertools

@@ -34,7 +34,7 @@ from economics.tree import StateKey, Tree
 _Key = TypeVar("_Key", int, OwnerId)
 
 CACHE_MAX = 1 << 17
-"""Decoded values kept from block to block: 50 MB. Reading one from the tree costs 10 us; readers never add more."""
+"""Decoded values kept at most: 50 MB. A fork begins without any, and reading one from the tree costs 10 us."""
 
 _INDEXED = frozenset({Reservation.KIND, BlobSummary.KIND, BlobEntry.KIND, UsedStatement.KIND})
 

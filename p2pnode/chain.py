@@ -74,16 +74,6 @@ class FinalBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredBlock:
-    """A final block as it is served."""
-
-    block: Block
-    bodies: tuple[bytes, ...]
-    finality: Finality | None
-    """What it was finalized by; None if by a later block."""
-
-
-@dataclass(frozen=True, slots=True)
 class StoredTransaction:
     """A transaction of a final block, and what became of it."""
 
@@ -349,21 +339,6 @@ class ChainStore:
         with self._faults() as run:
             row = run.execute(query, (height,)).fetchone()
         return None if row is None else (row[0], self._decode_finality(*row))
-
-    def blocks(self, first: int, *, count: int, bytes_max: int) -> list[StoredBlock]:
-        """Return blocks from a height on: at least one if it is held, more while they are within `bytes_max`."""
-        found: list[StoredBlock] = []
-        size = 0
-        for height in range(first, min(first + count, self._head + 1)):
-            with self._lock:  # a snapshot drops blocks
-                block, bodies, finality = self.block(height), self.bodies(height), self.finality(height)
-            if block is None:
-                break
-            size += HEADER_BYTES + sum(32 + len(raw) for raw in bodies)
-            if found and size > bytes_max:
-                break
-            found.append(StoredBlock(block, bodies, finality))
-        return found
 
     def height_of(self, block_hash: bytes) -> int | None:
         with self._faults() as run:

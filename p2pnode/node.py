@@ -335,7 +335,11 @@ def open_chain(home: Home, genesis: Genesis) -> Iterator[OpenChain]:
         log.warning(
             "the last write to the vote log was cut off: %d bytes dropped, nothing of it was sent", replay.cut_bytes
         )
-    quiet = Quiet() if replay.corrupt or is_restored(home) else None
+    lost = replay.created and store.head() > 0
+    if lost:
+        log.error("the vote log is gone: this node votes again when the chain has passed what it may have signed")
+        mark_restored(home)
+    quiet = Quiet() if replay.corrupt or lost or is_restored(home) else None
     try:
         yield OpenChain(
             Executor(genesis, store, Snapshots(home.snapshots_path, genesis.chain_id)), votes, replay, quiet, home

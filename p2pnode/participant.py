@@ -223,6 +223,7 @@ class Participant:
         return {
             "epoch": self.executor.ledger.epoch,
             "height": self.executor.height,
+            "leader": None if validator is None else validator.engine.leader,
             "links": 0 if self.links is None else len(self.links.up),
             "mempool": len(self.mempool),
             "quiet": validator is not None and validator.is_quiet,

@@ -173,7 +173,6 @@ class Uploader:
         self._in_flight: list[_InFlight] = []
         self._signatures: dict[int, Signature] = {}
         self._statement: tuple[OwnerStatement, Signature, Header] | None = None
-        self._all_sent = False
         self._changed = trio.Event()
         self._encoded = 0
         self._segments = 0

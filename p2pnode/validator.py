@@ -130,7 +130,6 @@ class Validator:
         self.own = own
         self.clock_ms = clock_ms
         self.refused: Counter[Reason] = Counter()
-        self.views = 0
         self._sign = sign
         self._speak = speak
         self._on_guilty = on_guilty

@@ -31,8 +31,8 @@ from p2pnode.errors import ConfigError, DiskFailed, SpaceError
 from p2pnode.files import FULL, make_directory, sync_directory, write_synced
 
 MAGIC = b"p2pnode votes 1\n"
-BODY_BYTES_MAX = 512 << 20
-"""Of one append: a block of 10,000 transactions of 24,576 bytes, the most that a genesis may allow, fits twice."""
+BODY_BYTES_MAX = 128 << 20
+"""Of one append: a turn of 32 inputs keeps at most so many blocks, each with 2 MiB of transactions, twice over."""
 
 _HEAD = Struct(f">16s{DIGEST_BYTES}sB8sQ")
 _FRAME = Struct(">8sQII")

@@ -14,7 +14,7 @@ import pytest
 
 from economics.block import BlockHeader, Finality
 from economics.crypto import Digest
-from p2pnode.chain import ChainStore, DamagedChain, FinalBlock, StoredBlock, StoredReceipt, StoredTransaction
+from p2pnode.chain import ChainStore, DamagedChain, FinalBlock, StoredReceipt, StoredTransaction
 from p2pnode.errors import ConfigError, DiskFailed
 from tests.p2pnode.blocks import (
     ACCOUNTS,
@@ -269,14 +269,6 @@ class TestReading:
         store = open_store(path)
         append(store, chain)
         return store
-
-    def test_a_run_of_blocks_is_bounded(self, store: ChainStore, chain: list[FinalBlock]) -> None:
-        expected = [StoredBlock(item.block, item.bodies, own_finality(item)) for item in chain]
-        assert store.blocks(1, count=100, bytes_max=1 << 30) == expected
-        assert store.blocks(7, count=3, bytes_max=1 << 30) == expected[6:9]
-        assert store.blocks(1, count=100, bytes_max=296 + 2 * 280 + 296 + 280) == expected[:2]
-        assert store.blocks(4, count=100, bytes_max=1) == expected[3:4]
-        assert store.blocks(0, count=5, bytes_max=1) == store.blocks(26, count=5, bytes_max=1) == []
 
     def test_boundaries_are_known_by_epoch(self, store: ChainStore) -> None:
         assert [store.boundary(epoch) for epoch in range(4)] == [10, 20, None, None]
