@@ -26,8 +26,9 @@ from p2pnode.payments import Terms
 from p2pnode.publish import Publisher
 from scripts.benchmarks.network import node_cpu, run_cli, running_testnet, settled_idle
 from scripts.benchmarks.timing import MIB, Row, random_bytes, seconds_of
+from tests.simulation.batch import play_all
 
-LIGHT_TRANSACTIONS = 60
+LIGHT_TRANSACTIONS = 120
 LIGHT_PAUSE_S = 0.35
 """Between two of them: longer than a block interval and its settling, so that each finds the chain at rest or not."""
 ACCOUNTS = 250
@@ -38,9 +39,17 @@ PIPELINE = 50
 REPLY_S = 60.0
 FUNDS_FROST = FROST_PER_WAL
 STORES = 5
+SIMULATED_SEEDS = 60
 ENGINE_VIEWS = 300
 LEDGER_TRANSACTIONS = 1_000
 FIRST_STORE_BYTES = 10_000
+
+
+def bench_simulation() -> Row:
+    """Views of whole simulated networks, in one process; scripts/simulate plays more of them."""
+    begin = time.process_time()
+    views = sum(result.views for result in play_all(range(SIMULATED_SEEDS), processes=1))
+    return {"what": "simulated views", "per CPU-second": views / (time.process_time() - begin)}
 
 
 # --- testnets --------------------------------------------------------------------------------------------------------
@@ -48,7 +57,7 @@ FIRST_STORE_BYTES = 10_000
 
 def bench_chain(directory: Path) -> list[Row]:
     """Everything, each number of nodes on its own testnet."""
-    rows: list[Row] = [bench_ledger(), *(bench_engine(members) for members in (4, 7, 10))]
+    rows: list[Row] = [bench_ledger(), bench_simulation(), *(bench_engine(members) for members in (4, 7, 10))]
     for nodes in (4, 7, 10):
         rows += bench_testnet(directory / f"chain{nodes}", nodes)
     return rows
