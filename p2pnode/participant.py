@@ -131,6 +131,8 @@ class Participant:
         self._send_incoming, self._incoming = trio.open_memory_channel[tuple[int | None, bytes]](INCOMING_MAX)
         self._queued: Counter[int | None] = Counter()
         self._gossip_checks = Bucket(burst=GOSSIP_CHECKS_BURST, per_s=GOSSIP_CHECKS_PER_S)
+        self._checkers = trio.CapacityLimiter(1)
+        """Threads for certificates that anybody may submit: journal and executor must not wait for them."""
         self._behind = trio.Event()
         self._ahead: int | None = None
         self._announced = 0
@@ -240,7 +242,7 @@ class Participant:
         try:
             if self.mempool.get(signed.hash) is None:
                 if isinstance(signed.transaction.operation, Certify):  # as many signatures as make a quorum
-                    await trio.to_thread.run_sync(self._verify, signed)
+                    await trio.to_thread.run_sync(self._verify, signed, limiter=self._checkers)
                 else:
                     self._verify(signed)
                 self._add(signed)
