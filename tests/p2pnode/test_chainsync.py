@@ -87,6 +87,24 @@ async def test_far_behind_it_takes_a_snapshot_and_goes_on_from_there(full: Execu
         assert late.store.base() == 5
 
 
+async def test_from_a_member_that_holds_no_older_blocks_it_takes_a_snapshot(
+    full: Executor, late: Executor, tmp_path: Path
+) -> None:
+    await grow(full, 3)
+    await end_epoch(full)
+    await grow(full, 1)
+    pruned = open_executor(tmp_path / "pruned")
+    async with syncing(pruned, [serve(full).handle, None, None], snapshot_blocks=2) as (sync, _):
+        assert await sync.catch_up()
+    await end_epoch(pruned)
+    await grow(pruned, 1)
+    async with syncing(late, [lying_head(serve(pruned), {"base": 1}), None, None]) as (sync, _):
+        assert not await sync.catch_up()  # it refuses what it says it holds
+    async with syncing(late, [serve(pruned).handle, None, None]) as (sync, _):
+        assert await sync.catch_up()
+        assert (late.height, late.ledger.root, late.store.base()) == (7, pruned.ledger.root, 7)
+
+
 class TestForgeries:
     async def refused(self, late: Executor, candidates: Sequence[Candidate], finality: Finality) -> bool:
         """Return whether a node refuses these blocks, and stays where it is."""
