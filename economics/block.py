@@ -235,7 +235,8 @@ class Proposal:
 class Finality:
     """Proves a header final: a finalization of the header itself, or of the last of `links` that build on it.
 
-    Links are needed for a boundary alone: what builds on it in its own epoch finalizes it and is no part of the chain.
+    A boundary needs links, as what builds on it in its own epoch finalizes it and is no part of the chain; so does any
+    other block that became final with a later one, where it is shown without that one.
     """
 
     certificate: VoteCertificate

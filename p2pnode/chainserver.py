@@ -218,19 +218,29 @@ class ChainServer:
         return {**fields, "height": self.executor.height}, (self.executor.head.encode(), finality.encode())
 
     def _blocks(self, message: Incoming) -> Reply:
-        """Return consecutive blocks that end with one whose finality is known, never past a boundary."""
+        """Return consecutive blocks of one epoch, and what proves the last of them final."""
         first = message.integer("first", high=1 << 62)
         count = message.integer("count", high=BLOCKS_MAX)
         last = self._last_of(first, count)
+        finality = self._proof_of(last)
         parts: list[bytes] = []
         for height in range(first, last + 1):
             block = self._block(height)
             bodies = (sized(raw) for raw in self.store.bodies(height))
             parts += (sized(block.encode()), *bodies)
-        finality = self.store.finality(last)
-        if finality is None:
-            raise Rejected(Reason.NOT_FOUND, "a snapshot has taken the place of these blocks")
         return {"count": last - first + 1}, (*parts, sized(finality.encode()))
+
+    def _certified_from(self, height: int) -> tuple[int, Finality]:
+        found = self.store.certified_from(height)
+        if found is None:
+            raise Rejected(Reason.NOT_FOUND, "a snapshot has taken the place of these blocks")
+        return found
+
+    def _proof_of(self, height: int) -> Finality:
+        """Return what finalized a block, or the next above that has a finality, with the headers in between."""
+        certified, finality = self._certified_from(height)
+        headers = tuple(self._block(item).header for item in range(height + 1, certified + 1))
+        return Finality(finality.certificate, (*headers, *finality.links))
 
     def _block(self, height: int) -> Block:
         """Return a block; while this is read a snapshot may take the place of what was held."""
@@ -240,24 +250,25 @@ class ChainServer:
         return block
 
     def _last_of(self, first: int, count: int) -> int:
-        """Return the last height of a reply: the highest with a finality within its bounds, else the next above."""
+        """Return the last height of a reply: the highest with a finality within its bounds.
+
+        Where many blocks became final together there may be none: then the highest that links to the next one above.
+        """
         if not self.store.base() <= first <= self.store.head():
             raise Rejected(Reason.NOT_FOUND, "no such block here")
-        found = None
-        size = 0
+        found, within, size = None, first, 0
         epoch = self._block(first).header.epoch
-        for height in range(first, self.store.head() + 1):
-            block = self._block(height)
-            if block.header.epoch != epoch or (found is not None and (height >= first + count)):
-                break
+        for height in range(first, min(first + max(count, 1) - 1, self.store.head()) + 1):
             size += sum(map(len, self.store.bodies(height)))
-            if found is not None and size > BLOCKS_BYTES_MAX:
+            if self._block(height).header.epoch != epoch or (height > first and size > BLOCKS_BYTES_MAX):
                 break
+            within = height
             if self.store.finality(height) is not None:
                 found = height
-        if found is None:
-            raise Rejected(Reason.NOT_FOUND, "a snapshot has taken the place of these blocks")
-        return found
+        if found is not None:
+            return found
+        certified, finality = self._certified_from(within)
+        return max(within, certified + len(finality.links) - LINKS_MAX)
 
     def _headers(self, message: Incoming) -> Reply:
         """Return headers, newest first, from a height downwards."""

@@ -7,14 +7,16 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 import trio
 
 from economics import cbor
-from economics.block import HEADER_BYTES, Block, BlockHeader, Finality, verify_successor
+from economics.block import HEADER_BYTES, Block, BlockHeader, Finality, is_boundary, verify_successor
 from economics.crypto import Digest, Level, digest
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
+from economics.ledger import Ledger
 from economics.light import Boundary, Trusted, follow
 from economics.transactions import SignedTransaction
 from p2pnode.errors import TooSlow
@@ -31,13 +33,36 @@ REPLY_BLOCKS_MAX = 2 * BLOCKS_AT_ONCE
 """A reply ends with a block whose finality is known, which may be behind what was asked for."""
 REQUEST_S = 60.0
 """One reply of the largest size over 4 Mbit/s; a member that drips must not keep this node from the others."""
+BLOCKS_PER_S = 8
+"""What is slower than the chain never reaches its head."""
+BYTES_PER_S = 262_144
+"""Large blocks or the chunks of a snapshot over 2 Mbit/s: 512 MiB take 34 minutes."""
 HEAD_S = 5.0
 """The head, some KB: whoever takes longer has nothing to offer."""
+TRAIL_S = 2 * REQUEST_S
+"""All ends of epochs that this node has missed, some hundred bytes each and 17 KB at most."""
 PULL_S = 5.0
 """The bodies of one block; a view is over soon after."""
 CHUNKS_MAX = 512
 """Of a snapshot: 512 MiB. Only the last chunk tells whether they are the state, and memory holds them until then."""
 HEAD_BYTES_MAX = 1 << 20
+
+
+class Patience:
+    """How long one member may still keep this node waiting: spent while it is asked, earned by what it brings.
+
+    No more than `REQUEST_S` can be saved up: then whoever drips after a good start is left as soon.
+    """
+
+    def __init__(self) -> None:
+        self.left_s = REQUEST_S
+
+    def spend(self, seconds: float) -> None:
+        self.left_s -= seconds
+
+    def earn(self, *, blocks: int = 0, size: int) -> None:
+        self.left_s = min(REQUEST_S, self.left_s + max(blocks / BLOCKS_PER_S, size / BYTES_PER_S))
+
 
 Apply = Callable[[Sequence[Candidate], Finality], Awaitable[None]]
 
@@ -117,30 +142,51 @@ class ChainSync:
         )
         height, epoch = reply.integer("height", high=1 << 62), reply.integer("epoch", high=1 << 62)
         base = reply.integer("base", high=1 << 62)
-        far = height - self.executor.height > self._snapshot_blocks and epoch > self.executor.ledger.epoch
-        if far or base > self.executor.height + 1:
-            await self._take_snapshot(member)
-        while self.executor.height < height:
-            await self._take_blocks(member)
+        if height - self.executor.height > self._snapshot_blocks and epoch > self.executor.ledger.epoch:
+            await self._take_snapshot(member, ahead_min=self._snapshot_blocks)
+        patience = Patience()
+        while (begin := self.executor.height) < height:
+            try:
+                await self._take_blocks(member, patience)
+            except Refused as fault:
+                if fault.reason is not Reason.NOT_FOUND or base <= begin + 1:
+                    raise
+                if not await self._take_snapshot(member):
+                    raise
 
-    async def _take_blocks(self, member: int) -> None:
+    async def _ask(
+        self, member: int, header: Mapping[str, cbor.Value], patience: Patience, *, size_max: int
+    ) -> tuple[Incoming, bytes]:
+        """Ask once, for as long as there is patience with this member."""
+        begin = trio.current_time()
+        try:
+            return await request_within(
+                self.members, member, header, size_max=size_max, deadline_s=max(patience.left_s, 0)
+            )
+        finally:
+            patience.spend(trio.current_time() - begin)
+
+    async def _take_blocks(self, member: int, patience: Patience) -> None:
         first = self.executor.height + 1
-        reply, payload = await request_within(
-            self.members,
-            member,
-            {"count": BLOCKS_AT_ONCE, "first": first, "op": "blocks"},
-            size_max=REPLY_BYTES_MAX,
-            deadline_s=REQUEST_S,
-        )
+        request: dict[str, cbor.Value] = {"count": BLOCKS_AT_ONCE, "first": first, "op": "blocks"}
+        reply, payload = await self._ask(member, request, patience, size_max=REPLY_BYTES_MAX)
         count = reply.integer("count", high=REPLY_BLOCKS_MAX)
-        candidates, finality = await trio.to_thread.run_sync(self._check_blocks, count, payload)
+        executor = self.executor
+        check = partial(self._check_blocks, count, payload, first, executor.ledger, executor.root_header, executor.head)
+        candidates, finality = await trio.to_thread.run_sync(check)
+        bodies = sum(len(signed.raw) for item in candidates for signed in item.transactions)
+        patience.earn(blocks=len(candidates), size=bodies)
         self.blocks += len(candidates)
         await self._apply(candidates, finality)
 
-    def _check_blocks(self, count: int, payload: bytes) -> tuple[list[Candidate], Finality]:
-        """Return blocks that follow the head and are final; for a worker thread."""
-        executor = self.executor
-        genesis, ledger, root = executor.genesis, executor.ledger, executor.root_header
+    def _check_blocks(
+        self, count: int, payload: bytes, first: int, ledger: Ledger, root: BlockHeader, head: BlockHeader
+    ) -> tuple[list[Candidate], Finality]:
+        """Return blocks from `first` on that follow this head and are final, without those that it has passed.
+
+        For a worker thread: the executor may move on meanwhile, so what it has is handed over.
+        """
+        genesis = self.executor.genesis
         if not count:
             raise Rejected(Reason.MALFORMED, "no blocks")
         fields = Fields(payload, "blocks")
@@ -148,10 +194,13 @@ class ChainSync:
         candidates = take_blocks(fields, count, chain_id=genesis.chain_id, transactions_max=limit)
         finality = Finality.decode(fields.take_sized(4), chain_id=genesis.chain_id)
         fields.end()
-        parent = executor.head
+        candidates = candidates[head.height + 1 - first :]
+        if not candidates:
+            return [], finality
+        parent = head
         for item in candidates:
             header = item.block.header
-            if executor.ends_epoch(parent) and parent != root:
+            if parent != root and is_boundary(parent, root=root, epoch_ms=genesis.parameters.epoch_ms):
                 raise Rejected(Reason.WRONG_PARENT, "a block behind the end of its epoch")
             verify_successor(
                 header,
@@ -167,39 +216,45 @@ class ChainSync:
 
     # --- snapshots -----------------------------------------------------------------------------------------------
 
-    async def _take_snapshot(self, member: int) -> None:
-        """Follow the committees to the member's newest snapshot and put its state in place of ours."""
+    async def _take_snapshot(self, member: int, *, ahead_min: int = 0) -> bool:
+        """Follow the committees to the member's newest snapshot and put its state in place of ours.
+
+        Returns whether it was taken: not unless its height, which is proven first, is more than `ahead_min` above ours.
+        """
         executor = self.executor
-        start = Trusted(executor.root_header, executor.ledger.committee)
-        trail = await take_epochs(self.members, member, start)
-        if not trail:
-            return
+        trail = await self._take_trail(member)
+        if not trail or trail[-1][0].header.height - executor.height <= ahead_min:
+            return False
         last, trusted = trail[-1]
         boundary = last.header
-        if boundary.height <= executor.height:
-            return
-        reply, payload = await request_within(
-            self.members,
-            member,
-            {"epoch": boundary.epoch, "op": "snapshot"},
-            size_max=HEAD_BYTES_MAX,
-            deadline_s=REQUEST_S,
-        )
+        patience = Patience()
+        about: dict[str, cbor.Value] = {"epoch": boundary.epoch, "op": "snapshot"}
+        reply, payload = await self._ask(member, about, patience, size_max=HEAD_BYTES_MAX)
         chunks = reply.integer("chunks", high=CHUNKS_MAX)
         root = self._check_snapshot_root(payload, trusted)
         values: list[bytes] = []
         for index in range(chunks):
             request: dict[str, cbor.Value] = {"chunk": index, "epoch": boundary.epoch, "op": "chunk"}
-            _, chunk = await request_within(
-                self.members, member, request, size_max=CHUNK_BYTES_MAX, deadline_s=REQUEST_S
-            )
+            _, chunk = await self._ask(member, request, patience, size_max=CHUNK_BYTES_MAX)
+            if boundary.height <= executor.height:
+                return False
             if not chunk:
                 raise Rejected(Reason.MALFORMED, "a snapshot's chunk holds something")
+            patience.earn(size=len(chunk))
             fields = Fields(chunk, "a snapshot's chunk")
             while fields.left:
                 values.append(fields.take_sized(4))
-        await executor.install([item for item, _ in trail], values, root=root)
+        if not await executor.install([item for item, _ in trail], values, root=root):
+            return False
         log.info("took the state at the end of epoch %d, height %d, from a snapshot", boundary.epoch, boundary.height)
+        return True
+
+    async def _take_trail(self, member: int) -> list[tuple[Boundary, Trusted]]:
+        """Return the proven boundaries from the current epoch on; raises `TooSlow` where they take too long."""
+        start = Trusted(self.executor.root_header, self.executor.ledger.committee)
+        with trio.move_on_after(TRAIL_S):
+            return await take_epochs(self.members, member, start)
+        raise TooSlow(f"not all ends of epochs within {TRAIL_S:.0f} s")
 
     def _check_snapshot_root(self, payload: bytes, trusted: Trusted) -> Digest:
         """Return the state root after a boundary, as the first block of the next epoch has it."""

@@ -20,6 +20,7 @@ from economics.light import Boundary
 from economics.transactions import HandOver, SignedTransaction, Transfer
 from economics.tree import Tree
 from p2pnode.chain import ChainStore, FinalBlock, StoredReceipt
+from p2pnode.errors import SpaceError
 from p2pnode.snapshots import Snapshots
 
 log = logging.getLogger("p2pnode.executor")
@@ -142,8 +143,15 @@ class Executor:
             rows.append(build_row(item, applied.receipts, root=ledger.root, ends_epoch=applied.epoch_ended))
         self.store.append(rows, finality=finality, changes=changes)
         if ledger.epoch != self.ledger.epoch:
-            self.snapshots.write(self.ledger.epoch, (value for _, value in ledger.tree.items()))
+            self._write_snapshot(self.ledger.epoch, ledger)
         return ledger, tuple(receipts), trees
+
+    def _write_snapshot(self, epoch: int, ledger: Ledger) -> None:
+        """Keep the state after an epoch for others; the blocks are on disk by now, so a failure must not undo them."""
+        try:
+            self.snapshots.write(epoch, (value for _, value in ledger.tree.items()))
+        except (SpaceError, OSError) as fault:
+            log.warning("no snapshot of the state after epoch %d: %s", epoch, fault)
 
     def _take(self, ledger: Ledger, trees: dict[int, Tree], head: BlockHeader, finality: Finality) -> None:
         if ledger.epoch != self.ledger.epoch:
@@ -156,21 +164,23 @@ class Executor:
         self.advanced.set()
         self.advanced = trio.Event()
 
-    async def install(self, trail: Sequence[Boundary], values: Sequence[bytes], *, root: Digest) -> None:
-        """Take the state after the last of these boundaries as it is in a snapshot.
+    async def install(self, trail: Sequence[Boundary], values: Sequence[bytes], *, root: Digest) -> bool:
+        """Take the state after the last of these boundaries as it is in a snapshot; return whether it was still news.
 
         The caller has checked the boundaries, which follow on the current epoch, and `root`. Raises `Rejected` and
         changes nothing if these values are not what hashes to it.
         """
         boundary = trail[-1].header
         async with self._turn:
-            assert boundary.height > self.height
+            ahead = [item for item in trail if item.header.height > self.height]
+            if not ahead:  # blocks came first while the snapshot was fetched
+                return False
 
             def load() -> Ledger:
                 ledger = Ledger.load(self.genesis, items=values, height=boundary.height)
                 if ledger.root != root or ledger.epoch != boundary.epoch + 1:
                     raise Rejected(Reason.HASH_MISMATCH, "the snapshot is not the state that was signed for")
-                steps = [(item.header, item.finality) for item in trail]
+                steps = [(item.header, item.finality) for item in ahead]
                 self.store.install_snapshot(steps, ledger.tree.items(), root=root)
                 return ledger
 
@@ -178,6 +188,7 @@ class Executor:
                 ledger = await trio.to_thread.run_sync(load)
                 self._trees.clear()
                 self._take(ledger, {boundary.height: ledger.tree}, boundary, trail[-1].finality)
+            return True
 
     def ends_epoch(self, header: BlockHeader) -> bool:
         """Return whether a block of the current epoch is its boundary, or builds on it."""

@@ -8,8 +8,9 @@ import trio
 
 from economics import cbor
 from economics.crypto import NodeId
+from economics.errors import Rejected
 from economics.genesis import Genesis
-from p2pnode.chainserver import ChainServer
+from p2pnode.chainserver import ChainServer, refuse
 from p2pnode.errors import NetworkError, PeerUnreachable
 from p2pnode.executor import Executor
 from p2pnode.members import Members
@@ -51,6 +52,37 @@ def liar(answer: Answer) -> Handler:
             await send_message(stream, {"ok": True, **header}, reply)
 
     return handle
+
+
+def passing(
+    server: ChainServer,
+    *,
+    before: Callable[[Incoming], None] = lambda _: None,
+    then: Callable[[Incoming], Awaitable[None]] | None = None,
+    head: Mapping[str, cbor.Value] | None = None,
+) -> Handler:
+    """Return an honest server's handler; something happens before each answer is made, or before it is sent."""
+
+    async def handle(stream: Stream) -> None:
+        while (message := await receive_message_or_end(stream)) is not None:
+            payload = await stream.receive_exactly(message.size)
+            before(message)
+            try:
+                header, parts = await server._dispatch(message, payload, True)
+            except Rejected as fault:
+                await refuse(stream, fault)
+                continue
+            if then is not None:
+                await then(message)
+            changes = head if head is not None and message.header["op"] == "head" else {}
+            await send_message(stream, {"ok": True, **header, **changes}, *parts)
+
+    return handle
+
+
+def lying_head(server: ChainServer, changes: Mapping[str, cbor.Value]) -> Handler:
+    """Return a handler that is honest but for what it says of its head."""
+    return passing(server, head=changes)
 
 
 async def silent(stream: Stream) -> None:

@@ -140,7 +140,7 @@ class TestAnswers:
         await maker.apply()  # the first two are final by the third
         made.append(await end_epoch(executor))
         await extend(executor)
-        header, data = await answer(server, "blocks", first=1, count=1)
+        header, data = await answer(server, "blocks", first=1, count=3)
         assert header["count"] == 3
         parts = sized_parts(data)
         assert parts[:3] == [item.block.encode() for item in made[:3]]
@@ -152,6 +152,29 @@ class TestAnswers:
         assert Block.decode(sized_parts(data)[4], chain_id=GENESIS.chain_id, transactions_max=1) == made[3].block
         assert await refusal(server, "blocks", first=0, count=9) is Reason.NOT_FOUND
         assert await refusal(server, "blocks", first=6, count=9) is Reason.NOT_FOUND
+
+    async def test_blocks_of_a_long_run_that_became_final_together_part_by_part(
+        self, executor: Executor, server: ChainServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After trouble hundreds of blocks become final by one vote: no reply could hold them all."""
+        maker = Maker(executor)
+        made = [maker.make(pay(executor, nonce=nonce)) for nonce in range(5)]
+        await maker.apply()
+
+        async def count_of(first: int, count: int) -> int:
+            header, data = await answer(server, "blocks", first=first, count=count)
+            last = made[first + int(str(header["count"])) - 2].block.header
+            proof = Finality.decode(sized_parts(data)[-1], chain_id=GENESIS.chain_id)
+            proof.verify(last, committee=GENESIS.committee)
+            assert len(proof.links) == 5 - last.height
+            return int(str(header["count"]))
+
+        assert [await count_of(1, 2), await count_of(3, 2), await count_of(5, 2)] == [2, 2, 1]
+        with monkeypatch.context() as patched:
+            patched.setattr(chainserver_module, "BLOCKS_BYTES_MAX", len(made[0].transactions[0].raw))
+            assert await count_of(2, 2) == 1
+        monkeypatch.setattr(chainserver_module, "LINKS_MAX", 2)
+        assert await count_of(1, 1) == 3
 
     async def test_headers_downwards(self, executor: Executor, server: ChainServer) -> None:
         made = [(await extend(executor)).block.header for _ in range(3)]

@@ -1,6 +1,6 @@
 """A node catches up with the help of anyone, whatever others tell it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,9 @@ from random import Random
 
 import pytest
 import trio
+from trio.testing import MockClock
 
+from economics import cbor
 from economics.block import Finality
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
@@ -17,7 +19,8 @@ from p2pnode import chainsync as chainsync_module
 from p2pnode.chainserver import sized
 from p2pnode.chainsync import ChainSync, pull_bodies
 from p2pnode.executor import Candidate, Executor
-from tests.p2pnode.chainnet import ChainNet, Handler, liar, serve, silent
+from p2pnode.network.frames import Incoming
+from tests.p2pnode.chainnet import ChainNet, Handler, liar, lying_head, passing, serve, silent
 from tests.p2pnode.finalchain import GENESIS, Maker, end_epoch, extend, finalize, open_executor, sign
 from tests.small import OTHER_OWNER, OWNER
 
@@ -31,7 +34,12 @@ async def grow(executor: Executor, blocks: int) -> None:
 
 @asynccontextmanager
 async def syncing(
-    executor: Executor, handlers: Sequence[Handler | None], *, seed: int = 0, snapshot_blocks: int = 5_000
+    executor: Executor,
+    handlers: Sequence[Handler | None],
+    *,
+    seed: int = 0,
+    snapshot_blocks: int = 5_000,
+    deadline_s: float = 100,
 ) -> AsyncIterator[tuple[ChainSync, ChainNet]]:
     async with trio.open_nursery() as nursery:
         net = ChainNet(handlers, nursery)
@@ -44,7 +52,7 @@ async def syncing(
             rng=Random(seed),
             snapshot_blocks=snapshot_blocks,
         )
-        with trio.fail_after(100):
+        with trio.fail_after(deadline_s):
             yield sync, net
         nursery.cancel_scope.cancel()
 
@@ -77,6 +85,24 @@ async def test_far_behind_it_takes_a_snapshot_and_goes_on_from_there(full: Execu
         assert await sync.catch_up()
         assert (late.height, late.ledger.root) == (6, full.ledger.root)
         assert late.store.base() == 5
+
+
+async def test_from_a_member_that_holds_no_older_blocks_it_takes_a_snapshot(
+    full: Executor, late: Executor, tmp_path: Path
+) -> None:
+    await grow(full, 3)
+    await end_epoch(full)
+    await grow(full, 1)
+    pruned = open_executor(tmp_path / "pruned")
+    async with syncing(pruned, [serve(full).handle, None, None], snapshot_blocks=2) as (sync, _):
+        assert await sync.catch_up()
+    await end_epoch(pruned)
+    await grow(pruned, 1)
+    async with syncing(late, [lying_head(serve(pruned), {"base": 1}), None, None]) as (sync, _):
+        assert not await sync.catch_up()  # it refuses what it says it holds
+    async with syncing(late, [serve(pruned).handle, None, None]) as (sync, _):
+        assert await sync.catch_up()
+        assert (late.height, late.ledger.root, late.store.base()) == (7, pruned.ledger.root, 7)
 
 
 class TestForgeries:
@@ -140,6 +166,7 @@ class TestLiars:
         self, full: Executor, late: Executor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(chainsync_module, "CHUNKS_MAX", 3)
+        await grow(full, 1)
         await end_epoch(full)
         await grow(full, 2)
         honest = serve(full)
@@ -151,7 +178,7 @@ class TestLiars:
             asked.append(op)
             match op:
                 case "head":
-                    return {"base": 2, "epoch": 1, "height": 1 << 40}, b""
+                    return {"base": 3, "epoch": 1, "height": 1 << 40}, b""
                 case "epochs" if message.header["first"] == 0:  # type: ignore[attr-defined]
                     return {}, b"".join(honest._epochs(message)[1])  # type: ignore[arg-type]
                 case "epochs":
@@ -168,6 +195,112 @@ class TestLiars:
                 assert not await sync.catch_up()
             assert asked.count("chunk") == {(4, True): 0, (3, False): 1, (3, True): 3}[chunks, bool(reply)]
             assert late.height == 0
+
+    async def test_that_claim_a_height_make_no_node_drop_its_blocks(self, full: Executor, late: Executor) -> None:
+        """One epoch behind, but not far: only a boundary that is proven tells how far."""
+        await grow(full, 2)
+        await end_epoch(full)
+        await grow(full, 1)
+        honest = serve(full)
+        for lie in ({"base": 1, "height": 1 << 40}, {"base": 1 << 40, "height": 4}):
+            async with syncing(late, [lying_head(honest, {"epoch": 1 << 40, **lie}), None, None]) as (sync, _):
+                await sync.catch_up()
+            assert (late.height, late.store.base()) == (4, 1)
+
+    async def test_that_drip_true_blocks_are_left(
+        self, full: Executor, late: Executor, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each reply comes within its own deadline; together they would keep this node from the others for long."""
+        await grow(full, 9)
+        asked: list[int] = []
+
+        def drip(message: Incoming) -> None:
+            if message.header["op"] == "blocks":
+                asked.append(1)
+                mock_clock.jump(59)
+
+        monkeypatch.setattr(chainsync_module, "BLOCKS_AT_ONCE", 1)
+        slow = passing(serve(full), before=drip)
+        async with syncing(late, [slow, serve(full).handle, None], deadline_s=1e6) as (sync, _):
+            assert await sync.catch_up(0)
+            assert (late.height, len(asked)) == (9, 2)
+            assert sync._faults[0] == 1
+
+    async def test_that_drip_a_snapshot_are_left(
+        self, full: Executor, late: Executor, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await grow(full, 3)
+        await end_epoch(full)
+        await grow(full, 1)
+        asked: list[int] = []
+
+        def answer(message: Incoming, _: bytes) -> tuple[Mapping[str, cbor.Value], bytes]:
+            match message.header["op"]:
+                case "head":
+                    header, parts = honest._head()
+                case "epochs":
+                    header, parts = honest._epochs(message)
+                case "snapshot":
+                    header, parts = {"chunks": 512}, honest._snapshot(message)[1]
+                case _:
+                    asked.append(1)
+                    mock_clock.jump(59)
+                    return {}, sized(b"x" * 1_000)
+            return header, b"".join(parts)
+
+        honest = serve(full)
+        async with syncing(late, [liar(answer), None, None], snapshot_blocks=2, deadline_s=1e6) as (sync, _):
+            assert not await sync.catch_up(0)
+            assert (late.height, len(asked), sync._faults[0]) == (0, 2, 1)
+
+
+class TestMovingOn:
+    """A node that votes executes blocks while it asks for them: no honest member is to blame for that."""
+
+    @pytest.mark.parametrize("passed", [1, 3, 4])
+    async def test_while_blocks_come_passes_over_them(self, full: Executor, late: Executor, passed: int) -> None:
+        made = [await extend(full) for _ in range(2)]
+        made.append(await end_epoch(full))
+        made.append(await extend(full))
+
+        async def move_on(message: Incoming) -> None:
+            if message.header["op"] == "blocks" and late.height < passed:
+                for item in made[:passed]:
+                    await late.apply([item], finalize(item.block.header))
+
+        async with syncing(late, [passing(serve(full), then=move_on), None, None]) as (sync, _):
+            assert await sync.catch_up()
+            assert (late.height, late.ledger.root) == (4, full.ledger.root)
+            assert not sync._faults[0]
+
+    async def test_while_a_snapshot_comes_leaves_it(self, full: Executor, late: Executor) -> None:
+        made = [await extend(full) for _ in range(2)]
+        made += [await end_epoch(full), await extend(full)]
+
+        async def move_on(message: Incoming) -> None:
+            if message.header["op"] == "chunk":
+                for item in made[:3]:
+                    await late.apply([item], finalize(item.block.header))
+
+        handlers = [passing(serve(full), then=move_on), None, None]
+        async with syncing(late, handlers, snapshot_blocks=2) as (sync, _):
+            assert await sync.catch_up()
+            assert (late.height, late.store.base()) == (4, 1)
+            assert not sync._faults[0]
+
+
+async def test_it_takes_a_long_run_that_became_final_together(
+    full: Executor, late: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = Maker(full)
+    for _ in range(5):
+        maker.make()
+    await maker.apply()
+    monkeypatch.setattr(chainsync_module, "BLOCKS_AT_ONCE", 2)
+    monkeypatch.setattr(chainsync_module, "REPLY_BLOCKS_MAX", 2)
+    async with syncing(late, [serve(full).handle, None, None]) as (sync, _):
+        assert await sync.catch_up()
+        assert (late.height, late.ledger.root) == (5, full.ledger.root)
 
 
 class TestBodies:

@@ -123,6 +123,41 @@ async def test_a_full_disk_changes_nothing(executor: Executor, monkeypatch: pyte
     await extend(executor)
 
 
+@pytest.mark.parametrize("fault", [SpaceError("the disk is full"), OSError("no such device")])
+async def test_a_snapshot_that_cannot_be_written_keeps_no_block_from_being_executed(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(executor.snapshots, "write", fail)
+    await end_epoch(executor)
+    await extend(executor)
+    assert (executor.height, executor.ledger.epoch, executor.snapshots.chunks(0)) == (2, 1, 0)
+    in_memory = shown(executor)
+    executor.store.close()
+    assert shown(open_executor(tmp_path)) == in_memory
+
+
+async def test_a_snapshot_that_blocks_have_overtaken_changes_nothing(executor: Executor, tmp_path: Path) -> None:
+    """Chunks take a while; a node that also votes may execute the boundary itself, or one on the way there."""
+    full = open_executor(tmp_path / "full")
+    trail: list[Boundary] = []
+    states: list[tuple[list[bytes], Digest]] = []
+    ends = []
+    for _ in range(2):
+        ends.append(await end_epoch(full))
+        assert full.finality is not None
+        trail.append(Boundary(full.head, full.finality))
+        states.append(([value for _, value in full.ledger.tree.items()], full.ledger.root))
+    await executor.apply(ends[:1], trail[0].finality)
+    before = shown(executor)
+    assert not await executor.install(trail[:1], states[0][0], root=states[0][1])
+    assert shown(executor) == before
+    assert await executor.install(trail, states[1][0], root=states[1][1])
+    assert shown(executor) == shown(full)
+
+
 async def test_a_snapshot_is_taken_only_if_it_is_the_state_that_was_signed_for(
     executor: Executor, tmp_path: Path
 ) -> None:
