@@ -14,6 +14,7 @@ import trio
 from economics import cbor
 from economics.blob import BlobId
 from economics.block import HEADER_BYTES, BlockHeader, Finality, genesis_header
+from economics.commitments import ReservationId
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
@@ -29,6 +30,7 @@ from economics.state import (
     account_key,
     blob_key,
     decode_value,
+    entry_slot,
     node_slot,
     state_key,
 )
@@ -232,6 +234,11 @@ class ChainClient:
         """Return what the chain says of a blob, proven; None if the network does not owe it."""
         value = (await self.prove([blob_key(blob_id)])).values[0]
         return None if value is None else BlobSummary.decode(value)
+
+    async def entry(self, blob_id: BlobId, reservation: ReservationId) -> BlobEntry | None:
+        """Return the claim on a blob that a reservation paid for, proven; None if there is none."""
+        value = (await self.prove([state_key(entry_slot(blob_id, reservation))])).values[0]
+        return None if value is None else BlobEntry.decode(value)
 
     async def nodes(self, nodes: Sequence[NodeId]) -> list[NodeEntry | None]:
         """Return what the chain says of nodes, proven; None for one that nobody registered."""
