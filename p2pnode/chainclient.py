@@ -4,7 +4,7 @@ It trusts the genesis file, or a checkpoint, and no peer; what peers alone can t
 """
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -48,7 +48,7 @@ from p2pnode.chainview import Head, HistoryRow, Outcome
 from p2pnode.errors import ConfigError, NetworkError, TooSlow, TransactionFailed
 from p2pnode.files import write_synced
 from p2pnode.keys import Key
-from p2pnode.members import REQUEST_FAULTS, Members, Refused
+from p2pnode.members import REQUEST_FAULTS, Members, Refused, ask_many
 
 WAIT_S = 10.0
 """Of one request for an outcome."""
@@ -61,12 +61,14 @@ PAUSE_S = 0.2
 """Between two rounds of asking for an outcome, should all members answer at once that they know none."""
 OWNED_MAX = 1 << 16
 """Reservations and entries of one owner that a member may name: each is proven, so a liar costs the time of asking."""
-NONCES_ASKED = 3
-"""Members whose word on a nonce is heard; the middle one is taken, as one alone could send every transaction astray."""
+NONCE_S = 3.0
+"""For members to tell a nonce once the first has: those who are slow must not hold up the rest."""
+NONCES_AHEAD_MAX = 256
+"""Of the nonce that is proven: 64 wait at a member, and some blocks may be final but not proven yet."""
 SETTLE_S = 5.0
 """For what an account has under way to be shown by a final header: some blocks, or never if it cannot be executed."""
-SUBMIT_TO = 3
-"""Members that a transaction is given to at once: with f of them lying another passes it on."""
+SUBMIT_S = 10.0
+"""For members to take a transaction that some have taken already."""
 EXPIRY_AHEAD = 600
 """Heights for which a client's transaction holds: a minute of full blocks, hours of an idle chain."""
 
@@ -166,7 +168,7 @@ class ChainClient:
         """Return the first answer that holds and is not old; only if there is none, an old one: the chain may stand."""
         try:
             return await self._from_anyone(lambda member: ask(member, True))
-        except NetworkError:
+        except (NetworkError, Refused):
             return await self._from_anyone(lambda member: ask(member, False))
 
     def _verify_age(self, header: BlockHeader) -> None:
@@ -347,34 +349,47 @@ class ChainClient:
             reply, _ = await request_within(self.members, member, request, size_max=0, deadline_s=WAIT_S)
             return reply.integer("nonce", high=1 << 62)
 
-        told: list[int] = []
-        for member in list(self._order):
-            try:
-                told.append(await ask(member))
-            except REQUEST_FAULTS as fault:
-                self.members.blame(member, fault)
-            if len(told) >= NONCES_ASKED:
-                break
+        f = self._f
+        told, _ = await self._from_many(ask, shards=2 * f + 1, patience_s=NONCE_S)
         if not told:
             raise NetworkError("no member told the account's nonce")
-        return max(sorted(told)[(len(told) - 1) // 2], self._spent.get(owner, 0))
+        proven = (await self.account(owner)).nonce
+        middle = self._middle(told)
+        return max(min(middle, proven + NONCES_AHEAD_MAX), proven, self._spent.get(owner, 0))
+
+    @property
+    def _f(self) -> int:
+        """The shards of members that may lie."""
+        return self.genesis.committee.n - self.genesis.committee.quorum
+
+    def _middle(self, told: Mapping[int, int]) -> int:
+        """Return what members with half of the shards say at most: of 2f+1 shards no f choose it."""
+        weight, half = 0, self.genesis.committee.weight(told)
+        for member in sorted(told, key=lambda member: told[member]):
+            weight += self.genesis.committee.weight([member])
+            if 2 * weight >= half:
+                break
+        return told[member]
+
+    async def _from_many(
+        self, ask: Callable[[int], Awaitable[T]], *, shards: int, patience_s: float
+    ) -> tuple[dict[int, T], Exception | None]:
+        """Return the answers of members with so many shards, or of fewer, and the last failure."""
+        answers, faults = await ask_many(self.members, self._order, ask, shards=shards, patience_s=patience_s)
+        for member in faults:
+            self._put_last(member)
+        return answers, next(reversed(faults.values()), None)
 
     async def submit(self, signed: SignedTransaction) -> None:
-        """Give a transaction to some members; raises the refusal if none takes it."""
+        """Give a transaction to members of whom one is honest; raises a refusal if none takes it."""
         assert len(signed.raw) <= TRANSACTION_BYTES_MAX
-        taken = 0
-        last: Exception = NetworkError("this network has no members")
-        for member in list(self._order):
-            try:
-                await self.members.request(member, {"op": "submit"}, size_max=0, payload=signed.raw)
-                taken += 1
-            except REQUEST_FAULTS as fault:
-                last = fault
-                self._put_last(member)
-            if taken >= SUBMIT_TO:
-                return
+
+        async def give(member: int) -> None:
+            await self.members.request(member, {"op": "submit"}, size_max=0, payload=signed.raw)
+
+        taken, last = await self._from_many(give, shards=self._f + 1, patience_s=SUBMIT_S)
         if not taken:
-            raise last
+            raise last or NetworkError("this network has no members")
 
     async def wait(self, tx_hash: Digest, *, deadline_s: float) -> Outcome:
         """Return what became of a transaction once it is in a final block; raises `TooSlow`."""
