@@ -119,9 +119,11 @@ class ChainClient:
                 raise ConfigError(f"{self._cache} is no checkpoint of this network: remove it") from fault
         return self.origin
 
-    def trust(self, checkpoint: bytes) -> None:
-        """Begin from a checkpoint that the user vouches for; raises `Rejected` if it is none of this network."""
-        self._trusted = self.origin = Trusted.decode(checkpoint, chain_id=self.genesis.chain_id)
+    def trust(self, checkpoint: bytes) -> Trusted:
+        """Begin from a checkpoint that the user vouches for, and keep it; raises `Rejected` as `read_checkpoint`."""
+        self._trusted = self.origin = read_checkpoint(checkpoint, self.genesis, now_ms=self.clock_ms())
+        keep_trusted(self._cache, self._trusted)
+        return self._trusted
 
     async def _follow(self, member: int) -> Trusted:
         """Follow the committees as far as a member leads, and return the epoch that its next answer is to be of."""
@@ -129,7 +131,8 @@ class ChainClient:
         if is_stale(begin, now_ms=self.clock_ms(), parameters=self.genesis.parameters):
             raise ConfigError(
                 "the newest epoch this client has followed is older than the unbonding time, so old keys could forge "
-                "what came after it: name a recent checkpoint with --checkpoint, from a source you trust"
+                "what came after it: have a recent checkpoint from a source you trust (`p2pnode checkpoint` writes "
+                "one there) and name it with `p2pnode trust CHECKPOINT`"
             )
         trail = await take_epochs(self.members, member, begin)
         if not trail:
@@ -484,6 +487,14 @@ class ChainClient:
             return headers
 
         return await self._from_anyone(ask)
+
+
+def read_checkpoint(data: bytes, genesis: Genesis, *, now_ms: int) -> Trusted:
+    """Return the epoch of a checkpoint; raises `Rejected` if it is none of this network, or too old to be trusted."""
+    trusted = Trusted.decode(data, chain_id=genesis.chain_id)
+    if is_stale(trusted, now_ms=now_ms, parameters=genesis.parameters):
+        raise Rejected(Reason.EXPIRED, "it is older than the unbonding time: have a newer one made")
+    return trusted
 
 
 def keep_trusted(cache: Path, trusted: Trusted) -> None:
