@@ -95,11 +95,21 @@ class Admission:
             raise Rejected(Reason.UNPAID, f"{found.units} units are unspent, {signed} signed for, {wanted} wanted")
 
     def _live(self, reservation: ReservationId) -> list[OwnerStatement]:
-        """Return what was signed against a reservation and is neither used nor expired; forgets the rest."""
+        """Return what was signed against a reservation and can still be certified; forgets the rest.
+
+        That is nothing used, expired or of an owner who handed the reservation over, and no blob that has an entry
+        under it: no certificate makes a second one, and its units are spent.
+        """
         ledger = self._ledger()
+        found = ledger.reservation(reservation)
         signed = self._signed.get(reservation, {})
         for blob_id, statement in list(signed.items()):
-            if statement.expiry_height <= ledger.height or ledger.is_used(statement.hash):
+            if (
+                statement.expiry_height <= ledger.height
+                or ledger.is_used(statement.hash)
+                or (found is not None and found.owner != statement.owner)
+                or ledger.entry(blob_id, reservation) is not None
+            ):
                 del signed[blob_id]
         if not signed:
             self._signed.pop(reservation, None)

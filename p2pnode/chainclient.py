@@ -4,7 +4,7 @@ It trusts the genesis file, or a checkpoint, and no peer; what peers alone can t
 """
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +14,7 @@ import trio
 from economics import cbor
 from economics.blob import BlobId
 from economics.block import HEADER_BYTES, BlockHeader, Finality, genesis_header
+from economics.commitments import ReservationId
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
@@ -29,6 +30,7 @@ from economics.state import (
     account_key,
     blob_key,
     decode_value,
+    entry_slot,
     node_slot,
     state_key,
 )
@@ -46,7 +48,7 @@ from p2pnode.chainview import Head, HistoryRow, Outcome
 from p2pnode.errors import ConfigError, NetworkError, TooSlow, TransactionFailed
 from p2pnode.files import write_synced
 from p2pnode.keys import Key
-from p2pnode.members import REQUEST_FAULTS, Members, Refused
+from p2pnode.members import REQUEST_FAULTS, Members, Refused, ask_many
 
 WAIT_S = 10.0
 """Of one request for an outcome."""
@@ -59,12 +61,14 @@ PAUSE_S = 0.2
 """Between two rounds of asking for an outcome, should all members answer at once that they know none."""
 OWNED_MAX = 1 << 16
 """Reservations and entries of one owner that a member may name: each is proven, so a liar costs the time of asking."""
-NONCES_ASKED = 3
-"""Members whose word on a nonce is heard; the middle one is taken, as one alone could send every transaction astray."""
+NONCE_S = 3.0
+"""For members to tell a nonce once the first has: those who are slow must not hold up the rest."""
+NONCES_AHEAD_MAX = 256
+"""Of the nonce that is proven: 64 wait at a member, and some blocks may be final but not proven yet."""
 SETTLE_S = 5.0
 """For what an account has under way to be shown by a final header: some blocks, or never if it cannot be executed."""
-SUBMIT_TO = 3
-"""Members that a transaction is given to at once: with f of them lying another passes it on."""
+SUBMIT_S = 10.0
+"""For members to take a transaction that some have taken already."""
 EXPIRY_AHEAD = 600
 """Heights for which a client's transaction holds: a minute of full blocks, hours of an idle chain."""
 
@@ -115,9 +119,11 @@ class ChainClient:
                 raise ConfigError(f"{self._cache} is no checkpoint of this network: remove it") from fault
         return self.origin
 
-    def trust(self, checkpoint: bytes) -> None:
-        """Begin from a checkpoint that the user vouches for; raises `Rejected` if it is none of this network."""
-        self._trusted = self.origin = Trusted.decode(checkpoint, chain_id=self.genesis.chain_id)
+    def trust(self, checkpoint: bytes) -> Trusted:
+        """Begin from a checkpoint that the user vouches for, and keep it; raises `Rejected` as `read_checkpoint`."""
+        self._trusted = self.origin = read_checkpoint(checkpoint, self.genesis, now_ms=self.clock_ms())
+        keep_trusted(self._cache, self._trusted)
+        return self._trusted
 
     async def _follow(self, member: int) -> Trusted:
         """Follow the committees as far as a member leads, and return the epoch that its next answer is to be of."""
@@ -125,7 +131,8 @@ class ChainClient:
         if is_stale(begin, now_ms=self.clock_ms(), parameters=self.genesis.parameters):
             raise ConfigError(
                 "the newest epoch this client has followed is older than the unbonding time, so old keys could forge "
-                "what came after it: name a recent checkpoint with --checkpoint, from a source you trust"
+                "what came after it: have a recent checkpoint from a source you trust (`p2pnode checkpoint` writes "
+                "one there) and name it with `p2pnode trust CHECKPOINT`"
             )
         trail = await take_epochs(self.members, member, begin)
         if not trail:
@@ -164,7 +171,7 @@ class ChainClient:
         """Return the first answer that holds and is not old; only if there is none, an old one: the chain may stand."""
         try:
             return await self._from_anyone(lambda member: ask(member, True))
-        except NetworkError:
+        except (NetworkError, Refused):
             return await self._from_anyone(lambda member: ask(member, False))
 
     def _verify_age(self, header: BlockHeader) -> None:
@@ -232,6 +239,11 @@ class ChainClient:
         """Return what the chain says of a blob, proven; None if the network does not owe it."""
         value = (await self.prove([blob_key(blob_id)])).values[0]
         return None if value is None else BlobSummary.decode(value)
+
+    async def entry(self, blob_id: BlobId, reservation: ReservationId) -> BlobEntry | None:
+        """Return the claim on a blob that a reservation paid for, proven; None if there is none."""
+        value = (await self.prove([state_key(entry_slot(blob_id, reservation))])).values[0]
+        return None if value is None else BlobEntry.decode(value)
 
     async def nodes(self, nodes: Sequence[NodeId]) -> list[NodeEntry | None]:
         """Return what the chain says of nodes, proven; None for one that nobody registered."""
@@ -340,34 +352,47 @@ class ChainClient:
             reply, _ = await request_within(self.members, member, request, size_max=0, deadline_s=WAIT_S)
             return reply.integer("nonce", high=1 << 62)
 
-        told: list[int] = []
-        for member in list(self._order):
-            try:
-                told.append(await ask(member))
-            except REQUEST_FAULTS as fault:
-                self.members.blame(member, fault)
-            if len(told) >= NONCES_ASKED:
-                break
+        f = self._f
+        told, _ = await self._from_many(ask, shards=2 * f + 1, patience_s=NONCE_S)
         if not told:
             raise NetworkError("no member told the account's nonce")
-        return max(sorted(told)[(len(told) - 1) // 2], self._spent.get(owner, 0))
+        proven = (await self.account(owner)).nonce
+        middle = self._middle(told)
+        return max(min(middle, proven + NONCES_AHEAD_MAX), proven, self._spent.get(owner, 0))
+
+    @property
+    def _f(self) -> int:
+        """The shards of members that may lie."""
+        return self.genesis.committee.n - self.genesis.committee.quorum
+
+    def _middle(self, told: Mapping[int, int]) -> int:
+        """Return what members with half of the shards say at most: of 2f+1 shards no f choose it."""
+        weight, half = 0, self.genesis.committee.weight(told)
+        for member in sorted(told, key=lambda member: told[member]):
+            weight += self.genesis.committee.weight([member])
+            if 2 * weight >= half:
+                break
+        return told[member]
+
+    async def _from_many(
+        self, ask: Callable[[int], Awaitable[T]], *, shards: int, patience_s: float
+    ) -> tuple[dict[int, T], Exception | None]:
+        """Return the answers of members with so many shards, or of fewer, and the last failure."""
+        answers, faults = await ask_many(self.members, self._order, ask, shards=shards, patience_s=patience_s)
+        for member in faults:
+            self._put_last(member)
+        return answers, next(reversed(faults.values()), None)
 
     async def submit(self, signed: SignedTransaction) -> None:
-        """Give a transaction to some members; raises the refusal if none takes it."""
+        """Give a transaction to members of whom one is honest; raises a refusal if none takes it."""
         assert len(signed.raw) <= TRANSACTION_BYTES_MAX
-        taken = 0
-        last: Exception = NetworkError("this network has no members")
-        for member in list(self._order):
-            try:
-                await self.members.request(member, {"op": "submit"}, size_max=0, payload=signed.raw)
-                taken += 1
-            except REQUEST_FAULTS as fault:
-                last = fault
-                self._put_last(member)
-            if taken >= SUBMIT_TO:
-                return
+
+        async def give(member: int) -> None:
+            await self.members.request(member, {"op": "submit"}, size_max=0, payload=signed.raw)
+
+        taken, last = await self._from_many(give, shards=self._f + 1, patience_s=SUBMIT_S)
         if not taken:
-            raise last
+            raise last or NetworkError("this network has no members")
 
     async def wait(self, tx_hash: Digest, *, deadline_s: float) -> Outcome:
         """Return what became of a transaction once it is in a final block; raises `TooSlow`."""
@@ -462,6 +487,14 @@ class ChainClient:
             return headers
 
         return await self._from_anyone(ask)
+
+
+def read_checkpoint(data: bytes, genesis: Genesis, *, now_ms: int) -> Trusted:
+    """Return the epoch of a checkpoint; raises `Rejected` if it is none of this network, or too old to be trusted."""
+    trusted = Trusted.decode(data, chain_id=genesis.chain_id)
+    if is_stale(trusted, now_ms=now_ms, parameters=genesis.parameters):
+        raise Rejected(Reason.EXPIRED, "it is older than the unbonding time: have a newer one made")
+    return trusted
 
 
 def keep_trusted(cache: Path, trusted: Trusted) -> None:

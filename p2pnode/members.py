@@ -1,9 +1,10 @@
 """A client's way to the members of the committee: dials, asks, and remembers who failed and how. Judges no blob."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 import trio
 
@@ -21,8 +22,14 @@ DIAL_S = 5.0
 RESET_S = 1.0
 REQUESTS_AT_ONCE = 4
 """To one member: a member with many shards is asked for many slivers, and has room for 16 streams of a peer."""
+HEDGE_S = 1.0
+"""After which another member is asked too: a healthy one has answered, dialling included."""
+ASK_S = 60.0
+"""For all members together to answer."""
 DETAIL_CHARS_MAX = 160
 """Of a peer's own words about an error: they end up in logs, on terminals and in this node's own status."""
+
+T = TypeVar("T")
 
 
 class FaultKind(StrEnum):
@@ -184,6 +191,51 @@ class Members:
                 self._idle[member].append(stream)
             else:
                 await give_up(stream)
+
+
+async def ask_many(
+    members: Members, order: Sequence[int], ask: Callable[[int], Awaitable[T]], *, shards: int, patience_s: float
+) -> tuple[dict[int, T], dict[int, Exception]]:
+    """Ask members at once, in this order no more than needed, until those with so many shards have answered.
+
+    One that fails is replaced by the next, and so is, after `HEDGE_S`, one that is slow. Once one has answered the
+    others have `patience_s`. Returns the answers, and how others failed.
+    """
+    committee = members.genesis.committee
+    answers: dict[int, T] = {}
+    faults: dict[int, Exception] = {}
+    slow = TooSlow("no answer in time")
+    asked: set[int] = set()
+    changed = trio.Event()
+
+    async def hear(member: int, scope: trio.CancelScope) -> None:
+        nonlocal changed
+        try:
+            answers[member] = await ask(member)
+        except REQUEST_FAULTS as fault:
+            members.blame(member, fault)
+            faults[member] = fault
+        else:
+            faults.pop(member, None)
+            scope.deadline = min(scope.deadline, trio.current_time() + patience_s)
+            if committee.weight(answers) >= shards:
+                scope.cancel()
+        changed.set()
+        changed = trio.Event()
+
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.deadline = trio.current_time() + ASK_S
+        for member in list(order):
+            while committee.weight(asked - set(faults)) >= shards:
+                with trio.move_on_after(HEDGE_S) as waiting:
+                    await changed.wait()
+                if waiting.cancelled_caught:
+                    faults.update((late, slow) for late in asked - set(answers) - set(faults))
+            nursery.start_soon(hear, member, nursery.cancel_scope)
+            asked.add(member)
+    if committee.weight(answers) < shards:
+        faults.update((late, slow) for late in asked - set(answers) - set(faults))
+    return answers, faults
 
 
 async def give_up(stream: Stream) -> None:

@@ -210,7 +210,7 @@ class Node:
         certificate = self.certifier.add(entry, own=own)
         if certificate is None:
             return
-        if self.participant is not None:
+        if self.participant is not None and self.participant.operator is not None:
             self.participant.operator.certify(certificate)
         try:
             if await trio.to_thread.run_sync(self.store.put_certificate, certificate):

@@ -7,6 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from math import inf
 
 import trio
 
@@ -99,12 +100,13 @@ class Operator:
 
     async def run(self) -> None:
         while True:
-            if not self._tasks:
-                self._news = trio.Event()
+            self._news = trio.Event()
+            name = min(self._tasks, key=lambda item: self._tasks[item].at, default=None)
+            with trio.move_on_at(inf if name is None else self._tasks[name].at):
                 await self._news.wait()
-            name = min(self._tasks, key=lambda item: self._tasks[item].at)
+            if name is None or self._news.is_set():  # what came may be due before what was waited for
+                continue
             task = self._tasks[name]
-            await trio.sleep_until(task.at)
             del self._tasks[name]
             if task.is_wanted(self.executor.ledger) and not await self._send(task.operation):
                 self._tasks[name] = replace(task, at=trio.current_time() + SETTLE_S)

@@ -121,7 +121,10 @@ class Participant:
         self.gossip = gossip
         self.refused: Counter[Reason] = Counter()
         """Transactions refused, by reason."""
-        self.operator = Operator(executor=executor, key=key, index=self.own or 0, submit=self.submit)
+        self.operator = (
+            None if self.own is None else Operator(executor=executor, key=key, index=self.own, submit=self.submit)
+        )
+        """None where this node is no member: it owes the chain nothing, and has no turn."""
         self.links: Links | None = None
         self.validator: Validator | None = None
         self._sign: Callable[[bytes], Signature] = key.sign
@@ -212,7 +215,8 @@ class Participant:
             nursery.start_soon(self._pass_on)
             nursery.start_soon(self._take_incoming)
             nursery.start_soon(self._tidy)
-            nursery.start_soon(self.operator.run)
+            if self.operator is not None:
+                nursery.start_soon(self.operator.run)
             if self.validator is None:
                 nursery.start_soon(self._poll)
             if self.validator is not None and self.links is not None:
@@ -480,4 +484,5 @@ class Participant:
         self._accused = {key for key in self._accused if key[1] == epoch} | {(index, epoch)}
         node = self.executor.ledger.committee.members[index].node
         log.warning("caught: member %d signed two things that contradict each other in view %d", index, view)
+        assert self.operator is not None
         self.operator.accuse(Evidence(first, second), node=node, epoch=epoch, view=view)

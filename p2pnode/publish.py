@@ -11,10 +11,12 @@ from pathlib import Path
 import trio
 
 from economics.blob import BlobId
-from economics.commitments import ZERO_RESERVATION
+from economics.commitments import ZERO_RESERVATION, ReservationId
 from economics.committee import Committee
+from economics.crypto import OwnerId
 from economics.errors import Reason
 from economics.ledger import Code
+from economics.state import BlobEntry
 from economics.transactions import Certify
 from p2pnode.chainclient import ChainClient
 from p2pnode.chainview import Outcome
@@ -25,7 +27,7 @@ from p2pnode.keys import Key
 from p2pnode.payments import Reserved, Terms, keep_live, reserve_for
 from p2pnode.upload import Deal, Progress, Stored, TooFewNodes, Uploader, file_length
 
-PROOF_S = 10.0
+PROOF_S = 6.0
 PROOF_PAUSE_S = 0.3
 """What a block did is proven by the next ones: within a second, or the timeouts of a few leaders."""
 ATTEMPTS = 3
@@ -47,7 +49,10 @@ class Published:
     """All that left the account: storage and fees."""
     transactions: int
     upload: tuple[Stored, Outcome] | None
-    """What was uploaded, and the block that certified it; None if the network owed the blob already."""
+    """What was uploaded, and the block that certified it; None if the network owed the blob already.
+
+    It may have come to owe it during the call: a node puts on chain what an earlier call had uploaded.
+    """
 
 
 class _Reserving:
@@ -60,6 +65,10 @@ class _Reserving:
     async def run(self, chain: ChainClient, key: Key, *, units: int, terms: Terms) -> None:
         self._reserved = await reserve_for(chain, key, units=units, terms=terms)
         self._done.set()
+
+    @property
+    def reserved(self) -> Reserved | None:
+        return self._reserved
 
     async def wait(self) -> Reserved:
         await self._done.wait()
@@ -96,14 +105,19 @@ class Publisher:
         reserving = _Reserving()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(reserving.run, self.chain, self.key, units=units, terms=self.terms))
-            upload = await self._upload(path, length, reserving)
+            upload = await self._upload(path, length, blob_id, reserving)
         reserved = await reserving.wait()
-        paid = reserved.cost_frost + upload[1].fee_frost
-        transactions = 2 if reserved.cost_frost else 1
+        fee, transactions = (0, 0) if upload is None else (upload[1].fee_frost, 1)
+        paid, transactions = reserved.cost_frost + fee, transactions + (1 if reserved.cost_frost else 0)
         return Published(blob_id, length, units, reserved.end_epoch, paid, transactions, upload)
 
-    async def _upload(self, path: Path, length: int, reserving: _Reserving) -> tuple[Stored, Outcome]:
-        """Upload and certify; once more where an epoch ended between the two: no bytes move again."""
+    async def _upload(
+        self, path: Path, length: int, blob_id: BlobId, reserving: _Reserving
+    ) -> tuple[Stored, Outcome] | None:
+        """Upload and certify; once more where an epoch ended between the two: no bytes move again.
+
+        Returns None where the members refuse because the blob has been certified under its reservation already.
+        """
         for left in reversed(range(ATTEMPTS)):
             try:
                 stored = await self._send(path, length, reserving)
@@ -111,24 +125,39 @@ class Publisher:
             except TransactionFailed as fault:
                 if fault.code != Code.WRONG_EPOCH or not left:
                     raise
-            except TooFewNodes:
+            except TooFewNodes as few:
                 met = any(fault.detail.startswith(Reason.WRONG_EPOCH) for fault in self.client.members.faults.values())
-                if not met or not left:
-                    raise
-                self.client.members.faults.clear()
+                if met and left:
+                    self.client.members.faults.clear()
+                    continue
+                reserved = reserving.reserved
+                if few.unpaid and reserved is not None and await self._find_entry(blob_id, reserved.reservation):
+                    return None
+                raise
         raise AssertionError("the last attempt returns or raises")
 
     async def _certify(self, stored: Stored) -> Outcome:
-        """Put the certificate on the chain; where a member was quicker, the outcome has the height of its block."""
+        """Put the certificate on the chain.
+
+        Where a member was quicker, with this statement or that of an earlier call, the outcome has the height of its
+        block, and the fee of the transaction that came too late.
+        """
         outcome = await self.chain.settle(self.key, Certify(stored.certificate))
-        if outcome.code == Code.USED_STATEMENT:
-            with trio.move_on_after(PROOF_S):
-                while (blob := await self.chain.blob(stored.blob_id)) is None:  # noqa: ASYNC110 - a peer has no event
-                    await trio.sleep(PROOF_PAUSE_S)
-                return replace(outcome, height=blob.certified_height)
-        if outcome.code != Code.OK:
-            raise TransactionFailed(outcome.code, fee_frost=outcome.fee_frost)
-        return outcome
+        if outcome.code == Code.OK:
+            return outcome
+        if outcome.code != Code.WRONG_EPOCH:
+            entry = await self._find_entry(stored.blob_id, stored.certificate.statement.reservation)
+            if entry is not None:
+                return replace(outcome, height=entry.certified_height)
+        raise TransactionFailed(outcome.code, fee_frost=outcome.fee_frost)
+
+    async def _find_entry(self, blob_id: BlobId, reservation: ReservationId) -> BlobEntry | None:
+        """Return the owner's entry of a blob under its reservation, waiting for one that cannot be proven yet."""
+        with trio.move_on_after(PROOF_S):
+            while (entry := await self.chain.entry(blob_id, reservation)) is None:  # noqa: ASYNC110 - a peer has no event
+                await trio.sleep(PROOF_PAUSE_S)
+            return entry if entry.owner == OwnerId(self.key.public) else None
+        return None
 
     async def _send(self, path: Path, length: int, reserving: _Reserving) -> Stored:
         async def agree() -> Deal:

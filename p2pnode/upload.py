@@ -50,6 +50,11 @@ assert EXPIRY_HEIGHTS < EXPIRY_AHEAD_MAX
 class TooFewNodes(NetworkError):
     """Members with fewer than a quorum of shards take part."""
 
+    def __init__(self, message: str, *, unpaid: bool) -> None:
+        super().__init__(message)
+        self.unpaid = unpaid
+        """Some refused as the storage is not there, or not any more: the blob may be certified under it already."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -302,7 +307,8 @@ class Uploader:
             f"({faults}). What was sent is kept: run the same command again when more nodes are up"
         )
         full = [fault for fault in self.members.faults.values() if fault.detail.startswith(Reason.OVER_BUDGET)]
-        return SpaceError(message) if full else TooFewNodes(message)
+        unpaid = any(fault.detail.startswith(Reason.UNPAID) for fault in self.members.faults.values())
+        return SpaceError(message) if full else TooFewNodes(message, unpaid=unpaid or bool(self._not_found))
 
     async def _wait_for_slot(self) -> None:
         while not self.encoder.has_free_slot:

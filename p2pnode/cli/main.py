@@ -85,7 +85,7 @@ for command in (
     *(blobs.store, blobs.read, blobs.status, blobs.blob_id_),
     *(owned.list_, owned.info, owned.extend, owned.delete),
     *(wallet.wallet, wallet.faucet, chain.blocks, chain.tx),
-    *(verify.verify, verify.checkpoint),
+    *(verify.verify, verify.checkpoint, verify.trust),
     testnet.testnet,
 ):
     cli.add_command(command)

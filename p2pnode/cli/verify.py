@@ -50,7 +50,7 @@ def verify(
 
     async def work(client: "Client") -> None:
         if trusted is not None:
-            trust(client, trusted)
+            begin_from(client, trusted)
         made = await fetch(client, parsed)
         proven = check(made, client.chain.origin, client.genesis.parameters)
         if save is not None:
@@ -62,7 +62,7 @@ def verify(
     run_client(home_path, work)
 
 
-def trust(client: "Client", checkpoint: bytes) -> None:
+def begin_from(client: "Client", checkpoint: bytes) -> None:
     from economics.errors import Rejected
 
     try:
@@ -154,3 +154,30 @@ def checkpoint(output: Path, home_path: Path, as_json: bool) -> None:
             click.echo(f"epoch {trusted.epoch}, which begins after block {trusted.root.height}", err=True)
 
     run_client(home_path, work)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@home_option
+@json_option
+def trust(checkpoint: Path, home_path: Path, as_json: bool) -> None:
+    """Trust CHECKPOINT, a file from someone you trust, in all commands of this home from now on.
+
+    Needed where the genesis, or the last use of this home, is longer ago than the unbonding time.
+    """
+    from economics.errors import Rejected
+    from p2pnode.chainclient import keep_trusted, read_checkpoint
+    from p2pnode.home import Home
+    from p2pnode.node import clock_ms
+
+    home = Home(home_path)
+    genesis = home.load_genesis()
+    try:
+        trusted = read_checkpoint(read_file(checkpoint), genesis, now_ms=clock_ms())
+    except Rejected as fault:
+        raise InputError(f"{checkpoint} is no checkpoint of this network to trust: {fault}") from fault
+    keep_trusted(home.trusted_path, trusted)
+    if as_json:
+        echo_json({"epoch": trusted.epoch, "root_height": trusted.root.height})
+    else:
+        click.echo(f"trusted: epoch {trusted.epoch}, which begins after block {trusted.root.height}", err=True)

@@ -180,6 +180,18 @@ class TestStatements:
         paid.close(paid.statement(3, 1))
         assert paid.live() == [paid.statement(2, 3), paid.statement(3, 1)]
 
+    def test_of_a_blob_that_another_statement_certified_no_longer_count(self, paid: Paid) -> None:
+        paid.certify(paid.statement(1, 6))
+        paid.admission.restore([paid.statement(1, 6, salt=bytes([1]) * 16)])
+        paid.close(paid.statement(2, 4))
+        assert paid.live() == [paid.statement(2, 4)]
+
+    def test_of_a_seller_do_not_count_against_who_bought_the_reservation(self, paid: Paid) -> None:
+        paid.close(paid.statement(1, UNITS))
+        assert paid.chain.run(OWNER, HandOver(paid.reservation, key_of(OTHER_OWNER))) is Code.OK
+        paid.close(paid.statement(2, UNITS, OTHER_OWNER))
+        assert paid.live() == [paid.statement(2, UNITS, OTHER_OWNER)]
+
     def test_that_are_used_up_are_not_signed_again(self, paid: Paid) -> None:
         used = paid.statement(1, 1)
         paid.certify(used)

@@ -125,3 +125,31 @@ async def test_a_list_that_never_ends_is_a_lie(tmp_path: Path, monkeypatch: pyte
     async with asking(tmp_path, [endless]) as (client, _):
         with pytest.raises(NetworkError):
             await client.owned(SENDER)
+
+
+async def test_a_member_that_lacks_what_is_asked_does_not_keep_an_old_answer_from_being_had(
+    executor: Executor, tmp_path: Path
+) -> None:
+    hour_ms = 3_600_000
+    lacking = liar(lambda _, __: ({"detail": "", "error": str(Reason.NOT_FOUND), "ok": False, "retry": True}, b""))
+    async with asking(tmp_path, [serve(executor).handle, lacking, lacking, lacking], late_ms=hour_ms) as (client, _):
+        assert (await client.head()).time_ms == executor.head.time_ms
+
+
+@pytest.mark.parametrize("behind", ["a liar", "a silent member", "nobody"])
+async def test_a_transaction_reaches_a_member_that_passes_it_on(
+    behind: str, executor: Executor, tmp_path: Path
+) -> None:
+    """One of four may lie: that one has taken it is not enough."""
+    servers = [serve(executor), serve(executor)]
+    bad = {"a liar": liar(lambda _, __: ({}, b"")), "a silent member": silent, "nobody": None}[behind]
+    async with asking(tmp_path, [bad, *(server.handle for server in servers)]) as (client, _):
+        signed = sign(executor.ledger, OWNER, PAY)
+        await client.submit(signed)
+        assert servers[0]._waiting(signed.hash) is not None
+
+
+async def test_members_that_are_silent_hold_up_no_nonce(executor: Executor, tmp_path: Path) -> None:
+    async with asking(tmp_path, [silent, serve(executor).handle], late_ms=1_000) as (client, _):
+        with trio.fail_after(8):
+            assert await client._next_nonce(SENDER) == 1

@@ -130,3 +130,17 @@ async def test_it_does_not_insist_on_what_it_cannot_pay(desk: Desk, autojump_clo
         await trio.sleep(LATER_S)
     assert not desk.sent
     assert not desk.operator._tasks
+
+
+async def test_it_accuses_at_once_while_a_certificate_waits_its_turn(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    certificate = desk.certificate(await desk.reserve())
+    while desk.executor.height % 4:  # its turn is the member's whose index fits the height
+        await extend(desk.executor)
+    async with desk.running():
+        desk.operator.certify(certificate)
+        await trio.sleep(operator_module.CERTIFY_AFTER_S / 2)
+        desk.operator.accuse(make_evidence(), node=NodeId(OPERATORS[2].public), epoch=0, view=1)
+        await trio.sleep(operator_module.STAGGER_S / 2)
+    assert [type(signed.transaction.operation) for signed in desk.sent] == [Evidence]

@@ -269,3 +269,8 @@ async def until(condition: Callable[[], object]) -> None:
     with trio.fail_after(20):
         while not condition():
             await trio.lowlevel.checkpoint()
+
+
+async def test_only_a_member_sends_transactions_of_its_own(member: Participant, guest: Participant) -> None:
+    assert member.operator is not None
+    assert guest.operator is None
