@@ -30,14 +30,18 @@ from scripts.benchmarks.wire import bench_wire, serve_wire
 
 
 def show(title: str, rows: list[Row]) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
+    """Print rows as tables: those with the same columns together, where the first of them stands."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        cells = [row.get(column, "") for column in columns]
-        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells))
-    Console(width=160).print(table)
+        groups.setdefault(tuple(row), []).append(row)
+    for columns, group in groups.items():
+        table = Table(title=title, title_justify="left")
+        for column in columns:
+            table.add_column(column, justify="left" if isinstance(group[0][column], str) else "right")
+        for row in group:
+            cells = [row[column] for column in columns]
+            table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells))
+        Console(width=160).print(table)
 
 
 def main() -> None:
