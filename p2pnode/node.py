@@ -405,9 +405,7 @@ async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> No
             if node.store.foreign_files:
                 log.warning("%d files of the store are damaged or foreign, and left alone", node.store.foreign_files)
             if not node.store.shards:
-                log.info(
-                    "this node holds nothing, as no member of the genesis file: it follows the chain, helps with DHT and gossip"
-                )
+                log.info("this node is no member: it holds nothing, follows the chain, helps with DHT and gossip")
             if behaviour is not Behaviour.HONEST:
                 log.warning("this node is an adversary: %s", behaviour)
             async for number in signals:
