@@ -1,7 +1,8 @@
 """Who holds which shards in an epoch, and what their signatures weigh. Weight comes from here, never from a message."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from economics.crypto import KEY_BYTES, Digest, Level, NodeId, OwnerId, digest
@@ -17,15 +18,27 @@ class Member:
     node: NodeId
     owner: OwnerId
     shards: int
-    addresses: tuple[str, ...]
+    addresses: tuple[str, ...] = field(default=(), compare=False)
+    """Where it said it can be reached; no part of who it is."""
 
 
 @dataclass(frozen=True)
 class Committee:
-    """The members of one epoch in index order; shards are dealt in that order, from 0."""
+    """The members of one epoch in index order, and which of them holds each shard."""
 
     epoch: int
     members: tuple[Member, ...]
+    holders: tuple[int, ...] = ()
+    """The index of each shard's holder. If not given, shards are dealt in index order, from 0, as at genesis."""
+
+    def __post_init__(self) -> None:
+        if not self.holders:
+            dealt = tuple(index for index, member in enumerate(self.members) for _ in range(member.shards))
+            object.__setattr__(self, "holders", dealt)
+
+    def in_epoch(self, epoch: int) -> "Committee":
+        """Return the same members with the same shards, in another epoch."""
+        return replace(self, epoch=epoch)
 
     @cached_property
     def n(self) -> int:
@@ -37,8 +50,11 @@ class Committee:
         return quorum(self.n)
 
     @cached_property
-    def _holder(self) -> tuple[int, ...]:
-        return tuple(index for index, member in enumerate(self.members) for _ in range(member.shards))
+    def _shards(self) -> tuple[tuple[int, ...], ...]:
+        held: list[list[int]] = [[] for _ in self.members]
+        for shard, index in enumerate(self.holders):
+            held[index].append(shard)
+        return tuple(tuple(shards) for shards in held)
 
     @cached_property
     def _index(self) -> dict[NodeId, int]:
@@ -50,25 +66,32 @@ class Committee:
 
     def encode(self) -> bytes:
         """Return what the committee hash is of (FORMATS.md 9); addresses are no part of it."""
-        rows = (member.node + member.owner + member.shards.to_bytes(2, "big") for member in self.members)
-        return b"".join((self.epoch.to_bytes(8, "big"), len(self.members).to_bytes(2, "big"), *rows))
+        rows = (member.node + member.owner for member in self.members)
+        return b"".join(
+            (
+                self.epoch.to_bytes(8, "big"),
+                len(self.members).to_bytes(2, "big"),
+                *rows,
+                self.n.to_bytes(2, "big"),
+                bytes(self.holders),
+            )
+        )
 
     @classmethod
     def decode(cls, data: bytes) -> "Committee":
         """Return the committee of these bytes, its members without addresses; raises `Rejected(MALFORMED)`."""
         fields = Fields(data, "a committee")
         epoch, count = fields.take_int(8), fields.take_int(2)
-        members = tuple(
-            Member(NodeId(fields.take(KEY_BYTES)), OwnerId(fields.take(KEY_BYTES)), fields.take_int(2), ())
-            for _ in range(count)
-        )
+        keys = [(NodeId(fields.take(KEY_BYTES)), OwnerId(fields.take(KEY_BYTES))) for _ in range(count)]
+        holders = tuple(fields.take(fields.take_int(2)))
         fields.end()
-        committee = cls(epoch, members)
-        if not SHARDS_MIN <= committee.n <= SHARDS_MAX or not all(member.shards for member in members):
+        held = Counter(holders)
+        if not SHARDS_MIN <= len(holders) <= SHARDS_MAX or set(held) != set(range(count)):
             raise Rejected(Reason.MALFORMED, f"members hold {SHARDS_MIN} to {SHARDS_MAX} shards, each some")
-        if len({member.node for member in members}) != count:
+        if len({node for node, _ in keys}) != count:
             raise Rejected(Reason.MALFORMED, "a node is a member twice")
-        return committee
+        members = tuple(Member(node, owner, held[index]) for index, (node, owner) in enumerate(keys))
+        return cls(epoch, members, holders)
 
     @cached_property
     def hash(self) -> Digest:
@@ -76,11 +99,16 @@ class Committee:
 
     def holder(self, shard: int) -> int:
         """Return the index of the member that holds `shard`."""
-        return self._holder[shard]
+        return self.holders[shard]
 
-    def shards_of(self, index: int) -> range:
-        first = sum(member.shards for member in self.members[:index])
-        return range(first, first + self.members[index].shards)
+    def shards_of(self, index: int) -> tuple[int, ...]:
+        """Return the shards of the member of this index, ascending."""
+        return self._shards[index]
+
+    def shards_of_node(self, node: NodeId) -> tuple[int, ...]:
+        """Return the shards of a node, ascending; none for one without a seat."""
+        index = self.index_of(node)
+        return () if index is None else self._shards[index]
 
     def weight(self, indices: Iterable[int]) -> int:
         """Return the shards of these distinct members together."""

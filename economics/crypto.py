@@ -45,6 +45,15 @@ class Level(Enum):
     RESERVATION = hash_key("reservation")
     COMMITTEE = hash_key("committee")
     LEADER = hash_key("leader")
+    STAKE = hash_key("stake")
+    BEACON = hash_key("beacon")
+    """One step of a node's hash onion."""
+    SEED = hash_key("seed")
+    """What a reveal makes of the running seed."""
+    SAMPLE = hash_key("sample")
+    ANSWER = hash_key("answer")
+    PROOF = hash_key("proof")
+    """Of an inconsistency proof."""
     STATE_KEY = hash_key("state-key")
     STATE_VALUE = hash_key("state-value")
     STATE_LEAF = hash_key("state-leaf")
@@ -73,6 +82,7 @@ TAG_NULLIFY = tag("voteX")
 TAG_FINALIZE = tag("voteF")
 TAG_TRANSACTION = tag("tx")
 TAG_NODE = tag("node")
+TAG_INVALID = tag("invalid")
 
 
 def verify_signature(signer: bytes, message: bytes, signature: bytes) -> None:

@@ -7,8 +7,9 @@ from economics.block import BlockHeader
 from economics.committee import Committee
 from economics.crypto import Digest, NodeId, verify_signature
 from economics.errors import Rejected
+from economics.nodes import NodeEntry, Offence
 from economics.operations import Code, Context, Failed, add_rewards, credit
-from economics.state import NodeEntry, Offence, node_slot, offence_slot
+from economics.slots import node_slot, offence_slot
 from economics.transactions import Evidence, RegisterNode, SignedHeader
 from economics.votes import Kind, SignedVote, Vote
 from economics.working import WorkingState

@@ -14,7 +14,7 @@ from economics.crypto import KEY_BYTES, Digest, Level, NodeId, OwnerId, digest
 from economics.errors import Reason, Rejected
 from economics.geometry import SEGMENT_BYTES, SEGMENT_BYTES_MIN, SHARDS_MAX, SHARDS_MIN, Code
 
-VERSION = 2
+VERSION = 3
 FROST_PER_WAL = 10**9
 FROST_MAX = (1 << 63) - 1
 """No balance and no sum of all balances is larger: every amount fits a signed 64-bit integer."""
@@ -31,14 +31,22 @@ class Parameters:
     block_interval_ms: int = 100
     """Least time from a block to the next."""
     block_transactions_max: int = 1_000
+    burn_basis_points: int = 300
+    """Of an epoch's rewards, destroyed before they are paid: 3 %, as in Walrus."""
     capacity_units: int = 1 << 24
-    """Units of 64 KiB that may be reserved for one epoch: 1 TiB."""
+    """Units of 64 KiB that may be reserved in each of the first two epochs, 1 TiB; what each first member offers."""
+    challenge_rounds: int = 24
+    """Rounds of challenges in an epoch; 0 for none."""
+    challenge_samples: int = 16
+    """Segments that a challenged shard is asked about in a round: 24 rounds of a third of the shards are 128 a day."""
     epoch_ms: int = 86_400_000
     fee_frost_per_byte: int = 10
     fee_frost_per_signature: int = 500
     """A signature costs every node 55 us, as much as executing a transfer."""
     heartbeat_ms: int = 10_000
     """An idle chain still makes a block this often, so that time and epochs go on."""
+    missed_epochs_max: int = 7
+    """A node that was away in so many epochs running is slashed and loses its seat: a week, no outage of a day."""
     stake_frost_per_shard: int = 1_000 * FROST_PER_WAL
     storage_frost_per_unit: int = 1_000
     """Of one unit for one epoch."""
@@ -55,9 +63,17 @@ PARAMETERS_MIN = {
     "block_transactions_max": 1,
     "epoch_ms": 1,
     "heartbeat_ms": 1,
+    "missed_epochs_max": 1,
     "timeout_ms": 1,
 }
-PARAMETERS_MAX = {"block_transactions_max": 10_000, "unbonding_epochs": 1 << 20}
+PARAMETERS_MAX = {
+    "block_transactions_max": 10_000,
+    "burn_basis_points": 10_000,
+    "challenge_rounds": 1_000,
+    "challenge_samples": 1_000,
+    "missed_epochs_max": 1 << 15,
+    "unbonding_epochs": 1 << 20,
+}
 """Every other parameter is at most 2^40: products of an amount and a price stay far below 2^128."""
 
 

@@ -14,24 +14,11 @@ from economics.committee import Committee
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.genesis import FROST_MAX, Genesis
+from economics.nodes import NodeEntry
 from economics.operations import Code as Code
 from economics.operations import Context, Failed
-from economics.state import (
-    SYSTEM_SLOT,
-    Account,
-    BlobEntry,
-    BlobSummary,
-    Bucket,
-    NodeEntry,
-    Reservation,
-    Slot,
-    System,
-    Value,
-    account_slot,
-    decode_value,
-    offence_slot,
-    statement_slot,
-)
+from economics.slots import SYSTEM_SLOT, Slot, account_slot, offence_slot, statement_slot
+from economics.state import Account, BlobEntry, BlobSummary, Bucket, Reservation, System, Value, decode_value
 from economics.transactions import (
     Attributes,
     Certify,

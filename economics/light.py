@@ -17,7 +17,8 @@ from economics.committee import Committee
 from economics.crypto import DIGEST_BYTES, Digest, Level, digest
 from economics.errors import Reason, Rejected
 from economics.genesis import Parameters
-from economics.state import BlobSummary, blob_key
+from economics.slots import blob_key
+from economics.state import BlobSummary
 from economics.tree import Proof
 
 VERSION = 1

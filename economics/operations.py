@@ -13,7 +13,8 @@ from economics.crypto import Digest, Level, OwnerId, digest
 from economics.errors import Rejected
 from economics.genesis import Parameters
 from economics.geometry import Code as Geometry
-from economics.state import BlobEntry, BlobSummary, Reservation, UsedStatement, reservation_slot, statement_slot
+from economics.slots import reservation_slot, statement_slot
+from economics.state import BlobEntry, BlobSummary, Reservation, UsedStatement
 from economics.transactions import (
     Attributes,
     CertifyAgain,

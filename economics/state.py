@@ -1,23 +1,34 @@
-"""The values of the ledger's state, their bytes and their keys (FORMATS.md 11). Formats only: no rule of the ledger.
+"""The values of the ledger's state: money, storage, and the system's own; `nodes` has those of stake and committees.
 
-A value's *slot* is its kind and id, the bytes that every value begins with; its key in the tree is the slot's hash.
+Formats only (FORMATS.md 11): no rule of the ledger.
 """
 
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from struct import Struct
-from typing import ClassVar, NewType
+from typing import ClassVar
 
 from economics.blob import BlobId
 from economics.commitments import ReservationId
-from economics.crypto import DIGEST_BYTES, KEY_BYTES, Digest, Level, NodeId, OwnerId, digest
+from economics.crypto import DIGEST_BYTES, KEY_BYTES, Digest, OwnerId
 from economics.errors import Reason, Rejected
-from economics.fields import Fields
-from economics.tree import StateKey
-
-Slot = NewType("Slot", bytes)
-"""Kind and id of a value."""
+from economics.nodes import Beacon, Handover, NodeEntry, Offence, Round, Seats, Stake, Standing, Terms
+from economics.slots import (
+    SYSTEM_SLOT,
+    Slot,
+    account_slot,
+    blob_slot,
+    bucket_slot,
+    encode_texts,
+    entry_slot,
+    invalid_slot,
+    open_fields,
+    reservation_slot,
+    statement_slot,
+    unpack,
+)
+from economics.votes import ZERO_HASH
 
 _ACCOUNT = Struct(">B32sQQ")
 _RESERVATION = Struct(">B32s32sQQQ")
@@ -26,84 +37,8 @@ _ROW = Struct(">QI")
 _ENTRY = Struct(">B32s32s32sQQQB")
 _STATEMENT = Struct(">B32sQ")
 _BUCKET = Struct(">BQQQ")
-_NODE = Struct(">B32s32sQQQQB")
-_OFFENCE = Struct(">B32sQQQ")
-_SYSTEM = Struct(">BQQQQ")
-
-
-def state_key(slot: Slot) -> StateKey:
-    """Return the place of a value in the state tree; 1 us."""
-    return StateKey(digest(Level.STATE_KEY, slot))
-
-
-def account_slot(owner: OwnerId) -> Slot:
-    return Slot(b"\x01" + owner)
-
-
-def reservation_slot(reservation: ReservationId) -> Slot:
-    return Slot(b"\x02" + reservation)
-
-
-def blob_slot(blob_id: BlobId) -> Slot:
-    return Slot(b"\x03" + blob_id)
-
-
-def entry_slot(blob_id: BlobId, reservation: ReservationId) -> Slot:
-    return Slot(b"\x04" + blob_id + reservation)
-
-
-def statement_slot(statement: Digest) -> Slot:
-    return Slot(b"\x05" + statement)
-
-
-def bucket_slot(epoch: int) -> Slot:
-    return Slot(b"\x06" + epoch.to_bytes(8, "big"))
-
-
-def node_slot(node: NodeId) -> Slot:
-    return Slot(b"\x07" + node)
-
-
-def offence_slot(node: NodeId, *, epoch: int, view: int) -> Slot:
-    return Slot(b"\x08" + node + epoch.to_bytes(8, "big") + view.to_bytes(8, "big"))
-
-
-SYSTEM_SLOT = Slot(b"\x09")
-
-
-def account_key(owner: OwnerId) -> StateKey:
-    return state_key(account_slot(owner))
-
-
-def reservation_key(reservation: ReservationId) -> StateKey:
-    return state_key(reservation_slot(reservation))
-
-
-def blob_key(blob_id: BlobId) -> StateKey:
-    return state_key(blob_slot(blob_id))
-
-
-def entry_key(blob_id: BlobId, reservation: ReservationId) -> StateKey:
-    return state_key(entry_slot(blob_id, reservation))
-
-
-def _unpack(layout: Struct, data: bytes, *, kind: int, what: str) -> tuple[int | bytes, ...]:
-    if len(data) != layout.size or data[0] != kind:
-        raise Rejected(Reason.MALFORMED, f"{what} has {layout.size} bytes and begins with {kind}")
-    return layout.unpack(data)[1:]
-
-
-def _open_fields(data: bytes, *, kind: int, what: str) -> Fields:
-    fields = Fields(data, what)
-    if fields.take_int(1) != kind:
-        raise Rejected(Reason.MALFORMED, f"{what} begins with {kind}")
-    return fields
-
-
-def encode_texts(texts: tuple[str, ...]) -> bytes:
-    """Return texts one after the other, each behind its length in one byte."""
-    raw = [text.encode("utf-8") for text in texts]
-    return b"".join(len(text).to_bytes(1, "big") + text for text in raw)
+_SYSTEM = Struct(">BQQQQ32s")
+_INVALID = Struct(">B32sQQ32s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +59,7 @@ class Account:
 
     @classmethod
     def decode(cls, data: bytes) -> "Account":
-        return cls(*_unpack(_ACCOUNT, data, kind=cls.KIND, what="an account"))  # type: ignore[arg-type]
+        return cls(*unpack(_ACCOUNT, data, kind=cls.KIND, what="an account"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +82,7 @@ class Reservation:
 
     @classmethod
     def decode(cls, data: bytes) -> "Reservation":
-        return cls(*_unpack(_RESERVATION, data, kind=cls.KIND, what="a reservation"))  # type: ignore[arg-type]
+        return cls(*unpack(_RESERVATION, data, kind=cls.KIND, what="a reservation"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +129,7 @@ class BlobSummary:
     @classmethod
     def decode(cls, data: bytes) -> "BlobSummary":
         head, rows = data[: _BLOB.size], data[_BLOB.size :]
-        blob_id, length, height, epoch, count = _unpack(_BLOB, head, kind=cls.KIND, what="a blob's fixed part")
+        blob_id, length, height, epoch, count = unpack(_BLOB, head, kind=cls.KIND, what="a blob's fixed part")
         if len(rows) != int(count) * _ROW.size:
             raise Rejected(Reason.MALFORMED, "a blob's size is not its count's")
         entries = tuple(_ROW.iter_unpack(rows))
@@ -240,7 +175,7 @@ class BlobEntry:
 
     @classmethod
     def decode(cls, data: bytes) -> "BlobEntry":
-        fields = _open_fields(data, kind=cls.KIND, what="an entry")
+        fields = open_fields(data, kind=cls.KIND, what="an entry")
         entry = cls(
             BlobId(fields.take(DIGEST_BYTES)),
             ReservationId(fields.take(DIGEST_BYTES)),
@@ -273,7 +208,7 @@ class UsedStatement:
 
     @classmethod
     def decode(cls, data: bytes) -> "UsedStatement":
-        return cls(*_unpack(_STATEMENT, data, kind=cls.KIND, what="a used statement"))  # type: ignore[arg-type]
+        return cls(*unpack(_STATEMENT, data, kind=cls.KIND, what="a used statement"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,100 +229,93 @@ class Bucket:
 
     @classmethod
     def decode(cls, data: bytes) -> "Bucket":
-        return cls(*_unpack(_BUCKET, data, kind=cls.KIND, what="a bucket"))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeEntry:
-    """A registered node; `owner` alone may change it."""
-
-    KIND: ClassVar[int] = 7
-    node: NodeId
-    owner: OwnerId
-    stake_frost: int
-    capacity_units: int
-    storage_vote_frost: int
-    """What its owner would have one unit cost for one epoch."""
-    write_vote_frost: int
-    """What its owner would have the writing of one unit cost."""
-    addresses: tuple[str, ...]
-
-    @property
-    def slot(self) -> Slot:
-        return node_slot(self.node)
-
-    def encode(self) -> bytes:
-        head = _NODE.pack(
-            self.KIND,
-            self.node,
-            self.owner,
-            self.stake_frost,
-            self.capacity_units,
-            self.storage_vote_frost,
-            self.write_vote_frost,
-            len(self.addresses),
-        )
-        return head + encode_texts(self.addresses)
-
-    @classmethod
-    def decode(cls, data: bytes) -> "NodeEntry":
-        fields = _open_fields(data, kind=cls.KIND, what="a node")
-        node, owner = NodeId(fields.take(KEY_BYTES)), OwnerId(fields.take(KEY_BYTES))
-        stake, capacity, storage, write = (fields.take_int(8) for _ in range(4))
-        addresses = tuple(fields.take_text(1) for _ in range(fields.take_int(1)))
-        fields.end()
-        return cls(node, owner, stake, capacity, storage, write, addresses)
-
-
-@dataclass(frozen=True, slots=True)
-class Offence:
-    """A view for which a node has been punished; it is not punished for it again."""
-
-    KIND: ClassVar[int] = 8
-    node: NodeId
-    epoch: int
-    view: int
-    height: int
-
-    @property
-    def slot(self) -> Slot:
-        return offence_slot(self.node, epoch=self.epoch, view=self.view)
-
-    def encode(self) -> bytes:
-        return _OFFENCE.pack(self.KIND, self.node, self.epoch, self.view, self.height)
-
-    @classmethod
-    def decode(cls, data: bytes) -> "Offence":
-        return cls(*_unpack(_OFFENCE, data, kind=cls.KIND, what="an offence"))  # type: ignore[arg-type]
+        return cls(*unpack(_BUCKET, data, kind=cls.KIND, what="a bucket"))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """The epoch, when it began, and all FROST that was ever made and destroyed."""
+    """The epoch, when it began, all FROST that was ever made and destroyed, and the running seed."""
 
     KIND: ClassVar[int] = 9
     epoch: int
     epoch_start_ms: int
     minted_frost: int
     burned_frost: int
+    seed: Digest = ZERO_HASH
+    """Of the beacon: every reveal that counts changes it."""
 
     @property
     def slot(self) -> Slot:
         return SYSTEM_SLOT
 
     def encode(self) -> bytes:
-        return _SYSTEM.pack(self.KIND, self.epoch, self.epoch_start_ms, self.minted_frost, self.burned_frost)
+        return _SYSTEM.pack(self.KIND, self.epoch, self.epoch_start_ms, self.minted_frost, self.burned_frost, self.seed)
 
     @classmethod
     def decode(cls, data: bytes) -> "System":
-        return cls(*_unpack(_SYSTEM, data, kind=cls.KIND, what="the system's value"))  # type: ignore[arg-type]
+        return cls(*unpack(_SYSTEM, data, kind=cls.KIND, what="the system's value"))  # type: ignore[arg-type]
 
 
-Value = Account | Reservation | BlobSummary | BlobEntry | UsedStatement | Bucket | NodeEntry | Offence | System
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """A blob that its writer encoded wrongly, as f + 1 shards of one epoch attest; nobody owes it, now or later."""
+
+    KIND: ClassVar[int] = 17
+    blob_id: BlobId
+    epoch: int
+    height: int
+    proof_hash: Digest
+
+    @property
+    def slot(self) -> Slot:
+        return invalid_slot(self.blob_id)
+
+    def encode(self) -> bytes:
+        return _INVALID.pack(self.KIND, self.blob_id, self.epoch, self.height, self.proof_hash)
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Invalid":
+        return cls(*unpack(_INVALID, data, kind=cls.KIND, what="an invalid blob"))  # type: ignore[arg-type]
+
+
+Value = (
+    Account
+    | Reservation
+    | BlobSummary
+    | BlobEntry
+    | UsedStatement
+    | Bucket
+    | NodeEntry
+    | Offence
+    | System
+    | Seats
+    | Terms
+    | Stake
+    | Handover
+    | Round
+    | Standing
+    | Beacon
+    | Invalid
+)
 
 _DECODERS: dict[int, Callable[[bytes], Value]] = {
-    kind.KIND: kind.decode
-    for kind in (Account, Reservation, BlobSummary, BlobEntry, UsedStatement, Bucket, NodeEntry, Offence, System)
+    Account.KIND: Account.decode,
+    Reservation.KIND: Reservation.decode,
+    BlobSummary.KIND: BlobSummary.decode,
+    BlobEntry.KIND: BlobEntry.decode,
+    UsedStatement.KIND: UsedStatement.decode,
+    Bucket.KIND: Bucket.decode,
+    NodeEntry.KIND: NodeEntry.decode,
+    Offence.KIND: Offence.decode,
+    System.KIND: System.decode,
+    Seats.KIND: Seats.decode,
+    Terms.KIND: Terms.decode,
+    Stake.KIND: Stake.decode,
+    Handover.KIND: Handover.decode,
+    Round.KIND: Round.decode,
+    Standing.KIND: Standing.decode,
+    Beacon.KIND: Beacon.decode,
+    Invalid.KIND: Invalid.decode,
 }
 
 

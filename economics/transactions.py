@@ -3,6 +3,7 @@
 Whether a transaction has an effect is the ledger's to say; what is wrong here makes every block that holds it invalid.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -16,6 +17,7 @@ from economics.crypto import (
     DIGEST_BYTES,
     KEY_BYTES,
     SIGNATURE_BYTES,
+    TAG_INVALID,
     TAG_NODE,
     TAG_TRANSACTION,
     Digest,
@@ -29,6 +31,8 @@ from economics.crypto import (
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
 from economics.genesis import ADDRESS_BYTES_MAX, ADDRESSES_MAX, Parameters
+from economics.nodes import Outcome
+from economics.slots import StakeId
 from economics.votes import SIGNED_VOTE_BYTES, SignedVote
 
 TRANSACTION_BYTES_MAX = 24_576
@@ -37,6 +41,7 @@ BLOCK_BYTES_MAX = 2 << 20
 """Of the transactions of one block: two seconds of a 10 Mbit/s uplink."""
 BLOCK_SIGNATURES_MAX = 2_000
 """Inside the arguments of a block's transactions: a tenth of a second to check, should the mempool not have."""
+BASIS_POINTS = 10_000
 VOTES_FORM = 1
 HEADERS_FORM = 2
 
@@ -145,8 +150,11 @@ class RegisterNode:
 
     node: NodeId
     capacity_units: int
+    """What its disk can hold; 0 to leave: its shards go to others at the next change of the committee."""
     storage_vote_frost: int
     write_vote_frost: int
+    commission_basis_points: int
+    """The owner's part of what the pool earns: counts from the second epoch after this one."""
     addresses: tuple[str, ...]
     signature: Signature
 
@@ -157,6 +165,65 @@ class Evidence:
 
     first: SignedVote | SignedHeader
     second: SignedVote | SignedHeader
+
+
+@dataclass(frozen=True, slots=True)
+class PutStake:
+    """Put FROST on a node: it joins the node's pool with the next epoch whose committee is not fixed yet."""
+
+    node: NodeId
+    amount_frost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unstake:
+    """Take a stake, or so many of its shares, back: out of the pool with the next open epoch, paid when unbound."""
+
+    stake: StakeId
+    shares: int
+    """0 for all of it; what is left of a part stays where it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSync:
+    """Say that the sending member holds all it owes of what was certified before this committee; of its own key."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportAudit:
+    """Say how the challenged members of a round did, ascending; sent by a member's own key."""
+
+    epoch: int
+    number: int
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitBeacon:
+    """Commit the sending node to a hash onion; it counts from the second epoch after this one."""
+
+    tip: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """One member's word that it has checked a proof."""
+
+    signer: int
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidate:
+    """Have a blob refused for ever: f + 1 shards of one epoch have checked a proof that it is wrongly encoded."""
+
+    blob_id: BlobId
+    epoch: int
+    proof_hash: Digest
+    attestations: tuple[Attestation, ...]
+    """Signers ascending and distinct."""
 
 
 Operation = (
@@ -173,6 +240,12 @@ Operation = (
     | Attributes
     | RegisterNode
     | Evidence
+    | PutStake
+    | Unstake
+    | ReportSync
+    | ReportAudit
+    | CommitBeacon
+    | Invalidate
 )
 
 
@@ -203,6 +276,10 @@ _FIXED: dict[int, _Fixed] = {
     6: _Fixed(HandOver, ">32s32s", "reservation", "to"),
     9: _Fixed(Extend, ">32s32sH", "blob_id", "reservation", "epochs"),
     10: _Fixed(Delete, ">32s32s", "blob_id", "reservation"),
+    14: _Fixed(PutStake, ">32sQ", "node", "amount_frost"),
+    15: _Fixed(Unstake, ">32sQ", "stake", "shares"),
+    16: _Fixed(ReportSync, ">Q", "epoch"),
+    18: _Fixed(CommitBeacon, ">32s", "tip"),
 }
 _NUMBERS: dict[type[Any], int] = {fixed.kind: number for number, fixed in _FIXED.items()} | {
     Certify: 7,
@@ -210,6 +287,8 @@ _NUMBERS: dict[type[Any], int] = {fixed.kind: number for number, fixed in _FIXED
     Attributes: 11,
     RegisterNode: 12,
     Evidence: 13,
+    ReportAudit: 17,
+    Invalidate: 19,
 }
 
 
@@ -231,8 +310,19 @@ def _encode_arguments(operation: Operation) -> bytes:
         case Evidence(first, second):
             form = VOTES_FORM if isinstance(first, SignedVote) else HEADERS_FORM
             return form.to_bytes(1, "big") + _encode_exhibit(first) + _encode_exhibit(second)
+        case ReportAudit(epoch, number, outcomes):
+            head = (epoch.to_bytes(8, "big"), number.to_bytes(2, "big"), len(outcomes).to_bytes(2, "big"))
+            return b"".join((*head, bytes(outcomes)))
+        case Invalidate():
+            return _encode_invalidation(operation)
         case _:
             return _FIXED[_NUMBERS[type(operation)]].encode(operation)
+
+
+def _encode_invalidation(operation: Invalidate) -> bytes:
+    rows = (row.signer.to_bytes(2, "big") + row.signature for row in operation.attestations)
+    head = (operation.blob_id, operation.epoch.to_bytes(8, "big"), operation.proof_hash)
+    return b"".join((*head, len(operation.attestations).to_bytes(2, "big"), *rows))
 
 
 def _encode_registration(operation: RegisterNode) -> bytes:
@@ -241,6 +331,7 @@ def _encode_registration(operation: RegisterNode) -> bytes:
         (
             operation.node,
             *(number.to_bytes(8, "big") for number in numbers),
+            operation.commission_basis_points.to_bytes(2, "big"),
             len(operation.addresses).to_bytes(1, "big"),
             *(_encode_text(address) for address in operation.addresses),
             operation.signature,
@@ -278,15 +369,40 @@ def _take_operation(number: int, fields: Fields, *, chain_id: Digest) -> Operati
         case 12:
             node = NodeId(fields.take(KEY_BYTES))
             capacity, storage, write = (fields.take_int(8) for _ in range(3))
-            addresses = _take_addresses(fields)
-            return RegisterNode(node, capacity, storage, write, addresses, Signature(fields.take(SIGNATURE_BYTES)))
+            commission, addresses = fields.take_int(2), _take_addresses(fields)
+            signature = Signature(fields.take(SIGNATURE_BYTES))
+            if commission > BASIS_POINTS:
+                raise Rejected(Reason.MALFORMED, f"a commission is at most {BASIS_POINTS} basis points")
+            return RegisterNode(node, capacity, storage, write, commission, addresses, signature)
         case 13:
             form = fields.take_int(1)
             return Evidence(
                 _take_exhibit(form, fields, chain_id=chain_id), _take_exhibit(form, fields, chain_id=chain_id)
             )
+        case 17:
+            epoch, number = fields.take_int(8), fields.take_int(2)
+            return ReportAudit(epoch, number, _take_outcomes(fields))
+        case 19:
+            return _take_invalidation(fields)
         case _:
             raise Rejected(Reason.UNKNOWN_OPERATION, f"no operation {number}")
+
+
+def _take_outcomes(fields: Fields) -> tuple[Outcome, ...]:
+    try:
+        return tuple(Outcome(value) for value in fields.take(fields.take_int(2)))
+    except ValueError as fault:
+        raise Rejected(Reason.MALFORMED, "an audit names an outcome that there is not") from fault
+
+
+def _take_invalidation(fields: Fields) -> Invalidate:
+    blob_id, epoch, proof_hash = BlobId(fields.take(DIGEST_BYTES)), fields.take_int(8), fields.take(DIGEST_BYTES)
+    attestations = tuple(
+        Attestation(fields.take_int(2), Signature(fields.take(SIGNATURE_BYTES))) for _ in range(fields.take_int(2))
+    )
+    if any(low.signer >= high.signer for low, high in itertools.pairwise(attestations)):
+        raise Rejected(Reason.MALFORMED, "attestations are ascending and distinct")
+    return Invalidate(blob_id, epoch, Digest(proof_hash), attestations)
 
 
 def _take_addresses(fields: Fields) -> tuple[str, ...]:
@@ -319,6 +435,8 @@ def inner_signatures(operation: Operation) -> int:
             return 1
         case Evidence():
             return 2
+        case Invalidate():
+            return len(operation.attestations)
         case _:
             return 0
 
@@ -326,6 +444,11 @@ def inner_signatures(operation: Operation) -> int:
 def node_message(*, chain_id: Digest, sender: OwnerId, nonce: int) -> bytes:
     """Return what a node signs to be owned by `sender`: it holds for the one transaction of that nonce."""
     return TAG_NODE + chain_id + sender + nonce.to_bytes(8, "big")
+
+
+def invalid_message(*, chain_id: Digest, epoch: int, blob_id: BlobId, proof_hash: Digest) -> bytes:
+    """Return what a member of that epoch signs when it has checked a proof that a blob is wrongly encoded."""
+    return TAG_INVALID + chain_id + epoch.to_bytes(8, "big") + blob_id + proof_hash
 
 
 @dataclass(frozen=True, slots=True)

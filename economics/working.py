@@ -10,24 +10,26 @@ from economics.blob import BlobId
 from economics.commitments import ReservationId
 from economics.crypto import OwnerId
 from economics.errors import Reason, Rejected
-from economics.state import (
+from economics.slots import (
     SYSTEM_SLOT,
+    Slot,
+    account_slot,
+    blob_slot,
+    bucket_slot,
+    entry_slot,
+    reservation_slot,
+    state_key,
+)
+from economics.state import (
     Account,
     BlobEntry,
     BlobSummary,
     Bucket,
     Reservation,
-    Slot,
     System,
     UsedStatement,
     Value,
-    account_slot,
-    blob_slot,
-    bucket_slot,
     decode_value,
-    entry_slot,
-    reservation_slot,
-    state_key,
 )
 from economics.tree import StateKey, Tree
 

@@ -21,19 +21,9 @@ from economics.fields import Fields
 from economics.genesis import Genesis
 from economics.ledger import Ledger
 from economics.light import Receipt, Trusted, is_stale, verify_final
-from economics.state import (
-    Account,
-    BlobEntry,
-    BlobSummary,
-    NodeEntry,
-    Reservation,
-    account_key,
-    blob_key,
-    decode_value,
-    entry_slot,
-    node_slot,
-    state_key,
-)
+from economics.nodes import NodeEntry
+from economics.slots import account_key, blob_key, entry_slot, node_slot, state_key
+from economics.state import Account, BlobEntry, BlobSummary, Reservation, decode_value
 from economics.transactions import (
     TRANSACTION_BYTES_MAX,
     Operation,

@@ -16,7 +16,7 @@ from economics import cbor
 from economics.block import Block, BlockHeader, Finality
 from economics.crypto import DIGEST_BYTES, KEY_BYTES, Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
-from economics.state import state_key
+from economics.slots import state_key
 from economics.transactions import TRANSACTION_BYTES_MAX, SignedTransaction
 from economics.tree import StateKey, Tree
 from p2pnode.chain import StoredTransaction

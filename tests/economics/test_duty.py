@@ -10,7 +10,8 @@ from economics.block import BlockHeader
 from economics.committee import Member
 from economics.crypto import Digest, NodeId, OwnerId, Signature
 from economics.ledger import Code
-from economics.state import Bucket, NodeEntry
+from economics.nodes import NodeEntry
+from economics.state import Bucket
 from economics.transactions import Evidence, RegisterNode, Reserve, Transfer, node_message
 from economics.votes import ZERO_HASH, Kind, SignedVote, Vote
 from p2pnode.keys import Key

@@ -14,7 +14,9 @@ from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason
 from economics.genesis import FROST_MAX, Genesis, GenesisAccount, Parameters
 from economics.ledger import Code, Ledger, Receipt
-from economics.state import Account, Bucket, NodeEntry, System, account_key, reservation_key, state_key
+from economics.nodes import NodeEntry
+from economics.slots import account_key, reservation_key, state_key
+from economics.state import Account, Bucket, System
 from economics.transactions import Certify, Delete, Merge, Reserve, Transfer
 from p2pnode.keys import Key
 from tests import reference

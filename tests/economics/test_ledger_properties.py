@@ -22,7 +22,8 @@ from economics.commitments import OwnerStatement, ReservationId
 from economics.crypto import Digest, NodeId
 from economics.genesis import Genesis, GenesisAccount
 from economics.ledger import Applied, Code, Ledger
-from economics.state import Account, BlobEntry, BlobSummary, Bucket, NodeEntry, Reservation, Value, decode_value
+from economics.nodes import NodeEntry
+from economics.state import Account, BlobEntry, BlobSummary, Bucket, Reservation, Value, decode_value
 from economics.transactions import (
     Attributes,
     Certify,

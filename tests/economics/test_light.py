@@ -17,7 +17,8 @@ from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, Parameters
 from economics.light import RECEIPT_BYTES_MAX, Boundary, Proven, Receipt, Trusted, follow, is_stale, verify_final
-from economics.state import BlobSummary, blob_key
+from economics.slots import blob_key
+from economics.state import BlobSummary
 from economics.tree import Proof, StateKey, Tree
 from economics.votes import ZERO_HASH, Kind, Vote, VoteCertificate
 from p2pnode.keys import Key

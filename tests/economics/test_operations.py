@@ -11,7 +11,8 @@ from economics.errors import Reason
 from economics.genesis import Genesis
 from economics.ledger import Code
 from economics.operations import EPOCHS_AHEAD_MAX
-from economics.state import Bucket, Reservation, state_key, statement_slot
+from economics.slots import state_key, statement_slot
+from economics.state import Bucket, Reservation
 from economics.transactions import (
     Attributes,
     Certify,

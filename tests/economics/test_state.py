@@ -11,23 +11,18 @@ from economics.blob import BlobId
 from economics.commitments import ReservationId
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
+from economics.nodes import NodeEntry, Offence
+from economics.slots import account_key, blob_key, entry_key, reservation_key, state_key
 from economics.state import (
     Account,
     BlobEntry,
     BlobSummary,
     Bucket,
-    NodeEntry,
-    Offence,
     Reservation,
     System,
     UsedStatement,
     Value,
-    account_key,
-    blob_key,
     decode_value,
-    entry_key,
-    reservation_key,
-    state_key,
 )
 from tests import reference
 from tests.refusals import reason

@@ -9,7 +9,8 @@ from economics import working
 from economics.blob import BlobId
 from economics.commitments import ReservationId
 from economics.crypto import OwnerId
-from economics.state import Account, BlobEntry, BlobSummary, Reservation, UsedStatement, Value, decode_value, state_key
+from economics.slots import state_key
+from economics.state import Account, BlobEntry, BlobSummary, Reservation, UsedStatement, Value, decode_value
 from economics.working import WorkingState
 from tests.chain import make_id
 

@@ -20,7 +20,8 @@ from economics.errors import Reason, Rejected
 from economics.genesis import FROST_MAX, Parameters, build_key_text, parse_key
 from economics.ledger import Ledger
 from economics.light import Receipt
-from economics.state import NodeEntry, node_slot, state_key
+from economics.nodes import NodeEntry
+from economics.slots import node_slot, state_key
 from economics.transactions import Transfer, build
 from p2pnode import testnet
 from p2pnode.chain import ChainStore

@@ -11,7 +11,7 @@ import trio.testing
 from economics import cbor
 from economics.crypto import OwnerId
 from economics.errors import Reason
-from economics.state import account_key
+from economics.slots import account_key
 from economics.transactions import Transfer
 from p2pnode import chainclient as chainclient_module
 from p2pnode.chainclient import ChainClient

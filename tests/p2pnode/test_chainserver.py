@@ -15,7 +15,8 @@ from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason
 from economics.fields import Fields
 from economics.light import Boundary, Trusted, follow
-from economics.state import Account, account_key, reservation_key
+from economics.slots import account_key, reservation_key
+from economics.state import Account
 from economics.transactions import Reserve, SignedTransaction, Transfer
 from economics.tree import Proof
 from p2pnode import chainserver as chainserver_module
