@@ -159,11 +159,11 @@ def clean(value: object) -> object:
 
 def once_a_member(on_fault: Callable[[Fault], None]) -> Callable[[Fault], None]:
     """Return how to tell of a member's first fault alone: one that is down fails in each protocol."""
-    told: set[int] = set()
+    told: set[str] = set()
 
     def tell(fault: Fault) -> None:
-        if fault.member not in told:
-            told.add(fault.member)
+        if fault.node not in told:
+            told.add(fault.node)
             on_fault(fault)
 
     return tell

@@ -243,7 +243,7 @@ class Node:
             return
         members = Members(network, self.genesis, storage_protocol(self.genesis), discovery)
         rng = random.Random(os.urandom(16))
-        self.watch = Watch(members=members, store=self.store, codec=self.server.codec, own_index=self.index, rng=rng)
+        self.watch = Watch(members=members, store=self.store, codec=self.server.codec, own=self.node_id, rng=rng)
         await self.watch.run(pause_s)
 
     async def announce(self, discovery: Discovery) -> None:
