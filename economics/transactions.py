@@ -6,7 +6,6 @@ Whether a transaction has an effect is the ledger's to say; what is wrong here m
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from struct import Struct
 from typing import Any
 
@@ -255,10 +254,10 @@ class _Fixed:
     def __init__(self, kind: type[Any], layout: str, *names: str) -> None:
         self.kind = kind
         self.layout = Struct(layout)
-        self.values = attrgetter(*names)
+        self.names = names
 
     def encode(self, operation: Operation) -> bytes:
-        return self.layout.pack(*self.values(operation))
+        return self.layout.pack(*(getattr(operation, name) for name in self.names))
 
     def decode(self, data: bytes) -> Operation:
         if len(data) != self.layout.size:

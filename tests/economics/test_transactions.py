@@ -16,28 +16,38 @@ from economics.commitments import Certificate, ReservationId
 from economics.crypto import Digest, NodeId, OwnerId, Signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Parameters
+from economics.nodes import Outcome
+from economics.slots import StakeId
 from economics.transactions import (
     BLOCK_BYTES_MAX,
     BLOCK_SIGNATURES_MAX,
     TRANSACTION_BYTES_MAX,
+    Attestation,
     Attributes,
     Certify,
     CertifyAgain,
+    CommitBeacon,
     Delete,
     Evidence,
     Extend,
     HandOver,
+    Invalidate,
     Merge,
     Operation,
+    PutStake,
     RegisterNode,
+    ReportAudit,
+    ReportSync,
     Reserve,
     SignedTransaction,
     SplitEpochs,
     SplitUnits,
     Transaction,
     Transfer,
+    Unstake,
     build,
     inner_signatures,
+    invalid_message,
     least_fee,
     node_message,
     verify_bodies,
@@ -53,6 +63,7 @@ PARAMETERS = Parameters()
 SENDER, NODE = Key(bytes([0x10]) * 32), Key(bytes([2]) * 32)
 OWNER = OwnerId(SENDER.public)
 BLOB, ONE, TWO = BlobId(bytes([8]) * 32), ReservationId(bytes([9]) * 32), ReservationId(bytes([11]) * 32)
+HASH = Digest(TWO)
 TO = OwnerId(bytes([12]) * 32)
 
 
@@ -68,6 +79,8 @@ def make_operations() -> dict[str, Operation]:
         for half in (headers[:360], headers[360:])
     ]
     agreed = NODE.sign(node_message(chain_id=CHAIN, sender=OWNER, nonce=6))
+    attested = invalid_message(chain_id=CHAIN, epoch=18, blob_id=BLOB, proof_hash=HASH)
+    attestations = tuple(Attestation(index, Key(bytes([index + 1]) * 32).sign(attested)) for index in (0, 2))
     return {
         "transfer": Transfer(TO, 2**64 - 1),
         "reserve": Reserve(units=13, start_epoch=14, end_epoch=15),
@@ -81,12 +94,18 @@ def make_operations() -> dict[str, Operation]:
         "delete": Delete(BLOB, ONE),
         "attributes": Attributes(BLOB, ONE, "text/plain", "café"),
         "register_node": RegisterNode(
-            NodeId(NODE.public), 100, 200, 300, ("/ip4/127.0.0.1/tcp/1", "/dns/é/tcp/2"), agreed
+            NodeId(NODE.public), 100, 200, 300, 10_000, ("/ip4/127.0.0.1/tcp/1", "/dns/é/tcp/2"), agreed
         ),
         "evidence_of_votes": Evidence(
             SignedVote.decode(votes[:SIGNED_VOTE_BYTES]), SignedVote.decode(votes[SIGNED_VOTE_BYTES:])
         ),
         "evidence_of_headers": Evidence(*exhibits),
+        "put_stake": PutStake(NodeId(NODE.public), 10**9),
+        "unstake": Unstake(StakeId(Digest(ONE)), shares=0),
+        "report_sync": ReportSync(19),
+        "report_audit": ReportAudit(20, 21, (Outcome.OK, Outcome.UNKNOWN, Outcome.BAD, Outcome.OFFLINE, Outcome.SLOW)),
+        "commit_beacon": CommitBeacon(HASH),
+        "invalidate": Invalidate(BLOB, 18, HASH, attestations),
     }
 
 
@@ -126,7 +145,7 @@ def test_size_and_least_fee_are_known_before_it_is_signed(name: str) -> None:
 
 def test_every_operation_has_a_vector() -> None:
     assert set(OPERATIONS) == set(FROZEN)
-    assert {raw[16 + 32 + 32 + 24] for raw in (bytes.fromhex(one["raw"]) for one in FROZEN.values())} == {*range(1, 14)}
+    assert {raw[16 + 32 + 32 + 24] for raw in (bytes.fromhex(one["raw"]) for one in FROZEN.values())} == {*range(1, 20)}
 
 
 def test_of_another_chain_is_refused() -> None:
@@ -149,7 +168,7 @@ def test_bytes_cut_off_or_left_over_are_refused(name: str) -> None:
         assert reason(decode, raw[:size]) is Reason.MALFORMED
 
 
-@pytest.mark.parametrize("number", [0, 14, 255])
+@pytest.mark.parametrize("number", [0, 20, 255])
 def test_an_unknown_operation_is_refused(number: int) -> None:
     assert reason(decode, with_arguments(number, b"")) is Reason.UNKNOWN_OPERATION
 
@@ -161,8 +180,12 @@ MALFORMED = [
     ("evidence of a vote of no kind", 13, b"\1" + bytes(230), Reason.MALFORMED),
     ("evidence of two forms", 13, arguments("evidence_of_votes")[:116] + arguments("evidence_of_headers")[361:], None),
     ("a header of another chain", 13, b"\2" + reference.tag("header") + bytes(704), Reason.WRONG_CHAIN),
-    ("nine addresses", 12, bytes(56) + b"\x09" + b"\1a" * 9 + bytes(64), Reason.TOO_LARGE),
-    ("a long address", 12, bytes(56) + b"\x01" + reference.text("a" * 129) + bytes(64), Reason.TOO_LARGE),
+    ("a commission over the whole", 12, bytes(56) + (10_001).to_bytes(2, "big") + bytes(65), Reason.MALFORMED),
+    ("nine addresses", 12, bytes(58) + b"\x09" + b"\1a" * 9 + bytes(64), Reason.TOO_LARGE),
+    ("a long address", 12, bytes(58) + b"\x01" + reference.text("a" * 129) + bytes(64), Reason.TOO_LARGE),
+    ("an outcome that there is not", 17, bytes(10) + b"\0\1\5", Reason.MALFORMED),
+    ("an attestation twice", 19, bytes(72) + b"\0\2" + bytes(132), Reason.MALFORMED),
+    ("attestations out of order", 19, bytes(72) + b"\0\2" + b"\0\1" + bytes(130), Reason.MALFORMED),
     ("a certificate of a statement of another chain", 7, arguments("certify")[:16] + bytes(500), Reason.WRONG_CHAIN),
 ]
 
@@ -180,7 +203,7 @@ def test_the_largest_is_24576_bytes() -> None:
 
 @settings(max_examples=300)
 @given(
-    st.integers(1, 13),
+    st.integers(1, 19),
     st.binary(max_size=800),
     st.sampled_from([b"", *(data for _, data in reference.operations().values())]),
 )
@@ -201,7 +224,7 @@ def refusal(call: Callable[[], object]) -> Reason | None:
     return None
 
 
-@pytest.mark.parametrize("name", ["transfer", "certify", "register_node"])
+@pytest.mark.parametrize("name", ["transfer", "certify", "register_node", "report_audit"])
 def test_a_bit_changed_anywhere_is_refused(name: str) -> None:
     transaction = replace(PLAIN, operation=OPERATIONS[name], fee_frost=10**9)
     raw = build(transaction, SENDER.sign).raw
@@ -220,7 +243,7 @@ class TestRegisterNode:
 
     def verify(self, *, signer: Key = NODE, **changes: Any) -> None:
         said = {"chain_id": CHAIN, "sender": OWNER, "nonce": 6, **changes}
-        registration = RegisterNode(NodeId(NODE.public), 1, 1, 1, (), signer.sign(node_message(**said)))
+        registration = RegisterNode(NodeId(NODE.public), 1, 1, 1, 0, (), signer.sign(node_message(**said)))
         transaction = replace(PLAIN, fee_frost=10**9, operation=registration)
         build(transaction, SENDER.sign).verify(parameters=PARAMETERS)
 
