@@ -11,7 +11,7 @@ from p2pnode.home import Home
 from p2pnode.members import DIAL_S, Members, Who
 from p2pnode.network.stream import Stream
 from p2pnode.node import clock_ms
-from p2pnode.participant import chain_protocol
+from p2pnode.protocols import chain_protocol
 
 
 class OneNode(Members):
