@@ -76,11 +76,11 @@ MISDEEDS = frozenset(
 
 
 def chain_protocol(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/chain/1"
+    return f"/p2pnode/{genesis.chain_tag}/chain/2"
 
 
 def consensus_protocol(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/consensus/1"
+    return f"/p2pnode/{genesis.chain_tag}/consensus/2"
 
 
 def transactions_topic(genesis: Genesis) -> str:
