@@ -98,9 +98,7 @@ class Participant:
         self.gossip = gossip
         self.refused: Counter[Reason] = Counter()
         """Transactions refused, by reason."""
-        self.operator = (
-            None if self.own is None else Operator(executor=executor, key=key, index=self.own, submit=self.submit)
-        )
+        self.operator = None if self.own is None else Operator(executor=executor, key=key, submit=self.submit)
         """None where this node is no member: it owes the chain nothing, and has no turn."""
         self.links: Links | None = None
         self.validator: Validator | None = None
