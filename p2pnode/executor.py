@@ -107,6 +107,11 @@ class Executor:
         while self.height <= height:
             await self.advanced.wait()
 
+    async def wait_epoch_beyond(self, epoch: int) -> None:
+        """Wait until an epoch has ended."""
+        while self.ledger.epoch <= epoch:
+            await self.advanced.wait()
+
     async def apply(self, candidates: Sequence[Candidate], finality: Finality) -> tuple[Receipt, ...]:
         """Execute final blocks that follow the head, all of one epoch, and store them; `finality` is of the last one.
 

@@ -20,7 +20,7 @@ from p2pnode.errors import StreamBroken
 from p2pnode.links import FrameType
 from p2pnode.validator import SENDER_INPUTS_MAX, encode_message
 from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, extend, finalize, open_executor, sign
-from tests.p2pnode.member import Member, vote
+from tests.p2pnode.member import Member, node_of, vote
 from tests.small import OTHER_OWNER, OWNER
 from tests.streams import as_stream, stream_pair
 
@@ -108,12 +108,12 @@ class TestLies:
             bad = encode_message(vote(2, good=False))
             await theirs.send(bad * 40)
             await trio.sleep(1)
-            assert member.links.is_shunned(liar)
+            assert member.links.is_shunned(node_of(liar))
             assert member.validator.refused == {Reason.BAD_SIGNATURE: 1}
             again = stream_pair(GENESIS.members[liar].node, GENESIS.members[own].node)[1]
             await member.links.handle(as_stream(again))  # refused at once
             await trio.sleep(60)
-            assert not member.links.is_shunned(liar)
+            assert not member.links.is_shunned(node_of(liar))
             nursery.cancel_scope.cancel()
 
     async def test_about_another_s_proposal_are_not_held_against_who_passed_it_on(
@@ -129,10 +129,10 @@ class TestLies:
             await member.receive(between, FrameType.PROPOSAL, lie.encode())
             await trio.sleep(1)
             assert member.validator.refused == {Reason.BAD_SIGNATURE: 1}
-            assert not member.links.is_shunned(between)
+            assert not member.links.is_shunned(node_of(between))
             await member.receive(first, FrameType.PROPOSAL, lie.encode())
             await trio.sleep(1)
-            assert member.links.is_shunned(first)
+            assert member.links.is_shunned(node_of(first))
 
     async def test_of_a_later_epoch_only_make_the_node_ask(
         self, tmp_path: Path, autojump_clock: trio.testing.MockClock
@@ -141,8 +141,8 @@ class TestLies:
         async with member.running():
             await member.receive(1, FrameType.VOTE, vote(2, epoch=9, good=False).encode())
             await trio.sleep(0.1)
-            assert member.behind[-1] == 1
-            assert not member.links.is_shunned(1)
+            assert member.behind[-1] == node_of(1)
+            assert not member.links.is_shunned(node_of(1))
 
 
 async def test_who_floods_waits_for_itself(tmp_path: Path) -> None:
