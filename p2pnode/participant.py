@@ -147,7 +147,6 @@ class Participant:
             executor=executor,
             mempool=self.mempool,
             sign=key.sign,
-            own=self.own or 0,
             clock_ms=clock_ms,
             pull=self._pull,
         )

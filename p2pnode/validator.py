@@ -1,7 +1,8 @@
 """The shell around the consensus engine: performs its effects for one member. Logs before it tells; decides no vote.
 
 One task owns the engine. What binds this node is on disk, by one fdatasync a turn, before any frame of that turn is
-queued. An engine lives for one epoch; when the boundary is executed the next one takes its place.
+queued. An engine lives for one epoch; when the boundary is executed the next one takes its place, with the committee
+that the ledger seats. Where others sit in it, this validator ends: links and indices are those of one set of members.
 """
 
 import logging
@@ -168,7 +169,6 @@ class Validator:
             own=self.own,
             sign=self._sign,
             parameters=self.genesis.parameters,
-            next_committee_hash=executor.ledger.next_committee_hash,
             now_ms=self.clock_ms(),
             restored=restored,
             finalized=None if block is None or finality is None else (block, finality.certificate),
@@ -184,6 +184,12 @@ class Validator:
     def is_quiet(self) -> bool:
         """Whether this node may have signed more than its log holds, and so votes no more for now."""
         return self.engine.quiet is not None
+
+    @property
+    def quiet(self) -> Quiet | None:
+        """What binds whoever takes this validator's place, as `Binding.quiet` does at a start."""
+        ended = self.engine.epoch != self.executor.ledger.epoch
+        return self.engine.quiet_next_epoch if ended else self.engine.quiet
 
     # --- what others say -----------------------------------------------------------------------------------------
 
@@ -225,13 +231,22 @@ class Validator:
     # --- the engine's task ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
+        """Take part until an epoch begins with other members, or in another order: then somebody makes another one."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._watch_progress)
             nursery.start_soon(self._execute_final)
             await self._perform(self.engine.start(self.clock_ms()))
-            while True:
+            while not self._is_unseated():
                 await self._turn()
+            nursery.cancel_scope.cancel()
+
+    def _is_unseated(self) -> bool:
+        """Return whether an epoch has begun in which not the members of the links sit, in their order."""
+        seated, linked = self.executor.ledger.committee, self.links.committee
+        if seated.epoch == self.engine.epoch:
+            return False
+        return [member.node for member in seated.members] != [member.node for member in linked.members]
 
     async def _turn(self) -> None:
         self.wake()
@@ -240,7 +255,7 @@ class Validator:
         for item in items:
             if isinstance(item, _Synced):
                 await self._perform(effects)
-                effects = self._renew() if self._is_behind() else []
+                effects = self._renew() if self._is_behind() and not self._is_unseated() else []
                 continue
             if isinstance(item, _Made):
                 if item.engine is not self.engine:
@@ -394,7 +409,9 @@ class Validator:
                     break
                 with trio.move_on_after(max(wait_ms, 5) / 1000):
                     await self._arrived.wait()
-            block = self.maker.build(view=wish.view, parent=wish.parent, is_empty=wish.parent_is_boundary)
+            block = self.maker.build(
+                view=wish.view, leader=self.own, parent=wish.parent, is_empty=wish.parent_is_boundary
+            )
             self._post(_Made(engine, Built(wish.view, block)))
 
     def _is_overtaken(self, wish: Build) -> bool:
@@ -466,9 +483,7 @@ class Validator:
 
     def _renew(self) -> list[Effect]:
         """Put a new engine in place of one whose epoch has ended, or that the executor has overtaken."""
-        old = self.engine
-        ended = old.epoch != self.executor.ledger.epoch
-        self.engine = self._make_engine(old.quiet_next_epoch if ended else old.quiet, is_restart=False)
+        self.engine = self._make_engine(self.quiet, is_restart=False)
         self._due_ms = None
         self._wish = None
         if self._building is not None:

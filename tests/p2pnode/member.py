@@ -72,7 +72,6 @@ class Member:
             executor=self.executor,
             mempool=self.mempool,
             sign=self.key.sign,
-            own=self.own,
             clock_ms=self.clock_ms,
             pull=self._pull,
         )

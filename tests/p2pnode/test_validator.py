@@ -11,7 +11,7 @@ import trio.testing
 
 from economics.arguments import Transfer
 from economics.block import Proposal, leader_of
-from economics.consensus import Finalized, Heard
+from economics.consensus import Finalized, Heard, Quiet
 from economics.crypto import Digest, OwnerId, Signature
 from economics.errors import Reason, Rejected
 from economics.votes import Kind, Vote
@@ -19,7 +19,7 @@ from p2pnode.chainclient import trusted_genesis
 from p2pnode.errors import StreamBroken
 from p2pnode.links import FrameType
 from p2pnode.validator import SENDER_INPUTS_MAX, encode_message
-from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, extend, finalize, open_executor, sign
+from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, end_epoch, extend, finalize, open_executor, sign
 from tests.p2pnode.member import Member, vote
 from tests.small import OTHER_OWNER, OWNER
 from tests.streams import as_stream, stream_pair
@@ -89,6 +89,39 @@ async def test_an_engine_stays_unless_the_executor_knows_more(
         while member.validator.engine is first:  # noqa: ASYNC110 - a turn has no event
             await trio.sleep(0.1)
         assert member.validator.engine.final_height == 1
+
+
+async def test_with_the_end_of_an_epoch_the_next_engine_takes_the_ledger_s_committee(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    member = Member(tmp_path, 0)
+    async with member.running():
+        await end_epoch(member.executor)
+        member.validator.synced()
+        while member.validator.engine.epoch == 0:  # noqa: ASYNC110 - a turn has no event
+            await trio.sleep(0.1)
+        committee = member.validator.engine._epoch.committee
+    assert committee == member.executor.ledger.committee
+    assert committee.epoch == 1
+
+
+async def test_where_others_sit_in_the_next_epoch_it_ends_and_says_what_binds_the_next_one(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    member = Member(tmp_path, 0)
+    linked = member.links.committee
+    member.links.committee = replace(linked, members=linked.members[::-1])
+    member.validator._was_quiet = True
+    member.validator.engine = member.validator._make_engine(Quiet(), is_restart=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(member.validator.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert member.validator.quiet == Quiet()
+        await end_epoch(member.executor)
+        member.validator.synced()
+    assert member.validator.engine.epoch == 0
+    assert member.validator.quiet == Quiet()  # it may have voted in the next epoch too, before it forgot
+    member.votes.close()
 
 
 class TestLies:
