@@ -81,7 +81,6 @@ class Membership:
             self.links = Links(
                 members=self._members, committee=committee, own=self.node, receive=self._receive, greet=self._greet
             )
-        self._maker.own = own
         self.validator = Validator(
             executor=executor,
             maker=self._maker,

@@ -114,9 +114,7 @@ class Participant:
         """The highest block whose announcement was passed on."""
         self._accused: set[tuple[int, int]] = set()
         """(member, epoch) of reported equivocations."""
-        maker = BlockMaker(
-            executor=executor, mempool=self.mempool, sign=key.sign, own=0, clock_ms=clock_ms, pull=self._pull
-        )
+        maker = BlockMaker(executor=executor, mempool=self.mempool, sign=key.sign, clock_ms=clock_ms, pull=self._pull)
         self.membership = Membership(
             executor=executor,
             maker=maker,

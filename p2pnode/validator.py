@@ -170,7 +170,6 @@ class Validator:
             own=self.own,
             sign=self._sign,
             parameters=self.genesis.parameters,
-            next_committee_hash=executor.ledger.next_committee_hash,
             now_ms=self.clock_ms(),
             restored=restored,
             finalized=None if block is None or finality is None else (block, finality.certificate),
@@ -246,6 +245,7 @@ class Validator:
     # --- the engine's task ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
+        """Take part until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._watch_progress)
@@ -417,7 +417,9 @@ class Validator:
                     break
                 with trio.move_on_after(max(wait_ms, 5) / 1000):
                     await self._arrived.wait()
-            block = self.maker.build(view=wish.view, parent=wish.parent, is_empty=wish.parent_is_boundary)
+            block = self.maker.build(
+                view=wish.view, leader=self.own, parent=wish.parent, is_empty=wish.parent_is_boundary
+            )
             self._post(_Made(engine, Built(wish.view, block)))
 
     def _is_overtaken(self, wish: Build) -> bool:

@@ -76,7 +76,6 @@ class Member:
             executor=self.executor,
             mempool=self.mempool,
             sign=self.key.sign,
-            own=self.own,
             clock_ms=self.clock_ms,
             pull=self._pull,
         )

@@ -16,6 +16,7 @@ from economics.block import Finality
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
 from economics.fields import sized
+from economics.votes import ZERO_HASH
 from p2pnode import chainsync as chainsync_module
 from p2pnode.chainsync import ChainSync, pull_bodies
 from p2pnode.executor import Candidate, Executor
@@ -63,6 +64,9 @@ def full(tmp_path: Path) -> Executor:
     return open_executor(tmp_path / "full")
 
 
+HALF_MS = GENESIS.parameters.epoch_ms // 2
+
+
 @pytest.fixture
 def late(tmp_path: Path) -> Executor:
     return open_executor(tmp_path / "late")
@@ -74,7 +78,7 @@ async def test_it_takes_blocks_over_the_ends_of_epochs(full: Executor, late: Exe
     await grow(full, 2)
     async with syncing(late, [None, serve(full).handle, None]) as (sync, _):
         assert await sync.catch_up()
-        assert (late.height, late.ledger.epoch, late.ledger.root) == (6, 1, full.ledger.root)
+        assert (late.height, late.ledger.epoch, late.ledger.root) == (7, 1, full.ledger.root)
         assert not await sync.catch_up()
 
 
@@ -84,8 +88,8 @@ async def test_far_behind_it_takes_a_snapshot_and_goes_on_from_there(full: Execu
     await grow(full, 2)
     async with syncing(late, [serve(full).handle] * 3, snapshot_blocks=2) as (sync, _):
         assert await sync.catch_up()
-        assert (late.height, late.ledger.root) == (6, full.ledger.root)
-        assert late.store.base() == 5
+        assert (late.height, late.ledger.root) == (7, full.ledger.root)
+        assert late.store.base() == 6
 
 
 async def test_from_a_member_that_holds_no_older_blocks_it_takes_a_snapshot(
@@ -103,7 +107,7 @@ async def test_from_a_member_that_holds_no_older_blocks_it_takes_a_snapshot(
         assert not await sync.catch_up()  # it refuses what it says it holds
     async with syncing(late, [serve(pruned).handle, None, None]) as (sync, _):
         assert await sync.catch_up()
-        assert (late.height, late.ledger.root, late.store.base()) == (7, pruned.ledger.root, 7)
+        assert (late.height, late.ledger.root, late.store.base()) == (9, pruned.ledger.root, 9)
 
 
 class TestForgeries:
@@ -113,14 +117,15 @@ class TestForgeries:
             sized(item.block.encode()) + b"".join(sized(tx.raw) for tx in item.transactions) for item in candidates
         ]
         payload = b"".join((*parts, sized(finality.encode())))
+        begin = late.height
 
         def answer(message: object, _: bytes) -> tuple[dict[str, object], bytes]:
             if message.header["op"] == "head":  # type: ignore[attr-defined]
-                return {"base": 1, "epoch": 0, "height": len(candidates)}, b""
+                return {"base": 1, "epoch": 0, "height": begin + len(candidates)}, b""
             return {"count": len(candidates)}, payload
 
         async with syncing(late, [liar(answer), None, None]) as (sync, _):  # type: ignore[arg-type]
-            return not await sync.catch_up() and late.height == 0
+            return not await sync.catch_up() and late.height == begin
 
     async def test_without_a_quorum_are_refused(self, full: Executor, late: Executor) -> None:
         made = Maker(full).make()
@@ -145,9 +150,21 @@ class TestForgeries:
 
     async def test_behind_the_end_of_an_epoch_are_refused(self, full: Executor, late: Executor) -> None:
         maker = Maker(full)
-        end = maker.make(after_ms=GENESIS.parameters.epoch_ms)
-        behind = maker.make(next_committee_hash=Digest(bytes(32)))
+        await extend(full, after_ms=HALF_MS)
+        await extend(late, after_ms=HALF_MS)
+        end = maker.make(after_ms=HALF_MS)
+        behind = maker.make(next_committee_hash=ZERO_HASH)
         assert await self.refused(late, [end, behind], finalize(behind.block.header))
+        assert not await self.refused(late, [end], finalize(end.block.header))
+
+    async def test_that_end_an_epoch_and_name_no_next_committee_are_refused(
+        self, full: Executor, late: Executor
+    ) -> None:
+        maker = Maker(full)
+        maker.make()
+        end = maker.make(after_ms=2 * HALF_MS)
+        assert end.block.header.next_committee_hash == ZERO_HASH
+        assert await self.refused(late, maker.made, finalize(end.block.header))
 
 
 class TestLiars:
@@ -203,10 +220,10 @@ class TestLiars:
         await end_epoch(full)
         await grow(full, 1)
         honest = serve(full)
-        for lie in ({"base": 1, "height": 1 << 40}, {"base": 1 << 40, "height": 4}):
+        for lie in ({"base": 1, "height": 1 << 40}, {"base": 1 << 40, "height": 5}):
             async with syncing(late, [lying_head(honest, {"epoch": 1 << 40, **lie}), None, None]) as (sync, _):
                 await sync.catch_up()
-            assert (late.height, late.store.base()) == (4, 1)
+            assert (late.height, late.store.base()) == (5, 1)
 
     async def test_that_drip_true_blocks_are_left(
         self, full: Executor, late: Executor, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
@@ -258,11 +275,10 @@ class TestLiars:
 class TestMovingOn:
     """A node that votes executes blocks while it asks for them: no honest member is to blame for that."""
 
-    @pytest.mark.parametrize("passed", [1, 3, 4])
+    @pytest.mark.parametrize("passed", [1, 4, 5])
     async def test_while_blocks_come_passes_over_them(self, full: Executor, late: Executor, passed: int) -> None:
         made = [await extend(full) for _ in range(2)]
-        made.append(await end_epoch(full))
-        made.append(await extend(full))
+        made += [await extend(full, after_ms=HALF_MS), await extend(full, after_ms=HALF_MS), await extend(full)]
 
         async def move_on(message: Incoming) -> None:
             if message.header["op"] == "blocks" and late.height < passed:
@@ -271,22 +287,22 @@ class TestMovingOn:
 
         async with syncing(late, [passing(serve(full), then=move_on), None, None]) as (sync, _):
             assert await sync.catch_up()
-            assert (late.height, late.ledger.root) == (4, full.ledger.root)
+            assert (late.height, late.ledger.root) == (5, full.ledger.root)
             assert not sync._faults[node_of(0)]
 
     async def test_while_a_snapshot_comes_leaves_it(self, full: Executor, late: Executor) -> None:
         made = [await extend(full) for _ in range(2)]
-        made += [await end_epoch(full), await extend(full)]
+        made += [await extend(full, after_ms=HALF_MS), await extend(full, after_ms=HALF_MS), await extend(full)]
 
         async def move_on(message: Incoming) -> None:
             if message.header["op"] == "chunk":
-                for item in made[:3]:
+                for item in made[:4]:
                     await late.apply([item], finalize(item.block.header))
 
         handlers = [passing(serve(full), then=move_on), None, None]
         async with syncing(late, handlers, snapshot_blocks=2) as (sync, _):
             assert await sync.catch_up()
-            assert (late.height, late.store.base()) == (4, 1)
+            assert (late.height, late.store.base()) == (5, 1)
             assert not sync._faults[node_of(0)]
 
 

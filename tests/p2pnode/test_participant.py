@@ -240,6 +240,7 @@ class TestAnnouncements:
         data = header.encode() + finalize(header).encode()
         assert ignored(lambda: guest._verify_announcement(AUTHOR, data))
         await end_epoch(guest.executor)
+        await extend(guest.executor, after_ms=GENESIS.parameters.epoch_ms // 2)
         coming = replace(Maker(guest.executor).make().block.header, epoch=2)
         guest._verify_announcement(AUTHOR, coming.encode() + finalize(coming).encode())
 

@@ -11,7 +11,7 @@ import trio.testing
 
 from economics.arguments import Transfer
 from economics.block import Proposal, leader_of
-from economics.consensus import Finalized, Heard
+from economics.consensus import Finalized, Heard, Quiet
 from economics.crypto import Digest, OwnerId, Signature
 from economics.errors import Reason, Rejected
 from economics.votes import Kind, Vote
@@ -19,7 +19,7 @@ from p2pnode.chainclient import trusted_genesis
 from p2pnode.errors import StreamBroken
 from p2pnode.links import FrameType
 from p2pnode.validator import SENDER_INPUTS_MAX, encode_message
-from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, extend, finalize, open_executor, sign
+from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, end_epoch, extend, finalize, open_executor, sign
 from tests.p2pnode.member import Member, node_of, vote
 from tests.small import OTHER_OWNER, OWNER
 from tests.streams import as_stream, stream_pair
@@ -89,6 +89,21 @@ async def test_an_engine_stays_unless_the_executor_knows_more(
         while member.validator.engine is first:  # noqa: ASYNC110 - a turn has no event
             await trio.sleep(0.1)
         assert member.validator.engine.final_height == 1
+
+
+async def test_the_engine_of_an_epoch_that_has_ended_stays_and_what_binds_is_handed_on(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It may have voted in the next epoch too, before it forgot."""
+    member = Member(tmp_path, 0)
+    member.validator.engine = first = member.validator._make_engine(Quiet(), is_restart=True)
+    async with member.running():
+        await end_epoch(member.executor)
+        member.validator.synced()
+        await trio.sleep(1)
+    assert member.validator.has_ended
+    assert member.validator.engine is first
+    assert (await member.validator.hand_on()).quiet == Quiet()
 
 
 class TestLies:
