@@ -82,7 +82,7 @@ TAG_NULLIFY = tag("voteX")
 TAG_FINALIZE = tag("voteF")
 TAG_TRANSACTION = tag("tx")
 TAG_NODE = tag("node")
-TAG_INVALID = tag("invalid")
+TAG_INVALID = tag("attest")
 
 
 def verify_signature(signer: bytes, message: bytes, signature: bytes) -> None:

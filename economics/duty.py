@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from economics.arguments import Evidence, RegisterNode, SignedHeader
 from economics.block import BlockHeader
 from economics.committee import Committee
 from economics.crypto import Digest, NodeId, verify_signature
@@ -10,7 +11,6 @@ from economics.errors import Rejected
 from economics.nodes import NodeEntry, Offence
 from economics.operations import Code, Context, Failed, add_rewards, credit
 from economics.slots import node_slot, offence_slot
-from economics.transactions import Evidence, RegisterNode, SignedHeader
 from economics.votes import Kind, SignedVote, Vote
 from economics.working import WorkingState
 

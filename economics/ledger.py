@@ -7,6 +7,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from economics import duty, operations
+from economics.arguments import (
+    Attributes,
+    Certify,
+    CertifyAgain,
+    Delete,
+    Evidence,
+    Extend,
+    HandOver,
+    Merge,
+    Operation,
+    RegisterNode,
+    Reserve,
+    SplitEpochs,
+    SplitUnits,
+    Transfer,
+)
 from economics.blob import BlobId
 from economics.block import BlockHeader
 from economics.commitments import Certificate, ReservationId
@@ -19,23 +35,7 @@ from economics.operations import Code as Code
 from economics.operations import Context, Failed
 from economics.slots import SYSTEM_SLOT, Slot, account_slot, offence_slot, statement_slot
 from economics.state import Account, BlobEntry, BlobSummary, Bucket, Reservation, System, Value, decode_value
-from economics.transactions import (
-    Attributes,
-    Certify,
-    CertifyAgain,
-    Delete,
-    Evidence,
-    Extend,
-    HandOver,
-    Merge,
-    Operation,
-    RegisterNode,
-    Reserve,
-    SignedTransaction,
-    SplitEpochs,
-    SplitUnits,
-    Transfer,
-)
+from economics.transactions import SignedTransaction
 from economics.tree import StateKey, Tree
 from economics.working import WorkingState
 

@@ -7,15 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from economics.blob import BlobId
-from economics.commitments import EXPIRY_AHEAD_MAX, Certificate, ReservationId
-from economics.crypto import Digest, Level, OwnerId, digest
-from economics.errors import Rejected
-from economics.genesis import Parameters
-from economics.geometry import Code as Geometry
-from economics.slots import reservation_slot, statement_slot
-from economics.state import BlobEntry, BlobSummary, Reservation, UsedStatement
-from economics.transactions import (
+from economics.arguments import (
     Attributes,
     CertifyAgain,
     Delete,
@@ -27,6 +19,14 @@ from economics.transactions import (
     SplitUnits,
     Transfer,
 )
+from economics.blob import BlobId
+from economics.commitments import EXPIRY_AHEAD_MAX, Certificate, ReservationId
+from economics.crypto import Digest, Level, OwnerId, digest
+from economics.errors import Rejected
+from economics.genesis import Parameters
+from economics.geometry import Code as Geometry
+from economics.slots import reservation_slot, statement_slot
+from economics.state import BlobEntry, BlobSummary, Reservation, UsedStatement
 from economics.working import WorkingState
 
 EPOCHS_AHEAD_MAX = 53

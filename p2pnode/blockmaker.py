@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from economics.arguments import inner_signatures
 from economics.block import AHEAD_MS_MAX, Block, BlockHeader, transactions_root
 from economics.crypto import Digest, Signature
 from economics.errors import Reason, Rejected
@@ -15,7 +16,6 @@ from economics.transactions import (
     BLOCK_BYTES_MAX,
     BLOCK_SIGNATURES_MAX,
     SignedTransaction,
-    inner_signatures,
     verify_bodies,
 )
 from economics.votes import ZERO_HASH

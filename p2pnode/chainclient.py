@@ -12,6 +12,7 @@ from typing import TypeVar
 import trio
 
 from economics import cbor
+from economics.arguments import Operation
 from economics.blob import BlobId
 from economics.block import HEADER_BYTES, BlockHeader, Finality, genesis_header
 from economics.commitments import ReservationId
@@ -26,7 +27,6 @@ from economics.slots import account_key, blob_key, entry_slot, node_slot, state_
 from economics.state import Account, BlobEntry, BlobSummary, Reservation, decode_value
 from economics.transactions import (
     TRANSACTION_BYTES_MAX,
-    Operation,
     SignedTransaction,
     Transaction,
     build,

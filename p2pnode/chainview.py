@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from economics.arguments import Operation
 from economics.blob import BlobId
 from economics.block import BlockHeader
 from economics.crypto import Digest, OwnerId
 from economics.genesis import Genesis
 from economics.state import Account, BlobEntry, BlobSummary, Reservation
-from economics.transactions import Operation, SignedTransaction
+from economics.transactions import SignedTransaction
 from p2pnode.keys import Key
 
 

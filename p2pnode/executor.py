@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import trio
 
+from economics.arguments import HandOver, Transfer
 from economics.block import Block, BlockHeader, Finality, genesis_header, is_boundary
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.ledger import Ledger, Receipt
 from economics.light import Boundary
-from economics.transactions import HandOver, SignedTransaction, Transfer
+from economics.transactions import SignedTransaction
 from economics.tree import Tree
 from p2pnode.chain import ChainStore, FinalBlock, StoredReceipt
 from p2pnode.errors import SpaceError

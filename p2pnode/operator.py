@@ -11,11 +11,17 @@ from math import inf
 
 import trio
 
+from economics.arguments import Certify, Evidence, Operation
 from economics.commitments import Certificate
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.ledger import Ledger
-from economics.transactions import Certify, Evidence, Operation, SignedTransaction, Transaction, build, least_fee
+from economics.transactions import (
+    SignedTransaction,
+    Transaction,
+    build,
+    least_fee,
+)
 from p2pnode.executor import Executor
 from p2pnode.keys import Key
 

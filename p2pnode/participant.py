@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 import trio
 
 from economics import cbor
+from economics.arguments import Certify, Evidence
 from economics.block import HEADER_BYTES, BlockHeader, Finality
 from economics.consensus import Guilty
 from economics.crypto import Digest, NodeId, Signature
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
 from economics.genesis import Genesis
-from economics.transactions import BLOCK_BYTES_MAX, Certify, Evidence, SignedTransaction
+from economics.transactions import BLOCK_BYTES_MAX, SignedTransaction
 from economics.votes import SignedVote
 from gossip.pubsub import Bucket, Gossip, Ignored
 from p2pnode.blockmaker import BlockMaker

@@ -6,23 +6,22 @@ from dataclasses import dataclass
 
 import trio
 
-from economics.blob import BlobId, build_blob_id_text
-from economics.commitments import SALT_BYTES, ZERO_RESERVATION, Certificate, OwnerStatement, ReservationId
-from economics.committee import Committee
-from economics.crypto import DIGEST_BYTES, KEY_BYTES, SIGNATURE_BYTES, Level, OwnerId, Signature, digest
-from economics.genesis import FROST_MAX, FROST_PER_WAL, Genesis, Parameters
-from economics.state import BlobEntry, BlobSummary, Reservation
-from economics.transactions import (
+from economics.arguments import (
     Certify,
     CertifyAgain,
     Delete,
     Extend,
     Operation,
     Reserve,
-    Transaction,
     Transfer,
-    least_fee,
 )
+from economics.blob import BlobId, build_blob_id_text
+from economics.commitments import SALT_BYTES, ZERO_RESERVATION, Certificate, OwnerStatement, ReservationId
+from economics.committee import Committee
+from economics.crypto import DIGEST_BYTES, KEY_BYTES, SIGNATURE_BYTES, Level, OwnerId, Signature, digest
+from economics.genesis import FROST_MAX, FROST_PER_WAL, Genesis, Parameters
+from economics.state import BlobEntry, BlobSummary, Reservation
+from economics.transactions import Transaction, least_fee
 from p2pnode.chainview import Chain, Head, Outcome
 from p2pnode.errors import InputError, TransactionFailed, Unavailable, Unpaid
 from p2pnode.keys import Key

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trio
 
+from economics.arguments import Certify
 from economics.blob import BlobId
 from economics.commitments import ZERO_RESERVATION, ReservationId
 from economics.committee import Committee
@@ -17,7 +18,6 @@ from economics.crypto import OwnerId
 from economics.errors import Reason
 from economics.ledger import Code
 from economics.state import BlobEntry
-from economics.transactions import Certify
 from p2pnode.chainclient import ChainClient
 from p2pnode.chainview import Outcome
 from p2pnode.client import Client, compute_blob_id

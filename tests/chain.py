@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from economics.arguments import Operation
 from economics.block import BlockHeader, transactions_root
 from economics.commitments import Certificate, OwnerStatement, ReservationId
 from economics.crypto import Digest, Level, OwnerId, digest
 from economics.genesis import Genesis
 from economics.ledger import Applied, Code, Ledger
-from economics.transactions import Operation, SignedTransaction, Transaction, build, least_fee
+from economics.transactions import (
+    SignedTransaction,
+    Transaction,
+    build,
+    least_fee,
+)
 from economics.votes import ZERO_HASH
 from p2pnode.keys import Key
 from tests.small import EXPIRY_HEIGHT as EXPIRY_HEIGHT

@@ -190,16 +190,22 @@ def vote_certificate(kind: str, epoch: int, view: int, block_hash: bytes, signer
 
 
 def block_header(chain: bytes, numbers: list[tuple[int, int]], parent: bytes, roots: list[bytes]) -> bytes:
-    """`numbers` are (width, value) of epoch, view, height, parent view, time, leader, count, executed height."""
+    """`numbers` are (width, value) of epoch, view, height, parent view, time, leader, count, executed height; the last
+    of the `roots` is the reveal."""
     epoch, view, height, parent_view, time, leader, count, executed = (u(*number) for number in numbers)
-    transactions, state, committee, following = roots
-    front = tag("header") + chain + u(2, 1) + epoch + view + height + parent_view + parent + time + leader
-    return front + transactions + count + executed + state + committee + following + bytes(32)
+    transactions, state, committee, following, reveal = roots
+    front = tag("header") + chain + u(2, 2) + epoch + view + height + parent_view + parent + time + leader
+    return front + transactions + count + executed + state + committee + following + reveal
 
 
-def leader(root_hash: bytes, view: int, shards: list[int]) -> int:
-    drawn = int.from_bytes(hashed("leader", root_hash + u(8, view)), "big") % sum(shards)
-    return next(index for index in range(len(shards)) if drawn < sum(shards[: index + 1]))
+def committee(epoch: int, keys: list[tuple[bytes, bytes]], holders: list[int]) -> bytes:
+    """The keys are (node, owner) of each member; `holders` is the index of the member that holds each shard."""
+    members = b"".join(node + owner for node, owner in keys)
+    return u(8, epoch) + u(2, len(keys)) + members + u(2, len(holders)) + bytes(holders)
+
+
+def leader(root_hash: bytes, view: int, holders: list[int]) -> int:
+    return holders[int.from_bytes(hashed("leader", root_hash + u(8, view)), "big") % len(holders)]
 
 
 # The vectors
@@ -213,7 +219,7 @@ def signed_vote(chain: bytes, kind: int, epoch: int, view: int, block: bytes, in
 
 def signed_header(chain: bytes, epoch: int, view: int, time_ms: int, index: int, key: SigningKey) -> bytes:
     """A header of height 9 that says nothing else, and its leader's signature: 360 bytes."""
-    head = tag("header") + chain + u(2, 1) + u(8, epoch) + u(8, view) + u(8, 9) + u(8, view - 1) + bytes(32)
+    head = tag("header") + chain + u(2, 2) + u(8, epoch) + u(8, view) + u(8, 9) + u(8, view - 1) + bytes(32)
     data = head + u(8, time_ms) + u(2, index) + bytes(32) + u(4, 0) + u(8, 8) + bytes(32 * 4)
     return data + key.sign(data).signature
 
@@ -233,6 +239,16 @@ def text(value: str) -> bytes:
     return u(1, len(value.encode())) + value.encode()
 
 
+def agreement(chain: bytes, sender: bytes, nonce: int) -> bytes:
+    """What a node signs to be owned."""
+    return tag("node") + chain + sender + u(8, nonce)
+
+
+def attestation(chain: bytes, epoch: int, blob_id: bytes, proof_hash: bytes) -> bytes:
+    """What a member signs that has checked a proof."""
+    return tag("attest") + chain + u(8, epoch) + blob_id + proof_hash
+
+
 # 11. State
 
 
@@ -244,14 +260,67 @@ def account(key: bytes, balance: int, nonce: int) -> bytes:
     return u(1, 1) + key + u(8, balance) + u(8, nonce)
 
 
-def node(key: bytes, owner: bytes, numbers: tuple[int, int, int, int], addresses: list[str]) -> bytes:
-    """The numbers: stake, capacity, storage price vote, write price vote."""
-    rest = u(1, len(addresses)) + b"".join(map(text, addresses))
-    return u(1, 7) + key + owner + b"".join(u(8, number) for number in numbers) + rest
+def node(
+    key: bytes,
+    owner: bytes,
+    offer: tuple[int, ...],
+    commission: tuple[int, int, int],
+    missed: int,
+    addresses: list[str],
+) -> bytes:
+    """The offer: stake, shares, capacity, storage price vote, write price vote; commission: now, next, since when."""
+    now, following, epoch = commission
+    rest = u(2, now) + u(2, following) + u(8, epoch) + u(2, missed) + u(1, len(addresses))
+    return u(1, 7) + key + owner + b"".join(u(8, number) for number in offer) + rest + b"".join(map(text, addresses))
 
 
-def system(epoch: int, start_ms: int, minted: int, burned: int) -> bytes:
-    return u(1, 9) + u(8, epoch) + u(8, start_ms) + u(8, minted) + u(8, burned)
+def system(epoch: int, start_ms: int, minted: int, burned: int, seed: bytes) -> bytes:
+    return u(1, 9) + u(8, epoch) + u(8, start_ms) + u(8, minted) + u(8, burned) + seed
+
+
+def seats(committee: bytes) -> bytes:
+    return u(1, 10) + committee
+
+
+def terms(epoch: int, capacity: int, storage: int, write: int) -> bytes:
+    return u(1, 11) + u(8, epoch) + u(8, capacity) + u(8, storage) + u(8, write)
+
+
+def stake(identity: bytes, owner: bytes, node: bytes, phase: int, frost: int, shares: int, turn: int) -> bytes:
+    return u(1, 12) + identity + owner + node + u(1, phase) + u(8, frost) + u(8, shares) + u(8, turn)
+
+
+def indices(members: list[int]) -> bytes:
+    return u(2, len(members)) + b"".join(u(2, member) for member in members)
+
+
+def handover(since: int, source: int, done: int, reporters: list[int]) -> bytes:
+    return u(1, 13) + u(8, since) + u(8, source) + u(8, done) + indices(reporters)
+
+
+def round_of(
+    numbers: tuple[int, int, int, int], seed: bytes, tallies: list[tuple[int, int, int, int, int]], reporters: list[int]
+) -> bytes:
+    """The numbers: epoch, number, height, start; a tally: member, then shards that said ok, bad, offline, slow."""
+    epoch, number, height, start = numbers
+    rows = b"".join(u(2, value) for row in tallies for value in row)
+    head = u(1, 14) + u(8, epoch) + u(2, number) + u(8, height) + u(8, start) + seed
+    return head + u(2, len(tallies)) + rows + indices(reporters)
+
+
+def standing(epoch: int, marks: list[tuple[int, int, int, int]]) -> bytes:
+    """Marks of each member: rounds challenged, passed, bad, unreported."""
+    return u(1, 15) + u(8, epoch) + u(2, len(marks)) + b"".join(u(2, value) for row in marks for value in row)
+
+
+def beacon(node: bytes, tip: tuple[bytes, int], following: tuple[bytes, int], revealed: tuple[int, int]) -> bytes:
+    """A tip and the first epoch in which it counts; the epoch and round of the last reveal."""
+    (now, since), (later, then), (epoch, number) = tip, following, revealed
+    return u(1, 16) + node + now + u(8, since) + later + u(8, then) + u(8, epoch) + u(2, number)
+
+
+def invalid(blob_id: bytes, epoch: int, height: int, proof_hash: bytes) -> bytes:
+    return u(1, 17) + blob_id + u(8, epoch) + u(8, height) + proof_hash
 
 
 def state_leaf(key: bytes, value: bytes) -> bytes:
@@ -289,6 +358,44 @@ def state_proof(leaves: dict[bytes, bytes], key: bytes) -> bytes:
         return head + u(1, 1)
     other, value = next(iter(leaves.items()))
     return head + u(1, 2) + other + hashed("state-value", value)
+
+
+# 17. Rounds of challenges
+
+
+def round_number(start_ms: int, time_ms: int, epoch_ms: int, rounds: int) -> int:
+    return min((time_ms - start_ms) // (epoch_ms // rounds) + 1, rounds)
+
+
+def challenged(seed: bytes, shards: list[int]) -> list[int]:
+    """The members, in the order in which they are drawn, whose shards together are at most f."""
+    left, drawn = (sum(shards) - 1) // 3, []
+    for index in sorted(range(len(shards)), key=lambda index: hashed("sample", seed + u(2, index))):
+        if shards[index] <= left:
+            left -= shards[index]
+            drawn.append(index)
+    return sorted(drawn)
+
+
+def sample(
+    blobs: list[tuple[bytes, int]], seed: bytes, shard: int, segment_bytes: int, count: int
+) -> list[tuple[bytes, int]]:
+    """(blob ID, segment index) of what is drawn; the blobs are (ID, length), ascending."""
+    segments = [
+        (blob_id, index) for blob_id, length in blobs for index in range(max(1, math.ceil(length / segment_bytes)))
+    ]
+    if len(segments) <= count:
+        return segments
+    draws = (hashed("sample", seed + u(2, shard) + u(4, draw)) for draw in range(count))
+    return list(dict.fromkeys(segments[int.from_bytes(drawn, "big") % len(segments)] for drawn in draws))
+
+
+def answer(matrix: list[list[bytes]], seed: bytes, node: bytes, root: bytes, target: int, auditor: int) -> bytes:
+    """What `target`, a shard of `node`, answers to the shard `auditor` about one segment."""
+    n = len(matrix)
+    pair, own = ((shard - int.from_bytes(root, "big")) % n for shard in (target, auditor))
+    crossings = matrix[pair][n - 1 - own] + matrix[own][n - 1 - pair]
+    return hashed("answer", seed + node + root + u(2, target) + u(2, auditor) + crossings)
 
 
 def content(length: int) -> bytes:
@@ -379,8 +486,12 @@ def operations() -> dict[str, tuple[int, bytes]]:
     signed = {name: bytes.fromhex(value) for name, value in signed_vector().items()}
     owner, member = SigningKey(bytes([0x10]) * 32), SigningKey(bytes([2]) * 32)
     chain, blob, one, two, to = (bytes([byte]) * 32 for byte in (7, 8, 9, 11, 12))
-    agreed = member.sign(tag("node") + chain + bytes(owner.verify_key) + u(8, 6)).signature
-    offer = u(8, 100) + u(8, 200) + u(8, 300) + u(1, 2) + text("/ip4/127.0.0.1/tcp/1") + text("/dns/\u00e9/tcp/2")
+    agreed = member.sign(agreement(chain, bytes(owner.verify_key), 6)).signature
+    offer = u(8, 100) + u(8, 200) + u(8, 300) + u(2, 10_000)
+    addresses = u(1, 2) + text("/ip4/127.0.0.1/tcp/1") + text("/dns/\u00e9/tcp/2")
+    attested = attestation(chain, 18, blob, two)
+    attesters = [(index, SigningKey(bytes([index + 1]) * 32).sign(attested).signature) for index in (0, 2)]
+    attestations = u(2, 2) + b"".join(u(2, index) + signature for index, signature in attesters)
     votes = [signed_vote(chain, kind, 3, 40, bytes([kind - 2]) * 32, 1, member) for kind in (2, 3)]
     headers = [signed_header(chain, 3, 40, time_ms, 1, member) for time_ms in (50, 51)]
     return {
@@ -395,9 +506,15 @@ def operations() -> dict[str, tuple[int, bytes]]:
         "extend": (9, blob + one + u(2, 65_535)),
         "delete": (10, blob + one),
         "attributes": (11, blob + one + text("text/plain") + text("caf\u00e9")),
-        "register_node": (12, bytes(member.verify_key) + offer + agreed),
+        "register_node": (12, bytes(member.verify_key) + offer + addresses + agreed),
         "evidence_of_votes": (13, u(1, 1) + b"".join(votes)),
         "evidence_of_headers": (13, u(1, 2) + b"".join(headers)),
+        "put_stake": (14, bytes(member.verify_key) + u(8, 10**9)),
+        "unstake": (15, one + u(8, 0)),
+        "report_sync": (16, u(8, 19)),
+        "report_audit": (17, u(8, 20) + u(2, 21) + u(2, 5) + bytes([1, 0, 2, 3, 4])),
+        "commit_beacon": (18, two),
+        "invalidate": (19, blob + u(8, 18) + two + attestations),
     }
 
 
@@ -430,13 +547,22 @@ def state_values() -> dict[str, bytes]:
         + text("\u00e9"),
         "used_statement": u(1, 5) + bytes([10]) * 32 + u(8, 1002),
         "bucket": u(1, 6) + u(8, 3) + u(8, 4) + u(8, 5),
-        "node": node(member, key, (1, 2, 3, 4), ["/ip4/127.0.0.1/tcp/1", ""]),
+        "node": node(member, key, (1, 2, 3, 4, 5), (6, 10_000, 8), 9, ["/ip4/127.0.0.1/tcp/1", ""]),
         "offence": u(1, 8) + member + u(8, 3) + u(8, 40) + u(8, 41),
-        "system": system(3, 4, 5, 6),
+        "system": system(3, 4, 5, 6, bytes([7]) * 32),
+        "seats": seats(committee(3, [(member, key), (key, key)], [1, 0, 1, 1, 0])),
+        "terms": terms(3, 4, 5, 6),
+        "stake": stake(one, key, member, 4, 5, 0, 6),
+        "handover": handover(3, 2, 40, [0, 2]),
+        "round": round_of((3, 4, 50, 60), blob, [(0, 1, 2, 3, 4), (2, 5, 6, 7, 8)], [1, 3]),
+        "standing": standing(3, [(4, 3, 2, 1), (0, 0, 0, 65_535)]),
+        "beacon": beacon(member, (one, 3), (blob, 5), (2, 4)),
+        "invalid": invalid(blob, 3, 40, one),
     }
 
 
 IDENTITY_BYTES = {1: 32, 2: 32, 3: 32, 4: 64, 5: 32, 6: 8, 7: 32, 8: 48, 9: 0}
+IDENTITY_BYTES |= {10: 8, 11: 8, 12: 32, 13: 0, 14: 0, 15: 0, 16: 32, 17: 32}
 
 
 def key_of(value: bytes) -> bytes:
@@ -447,13 +573,20 @@ def genesis_values() -> list[bytes]:
     """Time 1000; accounts 0x20 and 0x21 repeated, with 0 and 77 FROST; members 1 and 2 repeated, owned by 0x21, with 3
     and 4 shards of 10 FROST stake; 50 units of capacity, 6 FROST for storing and 7 for writing one."""
     accounts = [account(bytes([byte]) * 32, balance, 0) for byte, balance in ((0x20, 0), (0x21, 77))]
-    owner = bytes([0x21]) * 32
-    members = [node(bytes([byte]) * 32, owner, (stake, 50, 6, 7), ["/a"]) for byte, stake in ((1, 30), (2, 40))]
-    return [system(0, 1000, 77 + 70, 0), *accounts, *members]
+    one, two, owner = (bytes([byte]) * 32 for byte in (1, 2, 0x21))
+    held = {one: 3, two: 4}
+    nodes = [
+        node(key, owner, (10 * shards, 10 * shards, math.ceil(50 * shards / 7), 6, 7), (1_000, 1_000, 0), 0, ["/a"])
+        for key, shards in held.items()
+    ]
+    stakes = [stake(hashed("stake", key), owner, key, 2, 0, 10 * shards, 0) for key, shards in held.items()]
+    seated = seats(committee(0, [(one, owner), (two, owner)], [0, 0, 0, 1, 1, 1, 1]))
+    begun = [handover(0, 0, 0, [0, 1]), standing(0, [(0, 0, 0, 0)] * 2)]
+    return [system(0, 1000, 77 + 70, 0, bytes(32)), *accounts, *nodes, *stakes, seated, terms(0, 50, 6, 7), *begun]
 
 
 def chain_vector() -> dict[str, Any]:
-    signatures = {"certify": 4, "register_node": 1, "evidence_of_votes": 2, "evidence_of_headers": 2}
+    signatures = {"certify": 4, "register_node": 1, "evidence_of_votes": 2, "evidence_of_headers": 2, "invalidate": 2}
     values = state_values()
     return {
         "transactions": {
@@ -468,7 +601,10 @@ def chain_vector() -> dict[str, Any]:
 def blocks_vector() -> dict[str, Any]:
     """Member i's key is from a seed of i + 1, repeated; the members have 2, 2 and 3 shards."""
     members = [SigningKey(bytes([index + 1]) * 32) for index in range(3)]
-    chain, block_hash, state, committee, following = (bytes([byte]) * 32 for byte in (7, 8, 9, 10, 11))
+    chain, block_hash, state, seated, following, reveal = (bytes([byte]) * 32 for byte in (7, 8, 9, 10, 11, 12))
+    owners = [bytes([0x20 + index]) * 32 for index in range(3)]
+    keys = [(bytes(member.verify_key), owner) for member, owner in zip(members, owners, strict=True)]
+    moved = committee(6, keys, [2, 0, 1, 1, 2, 0, 2])
     votes = {}
     for kind in VOTES:
         named = bytes(32) if kind == "nullify" else block_hash
@@ -481,7 +617,7 @@ def blocks_vector() -> dict[str, Any]:
     transactions = [bytes([4]) * 32, bytes([5]) * 32]
     root = hashed("txs", b"".join(transactions))
     numbers = [(8, 5), (8, 1_000), (8, 70_000), (8, 998), (8, 1_700_000_000_123), (2, 2), (4, 2), (8, 69_990)]
-    header_bytes = block_header(chain, numbers, block_hash, [root, state, committee, following])
+    header_bytes = block_header(chain, numbers, block_hash, [root, state, seated, following, reveal])
     block = header_bytes + members[2].sign(header_bytes).signature + b"".join(transactions)
     return {
         "votes": votes,
@@ -490,7 +626,35 @@ def blocks_vector() -> dict[str, Any]:
         "header": header_bytes.hex(),
         "block_hash": hashed("block", header_bytes).hex(),
         "block": block.hex(),
-        "leaders": [leader(block_hash, view, [2, 2, 3]) for view in range(1, 33)],
+        "leaders": [leader(block_hash, view, [0, 0, 1, 1, 2, 2, 2]) for view in range(1, 33)],
+        "committee": moved.hex(),
+        "committee_hash": hashed("committee", moved).hex(),
+        "leaders_of_committee": [leader(block_hash, view, [2, 0, 1, 1, 2, 0, 2]) for view in range(1, 33)],
+    }
+
+
+def challenges_vector() -> dict[str, Any]:
+    """The seed is 0x07 repeated, an onion begins with 0x08 repeated; blob i of six has the ID H(message, `u64` i) and
+    1,000 i bytes in segments of 777; the answers are of n = 7 and `content(1000)`."""
+    seed, node, matrix = bytes([7]) * 32, bytes([2]) * 32, expanded(7, content(1000))
+    onion = [bytes([8]) * 32]
+    while len(onion) < 4:
+        onion.append(hashed("beacon", onion[-1]))
+    blobs = sorted((hashed("message", u(8, index)), 1_000 * index) for index in range(6))
+    drawn = {count: [sample(blobs, seed, shard, 777, count) for shard in range(4)] for count in (0, 1, 8, 22, 23)}
+    root = hashed("segment", metadata(matrix))
+    times = (0, 1, 99, 100, 249, 999, 1_000, 5_000)
+    return {
+        "onion": [step.hex() for step in onion],
+        "seed_after_a_reveal": hashed("seed", seed + onion[2]).hex(),
+        "rounds": [[time, round_number(50, 50 + time, 1_000, 9)] for time in times],
+        "challenged": [[shards, challenged(seed, shards)] for shards in ([1] * 10, [2, 2, 3], [9, 1, 5, 1, 4, 1])],
+        "samples": {
+            str(count): [[[blob_id.hex(), index] for blob_id, index in rows] for rows in of_shards]
+            for count, of_shards in drawn.items()
+        },
+        "root": root.hex(),
+        "answers": [[answer(matrix, seed, node, root, target, own).hex() for own in range(7)] for target in range(7)],
     }
 
 
@@ -508,7 +672,8 @@ def vectors() -> dict[str, Any]:
     blobs = {f"blobs-{n}.json": [blob_vector(n, *case) for case in blob_cases(n)] for n in SHARDS}
     codes = [code_vector(n) for n in SHARDS]
     chain = {"chain.json": chain_vector(), "tree.json": tree_vectors(), "blocks.json": blocks_vector()}
-    return {"codes.json": codes, "signed.json": signed_vector(), **chain, **blobs}
+    challenges = {"challenges.json": challenges_vector()}
+    return {"codes.json": codes, "signed.json": signed_vector(), **chain, **challenges, **blobs}
 
 
 if __name__ == "__main__":

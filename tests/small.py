@@ -6,13 +6,19 @@ from functools import cache
 from random import Random
 from typing import Any
 
+from economics.arguments import Reserve
 from economics.blob import Header
 from economics.commitments import Certificate, Commitment, OwnerStatement, ReservationId, Ticket
 from economics.committee import Member
 from economics.crypto import Level, NodeId, OwnerId, Signature, digest
 from economics.genesis import Genesis, GenesisAccount
 from economics.geometry import Code
-from economics.transactions import Reserve, SignedTransaction, Transaction, build, least_fee
+from economics.transactions import (
+    SignedTransaction,
+    Transaction,
+    build,
+    least_fee,
+)
 from p2pnode.codec import Codec, EncodedSegment, Kind
 from p2pnode.kernel import load_kernel
 from p2pnode.keys import Key

@@ -10,8 +10,8 @@ from p2pnode.cli.session import echo_json, format_time, printable, run_client
 from p2pnode.errors import InputError, Unavailable
 
 if TYPE_CHECKING:
+    from economics.arguments import Operation
     from economics.crypto import Digest
-    from economics.transactions import Operation
     from p2pnode.chainview import HistoryRow
     from p2pnode.client import Client
 
@@ -117,8 +117,8 @@ def describe(operation: "Operation") -> tuple[str, dict[str, Any]]:
     """Return an operation's name and its arguments, bytes as base64url; of what is long only what names it."""
     from dataclasses import fields
 
+    from economics.arguments import Certify, Evidence, RegisterNode
     from economics.genesis import build_key_text
-    from economics.transactions import Certify, Evidence, RegisterNode
 
     match operation:
         case Certify(certificate):

@@ -11,12 +11,18 @@ from pathlib import Path
 import trio
 
 from economics import consensus
+from economics.arguments import Transfer
 from economics.block import Block, BlockHeader, genesis_header, transactions_root
 from economics.committee import Member
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.genesis import FROST_PER_WAL, Genesis, GenesisAccount, Parameters
 from economics.ledger import Ledger
-from economics.transactions import SignedTransaction, Transaction, Transfer, build, least_fee
+from economics.transactions import (
+    SignedTransaction,
+    Transaction,
+    build,
+    least_fee,
+)
 from p2pnode import testnet
 from p2pnode.client import Client, open_client
 from p2pnode.keys import Key, load_key

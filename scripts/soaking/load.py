@@ -11,11 +11,11 @@ from pathlib import Path
 
 import trio
 
+from economics.arguments import Transfer
 from economics.blob import BlobId
 from economics.crypto import OwnerId
 from economics.errors import Rejected
 from economics.genesis import FROST_PER_WAL
-from economics.transactions import Transfer
 from p2pnode.chainview import Outcome
 from p2pnode.client import Client
 from p2pnode.errors import NodeError, TooSlow

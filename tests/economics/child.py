@@ -5,11 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from economics.blob import BlobId
-from economics.commitments import OwnerStatement, ReservationId
-from economics.ledger import Code
-from economics.state import BlobEntry
-from economics.transactions import (
+from economics.arguments import (
     Attributes,
     Certify,
     CertifyAgain,
@@ -23,6 +19,10 @@ from economics.transactions import (
     SplitUnits,
     Transfer,
 )
+from economics.blob import BlobId
+from economics.commitments import OwnerStatement, ReservationId
+from economics.ledger import Code
+from economics.state import BlobEntry
 from p2pnode.keys import Key
 from tests.chain import EXPIRY_HEIGHT, Chain, key_of, make_id, sign
 from tests.small import OPERATORS, make_genesis

@@ -108,11 +108,16 @@ class TestHeader:
             state_root=Digest(bytes([9]) * 32),
             committee_hash=Digest(bytes([10]) * 32),
             next_committee_hash=Digest(bytes([11]) * 32),
+            reveal=bytes([12]) * 32,
         )
         assert header.encode().hex() == VECTORS["header"]
         assert header.hash.hex() == VECTORS["block_hash"]
         assert header.transactions_root.hex() == VECTORS["transactions_root"]
         assert sign(header, TRANSACTIONS).encode().hex() == VECTORS["block"]
+
+    def test_reveals_what_its_leader_likes(self) -> None:
+        header = after(ROOT, reveal=bytes(range(32)))
+        assert BlockHeader.decode(header.encode(), chain_id=CHAIN) == header
 
     def test_its_hash_binds_every_field(self) -> None:
         header = after(ROOT)
@@ -131,10 +136,10 @@ class TestHeader:
         ]
         assert len({replace(header, **change).hash for change in changes} | {header.hash}) == len(changes) + 1 == 16
 
-    def test_of_another_chain_protocol_or_with_a_reveal_is_refused(self) -> None:
+    def test_of_another_chain_or_protocol_is_refused(self) -> None:
         data = after(ROOT).encode()
         assert reason(BlockHeader.decode, data, chain_id=ZERO_HASH) is Reason.WRONG_CHAIN
-        for at in (0, 49, 295):
+        for at in (0, 48, 49):
             forged = bytes([*data[:at], data[at] ^ 1, *data[at + 1 :]])
             assert reason(BlockHeader.decode, forged, chain_id=CHAIN) is Reason.MALFORMED
         for other in (b"", data[:-1], data + b"\0"):
@@ -160,6 +165,11 @@ class TestLeader:
             leader_of(view, root_hash=Digest(bytes([8]) * 32), committee=COMMITTEE) for view in range(1, len(known) + 1)
         ]
         assert drawn == known
+
+    def test_holds_the_shard_that_is_drawn_however_shards_have_moved(self) -> None:
+        known, moved = VECTORS["leaders_of_committee"], Committee.decode(bytes.fromhex(VECTORS["committee"]))
+        root = Digest(bytes([8]) * 32)
+        assert [leader_of(view, root_hash=root, committee=moved) for view in range(1, len(known) + 1)] == known
 
 
 class TestBlock:

@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 
+from economics.arguments import (
+    Evidence,
+    RegisterNode,
+    Reserve,
+    Transfer,
+    node_message,
+)
 from economics.block import BlockHeader
 from economics.committee import Member
 from economics.crypto import Digest, NodeId, OwnerId, Signature
 from economics.ledger import Code
 from economics.nodes import NodeEntry
 from economics.state import Bucket
-from economics.transactions import Evidence, RegisterNode, Reserve, Transfer, node_message
 from economics.votes import ZERO_HASH, Kind, SignedVote, Vote
 from p2pnode.keys import Key
 from tests.chain import Chain, key_of, make_header, make_id, sign

@@ -64,7 +64,7 @@ def test_its_chain_id_is_the_hash_of_its_canonical_cbor() -> None:
         "parameters": asdict(GENESIS.parameters),
         "segment_bytes": 1000,
         "time_ms": 1_700_000_000_000,
-        "version": 2,
+        "version": 3,
     }
     assert GENESIS.encode() == cbor.encode(body)
     assert GENESIS.chain_id == reference.hashed("genesis", cbor.encode(body))
@@ -105,7 +105,7 @@ def test_any_difference_is_another_chain() -> None:
         ("an integer of 5,000 digits", with_field(time_ms=0).replace('"time_ms": 0', f'"time_ms": {"9" * 5000}')),
         ("a field missing", fields(lambda value: value.pop("name"))),
         ("a field too many", with_field(more=1)),
-        ("another version", with_field(version=1)),
+        ("another version", with_field(version=2)),
         ("accounts that are no list", with_field(accounts={})),
         ("an account that is no map", with_field(accounts=[1])),
         ("an account's field too many", with_account(more=1)),
@@ -121,6 +121,10 @@ def test_any_difference_is_another_chain() -> None:
         ("epochs of no length", with_parameter(epoch_ms=0)),
         ("a price over the maximum", with_parameter(storage_frost_per_unit=(1 << 40) + 1)),
         ("blocks over the maximum", with_parameter(block_transactions_max=10_001)),
+        ("more burned than there is", with_parameter(burn_basis_points=10_001)),
+        ("more rounds than an epoch may have", with_parameter(challenge_rounds=1_001)),
+        ("more samples than a round may have", with_parameter(challenge_samples=1_001)),
+        ("a seat lost for nothing missed", with_parameter(missed_epochs_max=0)),
         ("a fractional parameter", with_parameter(timeout_ms=1.5)),
         ("no name", with_field(name=None)),
         ("a long name", with_field(name="x" * 65)),

@@ -7,6 +7,13 @@ from dataclasses import replace
 import pytest
 
 from economics import ledger as ledger_module
+from economics.arguments import (
+    Certify,
+    Delete,
+    Merge,
+    Reserve,
+    Transfer,
+)
 from economics.blob import BlobId
 from economics.commitments import Certificate, OwnerStatement
 from economics.committee import Committee, Member
@@ -17,7 +24,6 @@ from economics.ledger import Code, Ledger, Receipt
 from economics.nodes import NodeEntry
 from economics.slots import account_key, reservation_key, state_key
 from economics.state import Account, Bucket, System
-from economics.transactions import Certify, Delete, Merge, Reserve, Transfer
 from p2pnode.keys import Key
 from tests import reference
 from tests.chain import EXPIRY_HEIGHT, Chain, key_of, made_by, make_header, make_id, sign

@@ -17,14 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from economics.blob import BlobId
-from economics.commitments import OwnerStatement, ReservationId
-from economics.crypto import Digest, NodeId
-from economics.genesis import Genesis, GenesisAccount
-from economics.ledger import Applied, Code, Ledger
-from economics.nodes import NodeEntry
-from economics.state import Account, BlobEntry, BlobSummary, Bucket, Reservation, Value, decode_value
-from economics.transactions import (
+from economics.arguments import (
     Attributes,
     Certify,
     CertifyAgain,
@@ -36,12 +29,19 @@ from economics.transactions import (
     Operation,
     RegisterNode,
     Reserve,
-    SignedTransaction,
     SplitEpochs,
     SplitUnits,
     Transfer,
     node_message,
 )
+from economics.blob import BlobId
+from economics.commitments import OwnerStatement, ReservationId
+from economics.crypto import Digest, NodeId
+from economics.genesis import Genesis, GenesisAccount
+from economics.ledger import Applied, Code, Ledger
+from economics.nodes import NodeEntry
+from economics.state import Account, BlobEntry, BlobSummary, Bucket, Reservation, Value, decode_value
+from economics.transactions import SignedTransaction
 from economics.votes import ZERO_HASH, Kind, SignedVote, Vote
 from p2pnode.keys import Key
 from tests.chain import EXPIRY_HEIGHT, Chain, key_of, make_id, sign

@@ -5,15 +5,7 @@ from typing import Any
 
 import pytest
 
-from economics.blob import BlobId
-from economics.commitments import EXPIRY_AHEAD_MAX, ZERO_RESERVATION, Certificate, OwnerStatement, ReservationId
-from economics.errors import Reason
-from economics.genesis import Genesis
-from economics.ledger import Code
-from economics.operations import EPOCHS_AHEAD_MAX
-from economics.slots import state_key, statement_slot
-from economics.state import Bucket, Reservation
-from economics.transactions import (
+from economics.arguments import (
     Attributes,
     Certify,
     CertifyAgain,
@@ -23,10 +15,18 @@ from economics.transactions import (
     Merge,
     Operation,
     Reserve,
-    SignedTransaction,
     SplitEpochs,
     SplitUnits,
 )
+from economics.blob import BlobId
+from economics.commitments import EXPIRY_AHEAD_MAX, ZERO_RESERVATION, Certificate, OwnerStatement, ReservationId
+from economics.errors import Reason
+from economics.genesis import Genesis
+from economics.ledger import Code
+from economics.operations import EPOCHS_AHEAD_MAX
+from economics.slots import state_key, statement_slot
+from economics.state import Bucket, Reservation
+from economics.transactions import SignedTransaction
 from p2pnode.keys import Key
 from tests.chain import EXPIRY_HEIGHT, Chain, key_of, made_by, make_id, sign
 from tests.refusals import reason

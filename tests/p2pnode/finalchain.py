@@ -4,11 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from economics.arguments import Operation
 from economics.block import Block, BlockHeader, Finality, leader_of, transactions_root
 from economics.crypto import Digest, OwnerId
 from economics.genesis import Genesis
 from economics.ledger import Ledger
-from economics.transactions import Operation, SignedTransaction, Transaction, build, least_fee
+from economics.transactions import (
+    SignedTransaction,
+    Transaction,
+    build,
+    least_fee,
+)
 from economics.votes import Kind, Vote, VoteCertificate
 from p2pnode.chain import ChainStore
 from p2pnode.executor import Candidate, Executor

@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 
+from economics.arguments import Certify, Operation
 from economics.blob import BlobId
 from economics.block import BlockHeader
 from economics.crypto import Digest, OwnerId
 from economics.genesis import Genesis
 from economics.ledger import Code, Ledger
 from economics.state import Account, BlobEntry, BlobSummary, Reservation
-from economics.transactions import Certify, Operation, SignedTransaction, Transaction, build, least_fee
+from economics.transactions import (
+    SignedTransaction,
+    Transaction,
+    build,
+    least_fee,
+)
 from p2pnode.chainview import Head, HistoryRow, Outcome
 from p2pnode.errors import TransactionFailed
 from p2pnode.keys import Key

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from economics.arguments import Certify, HandOver, Reserve
 from economics.blob import BlobId
 from economics.commitments import ZERO_RESERVATION, OwnerStatement, ReservationId, Ticket
 from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from economics.geometry import STORAGE_UNIT_BYTES
 from economics.ledger import Code
-from economics.transactions import Certify, HandOver, Reserve
 from p2pnode.admission import Admission, UploadLimits
 from p2pnode.keys import Key
 from tests.chain import Chain, key_of

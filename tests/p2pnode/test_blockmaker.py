@@ -9,10 +9,11 @@ import trio
 import trio.testing
 
 from economics import transactions as transactions_module
+from economics.arguments import Transfer
 from economics.block import AHEAD_MS_MAX, Block, BlockHeader, transactions_root, verify_successor
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
-from economics.transactions import SignedTransaction, Transfer
+from economics.transactions import SignedTransaction
 from economics.votes import ZERO_HASH
 from p2pnode import blockmaker as blockmaker_module
 from p2pnode.executor import Candidate

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import pytest
 import trio
 
+from economics.arguments import Transfer
 from economics.blob import BlobId
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
@@ -22,7 +23,7 @@ from economics.ledger import Ledger
 from economics.light import Receipt
 from economics.nodes import NodeEntry
 from economics.slots import node_slot, state_key
-from economics.transactions import Transfer, build
+from economics.transactions import build
 from p2pnode import testnet
 from p2pnode.chain import ChainStore
 from p2pnode.chainclient import ChainClient, trusted_genesis

@@ -9,10 +9,10 @@ import trio
 import trio.testing
 
 from economics import cbor
+from economics.arguments import Transfer
 from economics.crypto import OwnerId
 from economics.errors import Reason
 from economics.slots import account_key
-from economics.transactions import Transfer
 from p2pnode import chainclient as chainclient_module
 from p2pnode.chainclient import ChainClient
 from p2pnode.errors import NetworkError, TooSlow

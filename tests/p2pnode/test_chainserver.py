@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from economics import cbor
+from economics.arguments import Reserve, Transfer
 from economics.block import HEADER_BYTES, Block, BlockHeader, Finality
 from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason
@@ -17,7 +18,7 @@ from economics.fields import Fields
 from economics.light import Boundary, Trusted, follow
 from economics.slots import account_key, reservation_key
 from economics.state import Account
-from economics.transactions import Reserve, SignedTransaction, Transfer
+from economics.transactions import SignedTransaction
 from economics.tree import Proof
 from p2pnode import chainserver as chainserver_module
 from p2pnode.chainserver import ChainServer

@@ -11,10 +11,10 @@ import trio
 from trio.testing import MockClock
 
 from economics import cbor
+from economics.arguments import Transfer
 from economics.block import Finality
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
-from economics.transactions import Transfer
 from p2pnode import chainsync as chainsync_module
 from p2pnode.chainserver import sized
 from p2pnode.chainsync import ChainSync, pull_bodies

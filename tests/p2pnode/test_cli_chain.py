@@ -13,12 +13,12 @@ import trio
 from click.testing import CliRunner
 
 import p2pnode.client
+from economics.arguments import Attributes, Reserve
 from economics.blob import BlobId, build_blob_id_text
 from economics.commitments import Certificate
 from economics.crypto import OwnerId
 from economics.genesis import FROST_PER_WAL, build_key_text
 from economics.operations import EPOCHS_AHEAD_MAX
-from economics.transactions import Attributes, Reserve
 from p2pnode.cli import blobs
 from p2pnode.cli.main import cli, explain
 from p2pnode.errors import ExitCode, TransactionFailed

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from economics.arguments import Transfer
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
 from economics.light import Boundary
-from economics.transactions import Transfer
 from p2pnode.errors import SpaceError
 from p2pnode.executor import TREES_KEPT, Diverged, Executor
 from tests.p2pnode.finalchain import Maker, end_epoch, extend, finalize, open_executor, sign

@@ -9,11 +9,12 @@ from typing import cast
 import pytest
 import trio
 
+from economics.arguments import Transfer
 from economics.block import Proposal, leader_of
 from economics.crypto import Digest, NodeId, OwnerId, Signature
 from economics.genesis import Genesis
 from economics.ledger import Ledger
-from economics.transactions import SignedTransaction, Transfer
+from economics.transactions import SignedTransaction
 from economics.votes import Kind, SignedVote, Vote
 from gossip.pubsub import Gossip
 from p2pnode import chainsync as chainsync_module

@@ -4,9 +4,10 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
+from economics.arguments import Transfer
 from economics.crypto import Digest
 from economics.errors import Reason
-from economics.transactions import SignedTransaction, Transaction, Transfer, build
+from economics.transactions import SignedTransaction, Transaction, build
 from p2pnode import mempool as mempool_module
 from p2pnode.keys import Key
 from p2pnode.mempool import NONCES_AHEAD_MAX, Mempool

@@ -2,10 +2,11 @@
 
 import pytest
 
+from economics.arguments import Transfer
 from economics.crypto import OwnerId
 from economics.errors import Reason
 from economics.ledger import Ledger
-from economics.transactions import SignedTransaction, Transfer
+from economics.transactions import SignedTransaction
 from p2pnode import mempool as mempool_module
 from p2pnode.keys import Key
 from p2pnode.mempool import NONCES_AHEAD_MAX, Mempool

@@ -9,10 +9,16 @@ import pytest
 import trio
 import trio.testing
 
+from economics.arguments import (
+    Certify,
+    Evidence,
+    HandOver,
+    Reserve,
+)
 from economics.commitments import Certificate, ReservationId
 from economics.crypto import Digest, Level, NodeId, OwnerId, digest
 from economics.errors import Reason, Rejected
-from economics.transactions import Certify, Evidence, HandOver, Reserve, SignedTransaction
+from economics.transactions import SignedTransaction
 from economics.votes import Kind, SignedVote, Vote
 from p2pnode import operator as operator_module
 from p2pnode.executor import Executor

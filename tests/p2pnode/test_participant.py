@@ -10,10 +10,11 @@ import pytest
 import trio
 import trio.testing
 
+from economics.arguments import Certify, Transfer
 from economics.block import Finality
 from economics.crypto import NodeId, OwnerId, Signature
 from economics.errors import Reason, Rejected
-from economics.transactions import Certify, SignedTransaction, Transfer
+from economics.transactions import SignedTransaction
 from gossip.pubsub import Gossip, Ignored
 from p2pnode import participant as participant_module
 from p2pnode.chainserver import sized

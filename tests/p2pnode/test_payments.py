@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from economics.arguments import CertifyAgain, Reserve, Transfer
 from economics.blob import BlobId
 from economics.committee import Committee
 from economics.crypto import OwnerId
 from economics.genesis import FROST_MAX, FROST_PER_WAL
 from economics.state import Reservation
-from economics.transactions import CertifyAgain, Reserve, Transfer
 from p2pnode import payments
 from p2pnode.errors import ExitCode, InputError, TransactionFailed, Unavailable, Unpaid
 from p2pnode.keys import Key

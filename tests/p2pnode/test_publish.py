@@ -7,9 +7,14 @@ import pytest
 import trio
 import trio.testing
 
+from economics.arguments import (
+    Certify,
+    HandOver,
+    Operation,
+    Reserve,
+)
 from economics.commitments import ReservationId
 from economics.state import BlobEntry
-from economics.transactions import Certify, HandOver, Operation, Reserve
 from p2pnode.chainview import Outcome
 from p2pnode.client import Client
 from p2pnode.errors import TransactionFailed

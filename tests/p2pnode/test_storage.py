@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from economics import cbor
+from economics.arguments import Certify, Reserve
 from economics.blob import Header, Root
 from economics.commitments import ZERO_RESERVATION, Commitment, OwnerStatement, ReservationId
 from economics.crypto import Digest, NodeId, Signature
 from economics.errors import Reason
 from economics.geometry import Code
 from economics.ledger import Code as Outcome
-from economics.transactions import Certify, Reserve
 from p2pnode import storage
 from p2pnode.admission import UploadLimits
 from p2pnode.certifier import Entry

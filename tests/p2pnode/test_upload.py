@@ -11,12 +11,12 @@ import pytest
 import trio
 import trio.testing
 
+from economics.arguments import Certify, Reserve
 from economics.commitments import ReservationId
 from economics.errors import Reason
 from economics.genesis import Genesis
 from economics.geometry import BLOB_BYTES_MAX
 from economics.ledger import Code
-from economics.transactions import Certify, Reserve
 from p2pnode.codec import Kind
 from p2pnode.encoder import Encoder, open_encoder
 from p2pnode.errors import InputError, NodeError, SpaceError, Unpaid

@@ -9,11 +9,11 @@ from random import Random
 import trio
 import trio.testing
 
+from economics.arguments import Transfer
 from economics.block import Proposal, leader_of
 from economics.consensus import Finalized, Heard
 from economics.crypto import Digest, OwnerId, Signature
 from economics.errors import Reason, Rejected
-from economics.transactions import Transfer
 from economics.votes import Kind, Vote
 from p2pnode.chainclient import trusted_genesis
 from p2pnode.errors import StreamBroken

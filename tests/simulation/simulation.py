@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from economics.arguments import Evidence, Operation, Transfer
 from economics.block import BlockHeader, Proposal, genesis_header, leader_of
 from economics.committee import Committee, Member
 from economics.consensus import Engine
@@ -12,7 +13,12 @@ from economics.effects import Ask, Guilty, Message
 from economics.errors import Rejected
 from economics.genesis import Genesis, GenesisAccount
 from economics.ledger import Ledger
-from economics.transactions import Evidence, Operation, SignedTransaction, Transaction, Transfer, build, least_fee
+from economics.transactions import (
+    SignedTransaction,
+    Transaction,
+    build,
+    least_fee,
+)
 from economics.votes import SignedVote, VoteCertificate
 from tests.simulation.byzantine import Adversary
 from tests.simulation.invariants import Violation, Watch
