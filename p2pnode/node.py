@@ -71,7 +71,7 @@ def clock_ms() -> int:
 
 
 def storage_protocol(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/storage/1"
+    return f"/p2pnode/{genesis.chain_tag}/storage/2"
 
 
 def commitments_topic(genesis: Genesis) -> str:

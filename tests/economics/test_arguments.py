@@ -164,6 +164,19 @@ def test_whatever_is_read_is_written_back_alike(number: int, tail: bytes, front:
     assert encode_arguments(operation) == front + tail
 
 
+@settings(max_examples=300)
+@given(st.sampled_from(list(FROZEN)), st.data())
+def test_arguments_with_a_few_bytes_changed_are_refused_or_written_back_alike(name: str, data: st.DataObject) -> None:
+    number, changed = FROZEN[name][0], bytearray(FROZEN[name][1])
+    for at in data.draw(st.lists(st.integers(0, len(changed) - 1), min_size=1, max_size=4)):
+        changed[at] = data.draw(st.integers(0, 255))
+    try:
+        operation = decode(number, bytes(changed))
+    except Rejected:
+        return
+    assert encode_arguments(operation) == changed
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [("certify", 4), ("register_node", 1), ("evidence_of_headers", 2), ("invalidate", 2), ("delete", 0)],

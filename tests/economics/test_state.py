@@ -120,6 +120,19 @@ def test_whatever_is_read_is_written_back_alike(kind: int, tail: bytes, front: b
     assert value.encode() == data
 
 
+@settings(max_examples=300)
+@given(st.sampled_from(list(VALUES)), st.data())
+def test_a_value_with_a_few_bytes_changed_is_refused_or_written_back_alike(name: str, data: st.DataObject) -> None:
+    changed = bytearray(frozen(name))
+    for at in data.draw(st.lists(st.integers(1, len(changed) - 1), min_size=1, max_size=4)):
+        changed[at] = data.draw(st.integers(0, 255))
+    try:
+        value = decode_value(bytes(changed))
+    except Rejected:
+        return
+    assert value.encode() == changed
+
+
 @pytest.mark.parametrize("rows", [[], [(12, 1), (12, 1)], [(13, 1), (12, 1)], [(12, 0)]])
 def test_a_blob_that_nobody_keeps_or_whose_epochs_are_out_of_order_is_refused(rows: list[tuple[int, int]]) -> None:
     body = b"".join(epoch.to_bytes(8, "big") + count.to_bytes(4, "big") for epoch, count in rows)
