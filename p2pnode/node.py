@@ -39,11 +39,13 @@ from p2pnode.kernel import Kernel, load_kernel
 from p2pnode.keys import Key
 from p2pnode.members import Members
 from p2pnode.network.host import Network, open_network
-from p2pnode.participant import (
-    Participant,
+from p2pnode.participant import Participant
+from p2pnode.protocols import (
     blocks_topic,
     chain_protocol,
+    commitments_topic,
     consensus_protocol,
+    storage_protocol,
     transactions_topic,
 )
 from p2pnode.serving import Serving
@@ -68,14 +70,6 @@ STREAMS_PER_PEER = 16
 
 def clock_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def storage_protocol(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/storage/2"
-
-
-def commitments_topic(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/commitments/1"
 
 
 def bootstrap_of(genesis: Genesis, config: Config) -> list[tuple[NodeId, Sequence[str]]]:
@@ -238,7 +232,7 @@ class Node:
             return
         members = Members(network, self.genesis, storage_protocol(self.genesis), discovery)
         rng = random.Random(os.urandom(16))
-        self.watch = Watch(members=members, store=self.store, codec=self.server.codec, own_index=self.index, rng=rng)
+        self.watch = Watch(members=members, store=self.store, codec=self.server.codec, own=self.node_id, rng=rng)
         await self.watch.run(pause_s)
 
     async def announce(self, discovery: Discovery) -> None:

@@ -161,7 +161,7 @@ class Uploader:
     ) -> None:
         self.members = members
         self.genesis = members.genesis
-        self.committee = members.genesis.committee
+        self.committee = members.committee
         self.code = members.genesis.code
         self.encoder = encoder
         self.owner = owner
