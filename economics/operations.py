@@ -75,6 +75,19 @@ class Code(StrEnum):
     TOO_OLD = "too_old"
     """Evidence of an epoch whose members have taken their stakes and gone."""
     ALREADY_PUNISHED = "already_punished"
+    NOT_A_NODE = "not_a_node"
+    """No node of this key is registered, or it is leaving."""
+    WRONG_PHASE = "wrong_phase"
+    """The stake is on its way out already."""
+    NOT_MEMBER = "not_member"
+    """The sender is no member of the current committee."""
+    ALREADY_REPORTED = "already_reported"
+    WRONG_ROUND = "wrong_round"
+    """Of another round of challenges than the one that is going on."""
+    INVALID_BLOB = "invalid_blob"
+    """The blob was proven to be encoded wrongly."""
+    NOT_PROVEN = "not_proven"
+    """Fewer than f + 1 shards attest it, or one of them did not sign."""
 
 
 class Failed(Exception):
