@@ -23,13 +23,33 @@ def peel(reveal: bytes) -> Digest:
     return digest(Level.BEACON, reveal)
 
 
-def beacon_of(state: WorkingState, node: NodeId, *, epoch: int) -> Beacon | None:
-    """Return a node's onion as it is in `epoch`: a later tip has taken its place once it counts."""
-    beacon = state.get(beacon_slot(node))
-    assert beacon is None or isinstance(beacon, Beacon)
-    if beacon is None or beacon.next_tip == NO_COMMITMENT or beacon.next_epoch > epoch:
+def in_force(beacon: Beacon, *, epoch: int) -> Beacon:
+    """Return an onion as it is in `epoch`: a later tip has taken its place once it counts."""
+    if beacon.next_tip == NO_COMMITMENT or beacon.next_epoch > epoch:
         return beacon
     return replace(beacon, tip=beacon.next_tip, from_epoch=beacon.next_epoch, next_tip=NO_COMMITMENT, next_epoch=0)
+
+
+def is_due(beacon: Beacon, *, epoch: int, number: int) -> bool:
+    """Return whether a reveal in round `number` of `epoch` may count: once a round, so that an onion lasts."""
+    counts = in_force(beacon, epoch=epoch).from_epoch <= epoch
+    return counts and (beacon.revealed_epoch, beacon.revealed_round) != (epoch, number)
+
+
+def revealed(beacon: Beacon, shown: bytes, *, epoch: int, number: int) -> Beacon | None:
+    """Return what is left of an onion after a reveal in round `number` of `epoch`, or None if it does not count."""
+    if not is_due(beacon, epoch=epoch, number=number):
+        return None
+    beacon = in_force(beacon, epoch=epoch)
+    if peel(shown) != beacon.tip:
+        return None
+    return replace(beacon, tip=Digest(shown), revealed_epoch=epoch, revealed_round=number)
+
+
+def beacon_of(state: WorkingState, node: NodeId) -> Beacon | None:
+    value = state.get(beacon_slot(node))
+    assert value is None or isinstance(value, Beacon)
+    return value
 
 
 def commit(context: Context, operation: CommitBeacon) -> None:
@@ -37,26 +57,21 @@ def commit(context: Context, operation: CommitBeacon) -> None:
     node, state = NodeId(context.sender), context.state
     if state.get(node_slot(node)) is None:
         raise Failed(Code.NOT_A_NODE)
-    beacon = beacon_of(state, node, epoch=context.epoch)
+    beacon = beacon_of(state, node)
     counts_from = context.epoch + COMMITMENT_EPOCHS
     if beacon is None:
         made = Beacon(node, operation.tip, counts_from, NO_COMMITMENT, 0, revealed_epoch=0, revealed_round=0)
     else:
-        made = replace(beacon, next_tip=operation.tip, next_epoch=counts_from)
+        made = replace(in_force(beacon, epoch=context.epoch), next_tip=operation.tip, next_epoch=counts_from)
     state.write(made)
 
 
 def reveal(state: WorkingState, header: BlockHeader, committee: Committee, *, number: int) -> None:
-    """Take what a block's leader reveals in round `number`; what does not count changes nothing.
-
-    Once a round, so that an onion lasts however many blocks its node makes.
-    """
-    node = committee.members[header.leader].node
-    beacon = beacon_of(state, node, epoch=header.epoch)
-    if beacon is None or beacon.from_epoch > header.epoch or peel(header.reveal) != beacon.tip:
+    """Take what a block's leader reveals in round `number`; what does not count changes nothing."""
+    beacon = beacon_of(state, committee.members[header.leader].node)
+    left = None if beacon is None else revealed(beacon, header.reveal, epoch=header.epoch, number=number)
+    if left is None:
         return
-    if (beacon.revealed_epoch, beacon.revealed_round) == (header.epoch, number):
-        return
-    state.write(replace(beacon, tip=Digest(header.reveal), revealed_epoch=header.epoch, revealed_round=number))
+    state.write(left)
     system = state.system()
     state.write(replace(system, seed=digest(Level.SEED, system.seed + header.reveal)))

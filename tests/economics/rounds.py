@@ -86,5 +86,6 @@ class Rounds:
             epoch=self.committee.epoch,
             sender=OwnerId(sender),
             transaction=ZERO_HASH,
+            open_epoch=self.committee.epoch + 1,
             verify_certificate=lambda certificate: None,
         )

@@ -54,7 +54,7 @@ def mixed(seed: Digest, *reveals: Digest) -> Digest:
 
 
 def tip(rounds: Rounds) -> Beacon | None:
-    return beacon.beacon_of(rounds.state, NODE, epoch=rounds.committee.epoch)
+    return beacon.beacon_of(rounds.state, NODE)
 
 
 def test_reveals_walk_down_the_onion_and_each_changes_the_seed(rounds: Rounds) -> None:
