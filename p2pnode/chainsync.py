@@ -15,7 +15,7 @@ from economics import cbor
 from economics.block import HEADER_BYTES, Block, BlockHeader, Finality, is_boundary, verify_successor
 from economics.crypto import Digest, Level, digest
 from economics.errors import Reason, Rejected
-from economics.fields import Fields
+from economics.fields import Fields, split_sized
 from economics.ledger import Ledger
 from economics.light import Boundary, Trusted, follow
 from economics.transactions import SignedTransaction
@@ -241,9 +241,7 @@ class ChainSync:
             if not chunk:
                 raise Rejected(Reason.MALFORMED, "a snapshot's chunk holds something")
             patience.earn(size=len(chunk))
-            fields = Fields(chunk, "a snapshot's chunk")
-            while fields.left:
-                values.append(fields.take_sized(4))
+            values += split_sized(chunk, "a snapshot's chunk")
         if not await executor.install([item for item, _ in trail], values, root=root):
             return False
         log.info("took the state at the end of epoch %d, height %d, from a snapshot", boundary.epoch, boundary.height)

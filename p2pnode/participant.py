@@ -17,13 +17,12 @@ from economics.block import HEADER_BYTES, BlockHeader, Finality
 from economics.consensus import Guilty
 from economics.crypto import Digest, NodeId, Signature
 from economics.errors import Reason, Rejected
-from economics.fields import Fields
-from economics.genesis import Genesis
+from economics.fields import sized, split_sized
 from economics.transactions import BLOCK_BYTES_MAX, SignedTransaction
 from economics.votes import SignedVote
 from gossip.pubsub import Bucket, Gossip, Ignored
 from p2pnode.blockmaker import BlockMaker
-from p2pnode.chainserver import ChainServer, sized
+from p2pnode.chainserver import ChainServer
 from p2pnode.chainsync import ChainSync, pull_bodies
 from p2pnode.executor import Candidate, Executor
 from p2pnode.journal import Binding
@@ -32,6 +31,7 @@ from p2pnode.links import FrameType, Links, build_frame
 from p2pnode.members import Members
 from p2pnode.mempool import NONCES_AHEAD_MAX, Mempool
 from p2pnode.operator import Operator
+from p2pnode.protocols import blocks_topic, transactions_topic
 from p2pnode.validator import Speak, Validator, speak_honestly
 
 log = logging.getLogger("p2pnode.participant")
@@ -75,30 +75,6 @@ MISDEEDS = frozenset(
 """What no honest member passes on: it has checked the same. The rest depends on the state, which may differ."""
 
 
-def chain_protocol(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/chain/2"
-
-
-def consensus_protocol(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/consensus/2"
-
-
-def transactions_topic(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/transactions/1"
-
-
-def blocks_topic(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/blocks/1"
-
-
-def split_sized(data: bytes, what: str) -> list[bytes]:
-    fields = Fields(data, what)
-    parts: list[bytes] = []
-    while fields.left:
-        parts.append(fields.take_sized(4))
-    return parts
-
-
 class Participant:
     """What one running node knows and does of the chain."""
 
@@ -122,9 +98,7 @@ class Participant:
         self.gossip = gossip
         self.refused: Counter[Reason] = Counter()
         """Transactions refused, by reason."""
-        self.operator = (
-            None if self.own is None else Operator(executor=executor, key=key, index=self.own, submit=self.submit)
-        )
+        self.operator = None if self.own is None else Operator(executor=executor, key=key, submit=self.submit)
         """None where this node is no member: it owes the chain nothing, and has no turn."""
         self.links: Links | None = None
         self.validator: Validator | None = None

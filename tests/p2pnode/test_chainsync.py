@@ -15,8 +15,8 @@ from economics.arguments import Transfer
 from economics.block import Finality
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
+from economics.fields import sized
 from p2pnode import chainsync as chainsync_module
-from p2pnode.chainserver import sized
 from p2pnode.chainsync import ChainSync, pull_bodies
 from p2pnode.executor import Candidate, Executor
 from p2pnode.network.frames import Incoming

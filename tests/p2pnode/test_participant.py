@@ -14,10 +14,10 @@ from economics.arguments import Certify, Transfer
 from economics.block import Finality
 from economics.crypto import NodeId, OwnerId, Signature
 from economics.errors import Reason, Rejected
+from economics.fields import sized
 from economics.transactions import SignedTransaction
 from gossip.pubsub import Gossip, Ignored
 from p2pnode import participant as participant_module
-from p2pnode.chainserver import sized
 from p2pnode.executor import Executor
 from p2pnode.keys import Key
 from p2pnode.links import FrameType

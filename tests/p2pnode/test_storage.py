@@ -30,6 +30,7 @@ from p2pnode.network.frames import Incoming, receive_message, send_message
 from p2pnode.records import Entry as Kept
 from p2pnode.storage import PAYLOAD_BUDGET_BYTES
 from tests.chain import key_of
+from tests.p2pnode.reseated import Reseated, seat
 from tests.p2pnode.server import CLIENT, GENESIS, Server
 from tests.p2pnode.test_store import State, path_of, state
 from tests.small import (
@@ -40,6 +41,7 @@ from tests.small import (
     certify,
     encode_blob,
     make_blob,
+    make_pairs,
     make_payload,
     make_statement,
     make_ticket,
@@ -68,7 +70,7 @@ def node(tmp_path: Path) -> Server:
 def open_request(owner: Key = OWNER, **changes: Any) -> dict[str, cbor.Value]:
     changes = {"reservation": reservation_of(GENESIS, owner), **changes}
     ticket = make_ticket(GENESIS, owner=key_of(owner), **changes)
-    return {"op": "open", "signature": owner.sign(ticket.encode()), "ticket": ticket.encode()}
+    return {"epoch": 0, "op": "open", "signature": owner.sign(ticket.encode()), "ticket": ticket.encode()}
 
 
 def close_request(header: Header, owner: Key = OWNER, **changes: Any) -> dict[str, cbor.Value]:
@@ -99,7 +101,7 @@ async def upload(node: Server, blob: Blob = BLOB, **changes: Any) -> Incoming:
 def expect_refusal(reply: Incoming, reason: Reason) -> None:
     assert (reply.header["ok"], reply.header["error"], reply.size) == (False, str(reason), 0)
     assert isinstance(reply.header["detail"], str)
-    assert reply.header["retry"] is (reason in (Reason.OVER_BUDGET, Reason.NOT_FOUND, Reason.INCOMPLETE))
+    assert reply.header["retry"] is (reason in storage.RETRIED)
 
 
 async def expect_break(stream: MemoryStream) -> None:
@@ -243,9 +245,9 @@ class TestTicket:
         async with node.stream() as stream:
             expect_refusal((await ask(stream, request))[0], Reason.EXPIRED)
             node.chain.end_epochs(1)
-            assert (await ask(stream, request))[0].header["ok"] is True
+            assert (await ask(stream, {**request, "epoch": 1}))[0].header["ok"] is True
             node.chain.end_epochs(2)
-            expect_refusal((await ask(stream, request))[0], Reason.NOT_FOUND)
+            expect_refusal((await ask(stream, {**request, "epoch": 2}))[0], Reason.NOT_FOUND)
 
     @pytest.mark.parametrize("operation", ["have", "segment", "close"])
     async def test_is_needed_for_every_part_of_an_upload(self, node: Server, operation: str) -> None:
@@ -332,7 +334,7 @@ class TestSegment:
             expect_refusal((await ask(stream, header, mangle(400)(payload)))[0], Reason.HASH_MISMATCH)
         for refused in (Reason.OVER_BUDGET, None):
             async with node.stream() as stream:
-                await ask(stream, open_request(reservation=paid))
+                await ask(stream, {**open_request(reservation=paid), "epoch": node.chain.ledger.epoch})
                 for _ in range(taken - 1):
                     assert (await ask(stream, header, payload))[0].header == {"ok": True}
                 reply, _ = await ask(stream, header, payload)
@@ -576,7 +578,8 @@ class TestClose:
         request = close_request(BLOB.header, reservation=early)
         await self.refused(node, request, BLOB.header.encode(), Reason.EXPIRED)
         node.chain.end_epochs(2)
-        await self.refused(node, request, BLOB.header.encode(), Reason.NOT_FOUND)
+        late = {**UNPAID, "epoch": 2}
+        await self.refused(node, request, BLOB.header.encode(), Reason.NOT_FOUND, ticket=late)
 
     async def test_unpaid_keeps_the_bytes_only_until_somebody_needs_the_room(self, node: Server) -> None:
         unpaid = close_request(BLOB.header, reservation=ZERO_RESERVATION)
@@ -691,7 +694,7 @@ class TestNextEpoch:
         await upload(node)
         node.chain.end_epoch()
         async with node.stream() as stream:
-            await ask(stream, UNPAID)
+            await ask(stream, {**UNPAID, "epoch": 1})
             reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
         assert (reply.header["ok"], reply.header["epoch"]) == (True, 1)
 
@@ -800,7 +803,6 @@ class TestReads:
             ({"first": -1}, Reason.MALFORMED),
             ({"count": 2**63}, Reason.MALFORMED),
             ({"count": None}, Reason.MALFORMED),
-            ({"count": 0}, Reason.WRONG_INDEX),
             ({"first": 3}, Reason.WRONG_INDEX),
             ({"first": 1, "count": 3}, Reason.WRONG_INDEX),
             ({"root": bytes(32)}, Reason.NOT_FOUND),
@@ -966,3 +968,76 @@ def shared_node(factory: pytest.TempPathFactory) -> Server:
         trio.run(upload, node)
         SHARED.append(node)
     return SHARED[0]
+
+
+class TestEpochs:
+    """What a client deals is for the shards of one epoch."""
+
+    async def test_of_the_client_is_the_node_s_or_the_upload_is_not_opened(
+        self, node: Server, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        node.chain.end_epoch()
+        async with node.stream() as stream:
+            for epoch in (0, 2, 3):
+                expect_refusal((await ask(stream, {**UNPAID, "epoch": epoch}))[0], Reason.WRONG_EPOCH)
+            assert (await ask(stream, {**UNPAID, "epoch": 1}))[0].header["ok"] is True
+            expect_refusal((await ask(stream, {**UNPAID, "epoch": None}))[0], Reason.MALFORMED)
+
+    async def test_that_the_client_knows_of_first_is_waited_for(self, node: Server) -> None:
+        async with node.stream() as stream:
+            await send_message(stream, {**UNPAID, "epoch": 1})
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            node.chain.end_epoch()
+            assert (await receive_message(stream)).header["ok"] is True
+
+    @pytest.mark.parametrize("operation", ["segment", "close"])
+    async def test_that_changes_the_node_s_shards_ends_the_upload(self, node: Server, operation: str) -> None:
+        view = Reseated(node.chain.ledger, {0: GENESIS.committee, 1: seat(GENESIS, (0, 0, 0, 1), epoch=1)})
+        node.chain.ledger = view.as_ledger()
+        async with node.stream() as stream:
+            await ask(stream, UNPAID)
+            assert (await send_segments(stream, BLOB))[0].header["ok"] is True
+            view.epoch = 1
+            if operation == "segment":
+                reply = (await send_segments(stream, replace(BLOB, segments=BLOB.segments[:1])))[0]
+            else:
+                reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
+            expect_refusal(reply, Reason.WRONG_EPOCH)
+        assert node.signed == []
+
+    async def test_that_changes_the_node_s_shards_while_it_signs_has_nothing_told(
+        self, node: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        view = Reseated(node.chain.ledger, {0: GENESIS.committee, 1: seat(GENESIS, (0, 0, 0, 1), epoch=1)})
+        node.chain.ledger = view.as_ledger()
+        put_entry = node.store.put_entry
+
+        def turn(*args: Any) -> None:
+            view.epoch = 1
+            put_entry(*args)
+
+        monkeypatch.setattr(node.store, "put_entry", turn)
+        expect_refusal(await upload(node), Reason.WRONG_EPOCH)
+        assert node.told == []
+
+    async def test_that_keeps_the_node_s_shards_and_changes_others_goes_on(self, node: Server) -> None:
+        view = Reseated(node.chain.ledger, {0: GENESIS.committee, 1: seat(GENESIS, (0, 0, 2, 2), epoch=1)})
+        node.chain.ledger = view.as_ledger()
+        async with node.stream() as stream:
+            await ask(stream, UNPAID)
+            await send_segments(stream, BLOB)
+            view.epoch = 1
+            reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
+        assert (reply.header["ok"], reply.header["epoch"], reply.header["index"]) == (True, 1, 0)
+
+    async def test_has_nothing_signed_again_by_who_lacks_what_it_gained(self, node: Server) -> None:
+        await upload(node)
+        view = Reseated(node.chain.ledger, {0: GENESIS.committee, 1: seat(GENESIS, (0, 0, 0, 1), epoch=1)})
+        node.chain.ledger = view.as_ledger()
+        view.epoch = 1
+        await node.server.sign_again()
+        assert len(node.told) == 1
+        for segment in BLOB.segments:
+            node.store.put_segment(segment.metadata, segment.z, make_pairs(segment, [2]))
+        await node.server.sign_again()
+        assert [told[2].epoch for told in node.told] == [0, 1]

@@ -159,7 +159,7 @@ class TestSliverFile:
             (Kind.PRIMARY, -1, 0, 1),
             (Kind.PRIMARY, 4, 0, 1),
             (Kind.PRIMARY, 0, -1, 1),
-            (Kind.PRIMARY, 0, 0, 0),
+            (Kind.PRIMARY, 0, 0, -1),
             (Kind.PRIMARY, 0, 0, 4),
             (Kind.PRIMARY, 0, 3, 1),
             (Kind.SECONDARY, 0, 0, 3),
@@ -261,7 +261,7 @@ class TestStart:
             f"slivers/00/{real.name}": b"in another drawer",
             f"slivers/{real.name}": b"in no drawer",
             f"slivers/{real.parent.name}.bak/{real.name}": b"a copy of a drawer",
-            f"{real.parent.relative_to(tmp_path)}/{real.stem}.3": b"of another shard",
+            f"{real.parent.relative_to(tmp_path)}/{real.stem}.4": b"of no shard",
             f"{real.parent.relative_to(tmp_path)}/{real.stem}.01": b"another spelling",
             f"{real.parent.relative_to(tmp_path)}/{real.stem}.": b"no shard",
             f"{real.parent.relative_to(tmp_path)}/{real.stem}": b"no dot",
@@ -716,7 +716,7 @@ class TestFullDisk:
         assert said == [f"{small} {small}", *self.full(tmp_path / "disk" / "tmp"), f"{small} {small}"]
 
     def test_leaves_nothing_of_a_segment_whose_names_do_not_fit(self, tmp_path: Path) -> None:
-        inodes = 4 + 2  # the disk, three rooms, and the two files, which then want a drawer
+        inodes = 5 + 2  # the disk, four rooms, and the two files, which then want a drawer
         said = run_on_disk(tmp_path / "disk", f"size=64m,nr_inodes={inodes}", ON_DISK + "put(100, 0)").splitlines()
         assert said == [*self.full(tmp_path / "disk"), "0 0"]
 
@@ -728,3 +728,121 @@ class TestFullDisk:
     @staticmethod
     def full(directory: Path) -> list[str]:
         return [f"the disk that holds {directory} is full: free some space or lower the quota"]
+
+
+class TestOtherShards:
+    """A node's shards change: files of any shard are kept and served, and go one by one."""
+
+    def test_are_indexed_and_served_after_a_start(self, tmp_path: Path) -> None:
+        segment = segment_of(100)
+        put(open_store(tmp_path), segment, [3])
+        again = open_store(tmp_path)
+        assert (again.missing(segment.root, range(4)), again.foreign_files) == ([0, 1, 2], 0)
+        assert serve(again, segment, 3) == truth(segment, 3)
+        assert again.files() == [(segment.root, 3, again.layout.file_bytes(segment.z))]
+
+    def test_are_dropped_one_by_one_whatever_refers_to_them(self, tmp_path: Path) -> None:
+        store, blob = open_store(tmp_path), make_blob(CODE, 100)
+        put(store, blob.segments[0], range(3))
+        store.put_entry(blob.header, make_entry(blob))
+        store.drop_shard_file(blob.segments[0].root, 1)
+        store.drop_shard_file(blob.segments[0].root, 3)
+        assert store.missing(blob.segments[0].root, range(4)) == [1, 3]
+        assert store.used_bytes == 2 * store.layout.file_bytes(blob.segments[0].z)
+        assert store.files() == open_store(tmp_path).files()
+
+    def test_pairs_are_read_whole(self, tmp_path: Path) -> None:
+        store, segment = open_store(tmp_path), segment_of(100)
+        put(store, segment, range(4))
+        for want in make_pairs(segment, range(4)):
+            assert store.read_pair(segment.root, want.shard) == (segment.metadata, want)
+
+    @pytest.mark.parametrize("at", range(0, 578, 17))
+    def test_a_pair_with_a_wrong_byte_is_dropped_and_never_read(self, tmp_path: Path, at: int) -> None:
+        store, segment = open_store(tmp_path), segment_of(10)
+        put(store, segment, [2])
+        path = path_of(store, segment.root, 2)
+        whole = path.read_bytes()
+        assert len(whole) == 578
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CorruptSliver):
+            store.read_pair(segment.root, 2)
+        assert store.missing(segment.root, [2]) == [2]
+        assert reason(store.read_pair, segment.root, 2) is Reason.NOT_FOUND
+
+    def test_leaves_can_be_had_alone(self, tmp_path: Path) -> None:
+        store, segment = open_store(tmp_path), segment_of(100)
+        put(store, segment, range(4))
+        for kind in Kind:
+            for index in range(4):
+                want = store_module.Symbols(segment.leaves_of(kind, index), b"")
+                assert store.read_symbols(segment.root, kind, index, first=0, count=0) == want
+
+    def test_give_the_symbol_that_crosses_any_sliver(self, tmp_path: Path) -> None:
+        store, segment = open_store(tmp_path), segment_of(100)
+        put(store, segment, range(4))
+        z = segment.z
+        for shard in range(4):
+            pair = CODE.pair_of_shard(shard, segment.root)
+            for lost in range(4):
+                for kind, row, column in ((Kind.PRIMARY, lost, 3 - pair), (Kind.SECONDARY, pair, lost)):
+                    start = (row * 4 + column) * z
+                    want = bytes(segment.matrix[start : start + z])
+                    assert store.read_crossing(segment.root, shard, kind, lost) == want
+        assert reason(store.read_crossing, segment.root, 0, Kind.PRIMARY, 4) is Reason.WRONG_INDEX
+        assert reason(store.read_crossing, bytes(32), 0, Kind.PRIMARY, 0) is Reason.NOT_FOUND
+
+
+class TestBlobsThatGo:
+    def test_came_by_transfer_and_have_no_statement(self, tmp_path: Path) -> None:
+        store, blob = open_store(tmp_path), make_blob(CODE, 1500)
+        put(store, blob.segments[0])
+        store.put_header(blob.header)
+        want = {blob.header.blob_id: BlobRecord(blob.header, (), None)}
+        assert store.records() == open_store(tmp_path).records() == want
+        assert store.unclosed_bytes == 0
+        entry = make_entry(blob)
+        store.put_entry(blob.header, entry)
+        store.put_header(blob.header)
+        assert store.record(blob.header.blob_id) == BlobRecord(blob.header, (entry,), None)
+
+    def test_free_what_no_other_blob_shares(self, tmp_path: Path) -> None:
+        store = open_store(tmp_path)
+        one, two = encode_blob(CODE, bytes(2500)), encode_blob(CODE, bytes(1500))  # one full segment shared
+        for blob in (one, two):
+            put_blob(store, blob)
+        freed = store.drop_blob(one.header.blob_id)
+        assert freed == {one.header.roots[2]} - {*two.header.roots}
+        shared = one.header.roots[0]
+        for root in (*freed, shared):
+            store.drop_unreferenced(root)
+        assert store.missing(shared, SHARDS) == []
+        assert store.record(one.header.blob_id) is None
+        assert {*store.drop_blob(two.header.blob_id)} == {*two.header.roots}
+        assert store.unclosed_bytes == store.used_bytes > 0
+        for root in two.header.roots:
+            store.drop_unreferenced(root)
+        assert (store.used_bytes, store.unclosed_bytes) == (0, 0)
+        assert files_of(store) == {}
+        assert store.drop_blob(two.header.blob_id) == set()
+
+    def test_keep_what_a_live_upload_relies_on(self, tmp_path: Path) -> None:
+        store, blob = open_store(tmp_path), make_blob(CODE, 100)
+        put_blob(store, blob)
+        root = blob.header.roots[0]
+        roots: set[Root] = set()
+        with store.held(roots):
+            store.hold(roots, root)
+            assert store.drop_blob(blob.header.blob_id) == {root}
+            store.drop_unreferenced(root)
+            assert store.missing(root, SHARDS) == []
+        store.drop_unreferenced(root)
+        assert store.missing(root, SHARDS) == list(SHARDS)
+
+    def test_leave_the_proof_against_their_writer(self, tmp_path: Path) -> None:
+        store, blob_id = open_store(tmp_path), BlobId(bytes(range(32)))
+        assert store.proof(blob_id) is None
+        store.put_proof(blob_id, b"proof")
+        store.drop_blob(blob_id)
+        again = open_store(tmp_path)
+        assert (again.proof(blob_id), again.proven(), again.foreign_files) == (b"proof", {blob_id}, 0)
