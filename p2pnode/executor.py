@@ -64,6 +64,10 @@ class Executor:
         """What proves the head final; None at genesis."""
         self.root_header = self._epoch_root()
         """The root of the current epoch: what its view 0 stands for."""
+        self.round_ledger: Ledger | None = None
+        """The state after the block that began the newest round of challenges; None if that was not executed here."""
+        self.round_since = 0.0
+        """When that block was executed here, by trio's clock."""
         self.advanced = trio.Event()
         """Set, and replaced, whenever the head moves."""
         self._trees: OrderedDict[int, Tree] = OrderedDict({self.ledger.height: self.ledger.tree})
@@ -117,15 +121,18 @@ class Executor:
             if not fresh:
                 return ()
             with trio.CancelScope(shield=True):  # half done it would be on disk and not in memory
-                ledger, receipts, trees = await trio.to_thread.run_sync(self._execute, fresh, finality)
+                ledger, receipts, trees, began = await trio.to_thread.run_sync(self._execute, fresh, finality)
+                if began is not None:
+                    self.round_ledger, self.round_since = began, trio.current_time()
                 self._take(ledger, trees, fresh[-1].block.header, finality)
             return receipts
 
     def _execute(
         self, candidates: Sequence[Candidate], finality: Finality
-    ) -> tuple[Ledger, tuple[Receipt, ...], dict[int, Tree]]:
-        """For a worker thread."""
+    ) -> tuple[Ledger, tuple[Receipt, ...], dict[int, Tree], Ledger | None]:
+        """For a worker thread. The last is the state in which a round began, if one did and is not over with it."""
         ledger = self.ledger.fork()
+        began: Ledger | None = None
         changes: dict[bytes, bytes | None] = {}
         rows: list[FinalBlock] = []
         receipts: list[Receipt] = []
@@ -137,6 +144,8 @@ class Executor:
             if expected is not None and expected != header.state_root:
                 raise Diverged(f"block {header.height} has another state root for height {header.executed_height}")
             applied = ledger.apply(header, item.transactions)
+            if applied.round_began and not applied.epoch_ended:
+                began = ledger.fork()
             changes.update(applied.changes.items())
             receipts += applied.receipts
             trees[header.height] = ledger.tree
@@ -145,7 +154,7 @@ class Executor:
         self.store.append(rows, finality=finality, changes=changes)
         if ledger.epoch != self.ledger.epoch:
             self._write_snapshot(self.ledger.epoch, ledger)
-        return ledger, tuple(receipts), trees
+        return ledger, tuple(receipts), trees, began
 
     def _write_snapshot(self, epoch: int, ledger: Ledger) -> None:
         """Keep the state after an epoch for others; the blocks are on disk by now, so a failure must not undo them."""
@@ -188,6 +197,7 @@ class Executor:
             with trio.CancelScope(shield=True):
                 ledger = await trio.to_thread.run_sync(load)
                 self._trees.clear()
+                self.round_ledger = None
                 self._take(ledger, {boundary.height: ledger.tree}, boundary, trail[-1].finality)
             return True
 
