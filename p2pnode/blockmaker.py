@@ -10,7 +10,7 @@ from dataclasses import replace
 import trio
 
 from economics.arguments import inner_signatures
-from economics.block import AHEAD_MS_MAX, Block, BlockHeader, transactions_root
+from economics.block import AHEAD_MS_MAX, Block, BlockHeader, block_time_ms, transactions_root
 from economics.crypto import Digest, Signature
 from economics.errors import Reason, Rejected
 from economics.transactions import (
@@ -43,7 +43,6 @@ class BlockMaker:
         executor: Executor,
         mempool: Mempool,
         sign: Callable[[bytes], Signature],
-        own: int,
         clock_ms: Callable[[], int],
         pull: Pull,
         reveal: Reveal,
@@ -51,7 +50,6 @@ class BlockMaker:
         self.executor = executor
         self.mempool = mempool
         self.parameters = executor.genesis.parameters
-        self.own = own
         self.clock_ms = clock_ms
         self._sign = sign
         self._pull = pull
@@ -110,7 +108,7 @@ class BlockMaker:
     def due_ms(self, tip: BlockHeader) -> int:
         """Return from when on a block after `tip` is wanted.
 
-        At once for transactions, soon to settle, else at the next heartbeat or the epoch's end.
+        At once for transactions, soon to settle, else at the next heartbeat, or where the epoch turns.
         """
         earliest = self.earliest_ms(tip)
         if self.executor.ends_epoch(tip) and tip != self.executor.root_header:
@@ -121,13 +119,18 @@ class BlockMaker:
         shown = tip != self.executor.root_header and tip.state_root == self.executor.ledger.root
         settled = shown and tip.height == self.executor.height
         pause = self.parameters.heartbeat_ms if settled else min(SETTLE_MS, self.parameters.heartbeat_ms)
-        epoch_end = self.executor.root_header.time_ms + self.parameters.epoch_ms
-        return max(earliest, min(tip.time_ms + pause, epoch_end))
+        return max(earliest, min(tip.time_ms + pause, self._turning_ms(tip)))
+
+    def _turning_ms(self, tip: BlockHeader) -> int:
+        """Return when a block is wanted on `tip` for the epoch's sake: at the cut-off, and behind that at the end."""
+        begun, epoch_ms = self.executor.root_header.time_ms, self.parameters.epoch_ms
+        cut_off = begun + epoch_ms // 2
+        return cut_off if tip.time_ms < cut_off else begun + epoch_ms
 
     # --- making --------------------------------------------------------------------------------------------------
 
-    def build(self, *, view: int, parent: BlockHeader, is_empty: bool) -> Block:
-        """Return a signed block on `parent`, holding what waits now."""
+    def build(self, *, view: int, leader: int, parent: BlockHeader, is_empty: bool) -> Block:
+        """Return a signed block on `parent`, holding what waits now; `leader` is this node's index."""
         executor = self.executor
         is_first = parent == executor.root_header
         chosen = () if is_empty else self._choose(parent)
@@ -135,6 +138,7 @@ class BlockMaker:
         executed = parent.height if is_first else executor.height
         root = executor.root(executed)
         assert root is not None
+        named = ZERO_HASH if is_first or is_empty else executor.ledger.next_committee_hash
         header = BlockHeader(
             chain_id=parent.chain_id,
             epoch=executor.ledger.epoch,
@@ -142,14 +146,20 @@ class BlockMaker:
             height=parent.height + 1,
             parent_view=0 if is_first else parent.view,
             parent_hash=parent.hash,
-            time_ms=max(self.clock_ms(), parent.time_ms + 1),
-            leader=self.own,
+            time_ms=block_time_ms(
+                self.clock_ms(),
+                parent=parent,
+                root=executor.root_header,
+                epoch_ms=self.parameters.epoch_ms,
+                names_next=named != ZERO_HASH,
+            ),
+            leader=leader,
             transactions_root=transactions_root(hashes),
             transactions_count=len(hashes),
             executed_height=executed,
             state_root=root,
             committee_hash=executor.ledger.committee.hash,
-            next_committee_hash=ZERO_HASH if is_empty else executor.ledger.next_committee_hash,
+            next_committee_hash=named,
         )
         if not is_empty:  # what finalizes a boundary is no part of the chain
             header = self._with_reveal(header, parent)
@@ -183,7 +193,21 @@ class BlockMaker:
         root = self.executor.root(header.executed_height)
         if root is not None and root != header.state_root:
             raise Rejected(Reason.WRONG_STATE, f"another state root after height {header.executed_height}")
+        self._verify_next_committee(header)
         self.hold(Candidate(block, bodies))
+
+    def _verify_next_committee(self, header: BlockHeader) -> None:
+        """Raise `Rejected` unless the header names what the state it has executed has fixed.
+
+        Behind a boundary it names nothing, as the engine has seen to. What is not known here is zero or what is fixed
+        by now: nobody may bring in a third, which those who know better could never build on.
+        """
+        executor, named = self.executor, header.next_committee_hash
+        if named == ZERO_HASH and executor.ends_epoch(header):
+            return
+        known = executor.next_committee_hash(header.executed_height)
+        if named not in ((ZERO_HASH, executor.ledger.next_committee_hash) if known is None else (known,)):
+            raise Rejected(Reason.WRONG_STATE, f"another next committee after height {header.executed_height}")
 
     async def fetch(self, block: Block) -> None:
         """Hold a block that is final, with its bodies: there is nothing left to judge."""
