@@ -75,16 +75,32 @@ def test_a_seat_goes_to_another_when_its_holder_has_missed_seven_epochs() -> Non
     assert fleet.left[0, 5] == 1
 
 
-def test_no_seat_is_given_away_below_the_quorum() -> None:
-    scenario = replace(accelerated(), networks=1)
+def test_no_seat_is_given_away_below_the_quorum_and_elsewhere_it_is() -> None:
+    scenario = replace(accelerated(), networks=2)
     fleet = Fleet(scenario, np.random.default_rng(1))
     fleet.departs_at[0, : scenario.code.f + 1] = 0.0
+    fleet.departs_at[1, : scenario.code.f] = 0.0
+    for hour in range(int(SEAT_LOST_HOURS) + 48):
+        now = float(hour)
+        fleet.come_and_go(now)
+        fleet.lose(now)
+        assert fleet.end_hour(now, fleet.reached(now)).tolist() == [True, False]
+    assert fleet.gone.sum(axis=1).tolist() == [scenario.code.f + 1, 0]
+
+
+def test_no_seat_is_given_away_while_a_handover_is_under_way() -> None:
+    scenario = replace(accelerated(), networks=1)
+    fleet = Fleet(scenario, np.random.default_rng(1))
+    joined = scenario.code.f + 1
+    fleet.gained[0, :joined], fleet.left[0, :joined] = True, 1.0
+    fleet.departs_at[0, joined] = 0.0
     for hour in range(2 * int(SEAT_LOST_HOURS)):
         now = float(hour)
         fleet.come_and_go(now)
         fleet.lose(now)
-        assert fleet.end_hour(now, fleet.reached(now)).all()
-    assert fleet.gone[0].sum() == scenario.code.f + 1
+        fleet.end_hour(now, fleet.reached(now))
+    assert np.flatnonzero(fleet.gone[0]).tolist() == [joined]
+    assert not fleet.missed.any(), "and no challenge is asked"
 
 
 def test_halts_come_as_often_as_birth_death_says() -> None:
