@@ -39,13 +39,16 @@ from p2pnode.kernel import Kernel, load_kernel
 from p2pnode.keys import Key
 from p2pnode.members import Members
 from p2pnode.network.host import Network, open_network
-from p2pnode.participant import (
-    Participant,
+from p2pnode.participant import Participant
+from p2pnode.protocols import (
     blocks_topic,
     chain_protocol,
+    commitments_topic,
     consensus_protocol,
+    storage_protocol,
     transactions_topic,
 )
+from p2pnode.serving import Serving
 from p2pnode.snapshots import Snapshots
 from p2pnode.storage import StorageServer
 from p2pnode.store import SliverStore
@@ -67,14 +70,6 @@ STREAMS_PER_PEER = 16
 
 def clock_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def storage_protocol(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/storage/2"
-
-
-def commitments_topic(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/commitments/1"
 
 
 def bootstrap_of(genesis: Genesis, config: Config) -> list[tuple[NodeId, Sequence[str]]]:
@@ -132,18 +127,11 @@ class Node:
         index = genesis.committee.index_of(self.node_id)
         self.index = index
         self.store = SliverStore(
-            home.store_path,
-            codec=codec,
-            chain_id=genesis.chain_id,
-            shards=() if index is None else genesis.committee.shards_of(index),
-            quota_bytes=config.quota_bytes,
+            home.store_path, codec=codec, chain_id=genesis.chain_id, quota_bytes=config.quota_bytes
         )
         self.executor = executor
         self.admission = Admission(
-            config.upload_limits,
-            code=genesis.code,
-            shards=len(self.store.shards),
-            ledger=lambda: executor.ledger,
+            config.upload_limits, code=genesis.code, node=self.node_id, ledger=lambda: executor.ledger
         )
         self.certifier = Certifier(chain_id=genesis.chain_id, committee=executor.ledger.committee)
         self.watch: Watch | None = None
@@ -160,6 +148,7 @@ class Node:
             ledger=lambda: executor.ledger,
             status=self.status,
             on_commitment=self.handle_own_commitment,
+            operations=Serving(store=self.store, codec=codec, ledger=lambda: executor.ledger).operations(),
             manner=MANNERS[behaviour],
         )
 
@@ -243,7 +232,7 @@ class Node:
             return
         members = Members(network, self.genesis, storage_protocol(self.genesis), discovery)
         rng = random.Random(os.urandom(16))
-        self.watch = Watch(members=members, store=self.store, codec=self.server.codec, own_index=self.index, rng=rng)
+        self.watch = Watch(members=members, store=self.store, codec=self.server.codec, own=self.node_id, rng=rng)
         await self.watch.run(pause_s)
 
     async def announce(self, discovery: Discovery) -> None:
@@ -389,8 +378,7 @@ def join(
         speak=speaker(behaviour, sign=node.key.sign, chain_id=genesis.chain_id),
     )
     network.serve(chain_protocol(genesis), participant.server.handle, streams_per_peer=STREAMS_PER_PEER)
-    if participant.links is not None:
-        network.serve(consensus_protocol(genesis), participant.links.handle, streams_per_peer=2)
+    network.serve(consensus_protocol(genesis), participant.membership.handle, streams_per_peer=2)
     return participant
 
 
@@ -401,10 +389,10 @@ async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> No
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             ready = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}
             print(json.dumps({"event": "ready", **ready}), flush=True)
-            log.info("ready: %d shards, %s", len(node.store.shards), ", ".join(network.addresses()))
+            log.info("ready: %d shards, %s", len(node.server.shards), ", ".join(network.addresses()))
             if node.store.foreign_files:
                 log.warning("%d files of the store are damaged or foreign, and left alone", node.store.foreign_files)
-            if not node.store.shards:
+            if not node.server.shards:
                 log.info("this node is no member: it holds nothing, follows the chain, helps with DHT and gossip")
             if behaviour is not Behaviour.HONEST:
                 log.warning("this node is an adversary: %s", behaviour)
