@@ -86,6 +86,7 @@ def test_no_seat_is_given_away_below_the_quorum_and_elsewhere_it_is() -> None:
         fleet.lose(now)
         assert fleet.end_hour(now, fleet.reached(now)).tolist() == [True, False]
     assert fleet.gone.sum(axis=1).tolist() == [scenario.code.f + 1, 0]
+    assert fleet.asked[0] == 0, "nor is any challenge asked"
 
 
 def test_no_seat_is_given_away_while_a_handover_is_under_way() -> None:
@@ -94,12 +95,14 @@ def test_no_seat_is_given_away_while_a_handover_is_under_way() -> None:
     joined = scenario.code.f + 1
     fleet.gained[0, :joined], fleet.left[0, :joined] = True, 1.0
     fleet.departs_at[0, joined] = 0.0
+    fleet.leaving[0, joined + 1] = True
     for hour in range(2 * int(SEAT_LOST_HOURS)):
         now = float(hour)
         fleet.come_and_go(now)
         fleet.lose(now)
         fleet.end_hour(now, fleet.reached(now))
     assert np.flatnonzero(fleet.gone[0]).tolist() == [joined]
+    assert np.flatnonzero(fleet.leaving[0]).tolist() == [joined + 1], "who had lost its seat before keeps it too"
     assert not fleet.missed.any(), "and no challenge is asked"
 
 
