@@ -40,7 +40,16 @@ from economics.genesis import FROST_MAX, Genesis
 from economics.nodes import Handover, Marks, NodeEntry, Seats, Stake, Standing, Terms
 from economics.operations import Code as Code
 from economics.operations import Context, Failed
-from economics.slots import SYSTEM_SLOT, Slot, StakeId, account_slot, offence_slot, statement_slot, terms_slot
+from economics.slots import (
+    SYSTEM_SLOT,
+    Slot,
+    StakeId,
+    account_slot,
+    invalid_slot,
+    offence_slot,
+    statement_slot,
+    terms_slot,
+)
 from economics.state import Account, BlobEntry, BlobSummary, Bucket, Reservation, System, Value, decode_value
 from economics.transactions import SignedTransaction
 from economics.tree import StateKey, Tree
@@ -207,6 +216,10 @@ class Ledger:
 
     def is_punished(self, node: NodeId, *, epoch: int, view: int) -> bool:
         return self._state.get(offence_slot(node, epoch=epoch, view=view)) is not None
+
+    def is_invalid(self, blob_id: BlobId) -> bool:
+        """Return whether a blob's writer is proven to have encoded it wrongly: its ID stays refused."""
+        return self._state.get(invalid_slot(blob_id)) is not None
 
     def live_blobs(self) -> Iterator[BlobSummary]:
         """Yield the blobs that the network owes, ascending by ID."""
