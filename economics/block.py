@@ -160,18 +160,24 @@ def is_boundary(header: BlockHeader, *, root: BlockHeader, epoch_ms: int) -> boo
     return header.time_ms >= root.time_ms + epoch_ms
 
 
+def block_time_ms(now_ms: int, *, parent: BlockHeader, root: BlockHeader, epoch_ms: int, names_next: bool) -> int:
+    """Return when to date a block on `parent`: now, but within the epoch where it does not name the next committee.
+
+    Then its last quarter has room for blocks a millisecond apart, until one is executed that fixes the committee.
+    """
+    time_ms, end_ms = max(now_ms, parent.time_ms + 1), root.time_ms + epoch_ms
+    if names_next or time_ms < end_ms or parent.time_ms >= end_ms:
+        return time_ms
+    return min(max(parent.time_ms + 1, end_ms - epoch_ms // 4), end_ms - 1)
+
+
 def verify_successor(
-    header: BlockHeader,
-    *,
-    parent: BlockHeader,
-    root: BlockHeader,
-    committee: Committee,
-    next_committee_hash: Digest,
-    epoch_ms: int,
+    header: BlockHeader, *, parent: BlockHeader, root: BlockHeader, committee: Committee, epoch_ms: int
 ) -> None:
     """Raise `Rejected` unless `header` may follow `parent` in the epoch that began at `root` (FORMATS.md 9).
 
-    What needs a clock or the state (time ahead, state root) is the voter's to check.
+    What needs a clock or the state (time ahead, state root, which committee is next) is the voter's to check. Every
+    block that is no boundary has a valid successor in any state.
     """
     first = parent == root
     if header.epoch != committee.epoch or header.chain_id != root.chain_id:
@@ -180,7 +186,7 @@ def verify_successor(
         raise Rejected(Reason.WRONG_PARENT, "height or parent hash are not the parent's")
     if header.parent_view != (0 if first else parent.view) or header.view <= header.parent_view:
         raise Rejected(Reason.WRONG_PARENT, "the parent's view is another")
-    if header.time_ms <= parent.time_ms:
+    if header.time_ms <= parent.time_ms and not _stands_still(header, parent, end_ms=root.time_ms + epoch_ms):
         raise Rejected(Reason.WRONG_TIME, "a block is later than its parent")
     if header.leader != leader_of(header.view, root_hash=root.hash, committee=committee):
         raise Rejected(Reason.WRONG_LEADER, f"member {header.leader} does not lead view {header.view}")
@@ -191,9 +197,27 @@ def verify_successor(
     is_tail = not first and is_boundary(parent, root=root, epoch_ms=epoch_ms)
     if is_tail and header.transactions_count:
         raise Rejected(Reason.WRONG_PARENT, "what builds on a boundary is empty")
-    seated = (committee.hash, ZERO_HASH if is_tail else next_committee_hash)
-    if (header.committee_hash, header.next_committee_hash) != seated:
+    if header.committee_hash != committee.hash:
         raise Rejected(Reason.WRONG_STATE, "another committee")
+    _verify_next_committee(header.next_committee_hash, parent=None if first or is_tail else parent)
+    if not is_tail and is_boundary(header, root=root, epoch_ms=epoch_ms) and header.next_committee_hash == ZERO_HASH:
+        raise Rejected(Reason.WRONG_TIME, "a block that ends an epoch names the next committee")
+
+
+def _verify_next_committee(named: Digest, *, parent: BlockHeader | None) -> None:
+    """Raise `Rejected` if a name goes back, or comes where none can be (None): behind the root or a boundary."""
+    if parent is None and named != ZERO_HASH:
+        raise Rejected(Reason.WRONG_STATE, "nobody can know the next committee yet")
+    if parent is not None and parent.next_committee_hash not in (ZERO_HASH, named):
+        raise Rejected(Reason.WRONG_STATE, "another next committee than the parent's")
+
+
+def _stands_still(header: BlockHeader, parent: BlockHeader, *, end_ms: int) -> bool:
+    """Return whether time may stand still: in the last millisecond before an end that nobody can date a block at yet.
+
+    Else blocks that were notarized there and not finalized would leave nothing to build on them.
+    """
+    return header.next_committee_hash == ZERO_HASH and header.time_ms == parent.time_ms == end_ms - 1
 
 
 @dataclass(frozen=True, slots=True)

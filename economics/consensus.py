@@ -113,7 +113,6 @@ class Engine:
         own: int | None,
         sign: Callable[[bytes], Signature],
         parameters: Parameters,
-        next_committee_hash: Digest,
         now_ms: int,
         restored: Sequence[SignedVote | VoteCertificate | Proposal] = (),
         finalized: tuple[Block, VoteCertificate] | None = None,
@@ -129,7 +128,7 @@ class Engine:
         """The epoch's boundary is final: this engine only answers now."""
         self._restored = tuple(restored)
         self._is_restart = is_restart
-        self._epoch = Epoch(chain_id, committee, root, own, parameters, next_committee_hash, verify)
+        self._epoch = Epoch(chain_id, committee, root, own, parameters, verify)
         self._branches = Branches(root)
         self._asking = Asking(self._epoch, self._branches, self._emit)
         self._judging = Judging(self._epoch, self._branches, emit=self._emit, lack=self._asking.lack)

@@ -21,7 +21,6 @@ class Epoch:
     own: int | None
     """This node's index in the committee; None for an observer."""
     parameters: Parameters
-    next_committee_hash: Digest
     verify: Verify
 
     @cached_property
@@ -47,7 +46,6 @@ class Epoch:
                 parent=parent,
                 root=self.root,
                 committee=self.committee,
-                next_committee_hash=self.next_committee_hash,
                 epoch_ms=self.parameters.epoch_ms,
             )
         except Rejected:

@@ -6,7 +6,7 @@ Double entry: at every height, what was minted less what was burned is all that 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from economics import duty, operations
+from economics import beacon, challenges, duty, operations
 from economics.arguments import (
     Attributes,
     Certify,
@@ -37,7 +37,7 @@ from economics.committee import Committee, Member
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.genesis import FROST_MAX, Genesis
-from economics.nodes import Handover, Marks, NodeEntry, Seats, Stake, Standing, Terms
+from economics.nodes import Beacon, Handover, Marks, NodeEntry, Round, Seats, Stake, Standing, Terms
 from economics.operations import Code as Code
 from economics.operations import Context, Failed
 from economics.slots import (
@@ -80,6 +80,7 @@ class Applied:
     changes: Mapping[StateKey, bytes | None]
     """The values that are others than before, None for those that are gone."""
     epoch_ended: bool
+    round_began: bool
 
 
 class Ledger:
@@ -189,6 +190,15 @@ class Ledger:
         """How the members have stood this epoch's challenges, up to the last round that is over."""
         return self._state.standing()
 
+    @property
+    def round(self) -> Round | None:
+        """The newest round of challenges; it is over if it is of an earlier epoch. None before the first."""
+        return challenges.current_round(self._state)
+
+    def beacon(self, node: NodeId) -> Beacon | None:
+        """Return the onion that a node is bound to."""
+        return beacon.beacon_of(self._state, node)
+
     def account(self, owner: OwnerId) -> Account:
         return self._state.account(owner)
 
@@ -292,6 +302,9 @@ class Ledger:
         assert header.height == self.height + 1
         assert header.epoch == self.epoch
         assert header.transactions_count == len(transactions)
+        round_began = challenges.begin_block(
+            self._state, header, committee=self.committee, parameters=self.genesis.parameters
+        )
         receipts = tuple(self._execute(signed, header.height) for signed in transactions)
         for slot in sorted(self._state.indexes.expiring.get(header.height, ())):
             self._state.put(slot, None)
@@ -302,7 +315,7 @@ class Ledger:
         if epoch_ended:
             self._end_epoch(header.time_ms)
         self.height = header.height
-        return Applied(receipts, self._state.flush(), epoch_ended)
+        return Applied(receipts, self._state.flush(), epoch_ended, round_began)
 
     def _execute(self, signed: SignedTransaction, height: int) -> Receipt:
         transaction, state = signed.transaction, self._state
@@ -365,7 +378,11 @@ class Ledger:
             case Evidence():
                 chain_id = self.genesis.chain_id
                 duty.punish(context, operation, chain_id=chain_id, committee_of=self._state.seats)
-            case PutStake() | Unstake() | ReportSync() | ReportAudit() | CommitBeacon() | Invalidate():
+            case ReportAudit():
+                challenges.report_audit(context, operation, self.committee)
+            case CommitBeacon():
+                beacon.commit(context, operation)
+            case PutStake() | Unstake() | ReportSync() | Invalidate():
                 raise Failed(Code.NOT_MEMBER)
 
     def _cut_off(self) -> None:
@@ -377,6 +394,7 @@ class Ledger:
     def _end_epoch(self, time_ms: int) -> None:
         """Pay the rewards, then let go of what ends with the epoch: linear in how much that is."""
         state, system = self._state, self.system
+        challenges.close_epoch(state, self.committee)
         duty.pay_rewards(state, self.committee, epoch=system.epoch)
         epoch = system.epoch + 1
         state.write(replace(system, epoch=epoch, epoch_start_ms=time_ms))

@@ -113,8 +113,8 @@ def follow(trusted: Trusted, boundary: Boundary, *, parameters: Parameters) -> T
 
 
 def _next_committee(committee: Committee, boundary: Boundary) -> Committee:
-    """Return the committee whose hash the boundary names."""
-    same = replace(committee, epoch=committee.epoch + 1)
+    """Return the committee whose hash the boundary names; what builds on a boundary names none."""
+    same = committee.in_epoch(committee.epoch + 1)
     if digest(Level.COMMITTEE, boundary.members or same.encode()) != boundary.header.next_committee_hash:
         raise Rejected(Reason.HASH_MISMATCH, "the next committee is another")
     if not boundary.members:

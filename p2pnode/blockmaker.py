@@ -4,12 +4,13 @@ Blocks that are not final yet are held here with their transactions, by hash, un
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 
 import trio
 
 from economics.arguments import inner_signatures
-from economics.block import AHEAD_MS_MAX, Block, BlockHeader, transactions_root
+from economics.block import AHEAD_MS_MAX, Block, BlockHeader, block_time_ms, transactions_root
 from economics.crypto import Digest, Signature
 from economics.errors import Reason, Rejected
 from economics.transactions import (
@@ -29,6 +30,8 @@ SETTLE_MS = 500
 
 Pull = Callable[[Sequence[Digest], int | None], Awaitable[list[bytes]]]
 """Fetches the transactions of these hashes, from this member first; raises `NetworkError` or `Rejected`."""
+Reveal = Callable[[BlockHeader, Sequence[BlockHeader]], bytes]
+"""Returns what a new block reveals, given this member's own blocks from the executed head to its parent, ascending."""
 
 
 class BlockMaker:
@@ -40,17 +43,17 @@ class BlockMaker:
         executor: Executor,
         mempool: Mempool,
         sign: Callable[[bytes], Signature],
-        own: int,
         clock_ms: Callable[[], int],
         pull: Pull,
+        reveal: Reveal,
     ) -> None:
         self.executor = executor
         self.mempool = mempool
         self.parameters = executor.genesis.parameters
-        self.own = own
         self.clock_ms = clock_ms
         self._sign = sign
         self._pull = pull
+        self._reveal = reveal
         self._held: dict[Digest, Candidate] = {}
         """Blocks above the head."""
         self._bodies_held: dict[Digest, SignedTransaction] = {}
@@ -79,16 +82,25 @@ class BlockMaker:
             kept = (signed for item in self._held.values() for signed in item.transactions)
             self._bodies_held = {signed.hash: signed for signed in kept}
 
-    def in_flight(self, tip: BlockHeader) -> list[SignedTransaction]:
-        """Return the transactions of `tip` and of what it builds on, down to the head."""
-        found: list[SignedTransaction] = []
+    def _flight(self, tip: BlockHeader) -> Iterator[Candidate]:
+        """Yield `tip` and what it builds on, down to the head."""
         block_hash = tip.hash
         while (candidate := self._held.get(block_hash)) is not None:
             if candidate.block.header.height <= self.executor.height:
                 break
-            found[:0] = candidate.transactions
+            yield candidate
             block_hash = candidate.block.header.parent_hash
-        return found
+
+    def in_flight(self, tip: BlockHeader) -> list[SignedTransaction]:
+        """Return the transactions of `tip` and of what it builds on, down to the head."""
+        blocks = list(self._flight(tip))
+        return [signed for candidate in reversed(blocks) for signed in candidate.transactions]
+
+    def _with_reveal(self, header: BlockHeader, parent: BlockHeader) -> BlockHeader:
+        """Return a header of this member with what it reveals."""
+        flight = [candidate.block.header for candidate in self._flight(parent)]
+        own = [one for one in reversed(flight) if one.leader == header.leader]
+        return replace(header, reveal=self._reveal(header, own))
 
     def earliest_ms(self, tip: BlockHeader) -> int:
         return tip.time_ms + self.parameters.block_interval_ms
@@ -96,7 +108,7 @@ class BlockMaker:
     def due_ms(self, tip: BlockHeader) -> int:
         """Return from when on a block after `tip` is wanted.
 
-        At once for transactions, soon to settle, else at the next heartbeat or the epoch's end.
+        At once for transactions, soon to settle, else at the next heartbeat, or where the epoch turns.
         """
         earliest = self.earliest_ms(tip)
         if self.executor.ends_epoch(tip) and tip != self.executor.root_header:
@@ -107,13 +119,18 @@ class BlockMaker:
         shown = tip != self.executor.root_header and tip.state_root == self.executor.ledger.root
         settled = shown and tip.height == self.executor.height
         pause = self.parameters.heartbeat_ms if settled else min(SETTLE_MS, self.parameters.heartbeat_ms)
-        epoch_end = self.executor.root_header.time_ms + self.parameters.epoch_ms
-        return max(earliest, min(tip.time_ms + pause, epoch_end))
+        return max(earliest, min(tip.time_ms + pause, self._turning_ms(tip)))
+
+    def _turning_ms(self, tip: BlockHeader) -> int:
+        """Return when a block is wanted on `tip` for the epoch's sake: at the cut-off, and behind that at the end."""
+        begun, epoch_ms = self.executor.root_header.time_ms, self.parameters.epoch_ms
+        cut_off = begun + epoch_ms // 2
+        return cut_off if tip.time_ms < cut_off else begun + epoch_ms
 
     # --- making --------------------------------------------------------------------------------------------------
 
-    def build(self, *, view: int, parent: BlockHeader, is_empty: bool) -> Block:
-        """Return a signed block on `parent`, holding what waits now."""
+    def build(self, *, view: int, leader: int, parent: BlockHeader, is_empty: bool) -> Block:
+        """Return a signed block on `parent`, holding what waits now; `leader` is this node's index."""
         executor = self.executor
         is_first = parent == executor.root_header
         chosen = () if is_empty else self._choose(parent)
@@ -121,6 +138,7 @@ class BlockMaker:
         executed = parent.height if is_first else executor.height
         root = executor.root(executed)
         assert root is not None
+        named = ZERO_HASH if is_first or is_empty else executor.ledger.next_committee_hash
         header = BlockHeader(
             chain_id=parent.chain_id,
             epoch=executor.ledger.epoch,
@@ -128,15 +146,23 @@ class BlockMaker:
             height=parent.height + 1,
             parent_view=0 if is_first else parent.view,
             parent_hash=parent.hash,
-            time_ms=max(self.clock_ms(), parent.time_ms + 1),
-            leader=self.own,
+            time_ms=block_time_ms(
+                self.clock_ms(),
+                parent=parent,
+                root=executor.root_header,
+                epoch_ms=self.parameters.epoch_ms,
+                names_next=named != ZERO_HASH,
+            ),
+            leader=leader,
             transactions_root=transactions_root(hashes),
             transactions_count=len(hashes),
             executed_height=executed,
             state_root=root,
             committee_hash=executor.ledger.committee.hash,
-            next_committee_hash=ZERO_HASH if is_empty else executor.ledger.next_committee_hash,
+            next_committee_hash=named,
         )
+        if not is_empty:  # what finalizes a boundary is no part of the chain
+            header = self._with_reveal(header, parent)
         block = Block(header, self._sign(header.encode()), hashes)
         self.hold(Candidate(block, chosen))
         return block
@@ -167,7 +193,21 @@ class BlockMaker:
         root = self.executor.root(header.executed_height)
         if root is not None and root != header.state_root:
             raise Rejected(Reason.WRONG_STATE, f"another state root after height {header.executed_height}")
+        self._verify_next_committee(header)
         self.hold(Candidate(block, bodies))
+
+    def _verify_next_committee(self, header: BlockHeader) -> None:
+        """Raise `Rejected` unless the header names what the state it has executed has fixed.
+
+        Behind a boundary it names nothing, as the engine has seen to. What is not known here is zero or what is fixed
+        by now: nobody may bring in a third, which those who know better could never build on.
+        """
+        executor, named = self.executor, header.next_committee_hash
+        if named == ZERO_HASH and executor.ends_epoch(header):
+            return
+        known = executor.next_committee_hash(header.executed_height)
+        if named not in ((ZERO_HASH, executor.ledger.next_committee_hash) if known is None else (known,)):
+            raise Rejected(Reason.WRONG_STATE, f"another next committee after height {header.executed_height}")
 
     async def fetch(self, block: Block) -> None:
         """Hold a block that is final, with its bodies: there is nothing left to judge."""

@@ -14,11 +14,12 @@ from pathlib import Path
 from economics.block import HEADER_BYTES, Block, BlockHeader, Finality
 from economics.crypto import Digest
 from economics.errors import Rejected
+from economics.light import Boundary
 from p2pnode.errors import ConfigError, DiskFailed, SpaceError
 from p2pnode.files import make_directory, sync_directory
 
 APPLICATION_ID = 0x70326E63
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INDEX_BITS = 20
 """A transaction's number is its height, then its index in so many bits: 10,000 a block, and height below 2^43."""
 TRANSACTIONS_MAX = 1 << INDEX_BITS
@@ -31,7 +32,7 @@ SCHEMA = """
 CREATE TABLE about (chain_id BLOB NOT NULL, base INTEGER NOT NULL) STRICT;
 CREATE TABLE blocks (
     height INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, epoch INTEGER NOT NULL, is_boundary INTEGER NOT NULL,
-    header BLOB NOT NULL, rest BLOB, root BLOB, finality BLOB) STRICT;
+    header BLOB NOT NULL, rest BLOB, root BLOB, finality BLOB, members BLOB) STRICT;
 CREATE INDEX certified ON blocks (height) WHERE finality IS NOT NULL;
 CREATE UNIQUE INDEX boundaries ON blocks (epoch) WHERE is_boundary;
 CREATE TABLE transactions (
@@ -42,7 +43,8 @@ CREATE TABLE touched (account BLOB NOT NULL, number INTEGER NOT NULL, PRIMARY KE
     STRICT, WITHOUT ROWID;
 CREATE TABLE state (key BLOB PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 """
-"""`rest` is a block's bytes behind its header, absent for a boundary that is known by its header alone."""
+"""`rest` is a block's bytes behind its header, absent for a boundary that is known by its header alone; `members` is of
+boundaries: the next committee as `economics.light.Boundary` shows it."""
 
 
 class DamagedChain(DiskFailed):
@@ -71,6 +73,8 @@ class FinalBlock:
     root: Digest
     """State root after it."""
     is_boundary: bool
+    members: bytes = b""
+    """Of a boundary: the next committee where that differs, as `economics.light.Boundary` shows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +243,9 @@ class ChainStore:
         proof = None if finality is None else finality.encode()
         row = (
             *(header.height, header.hash, header.epoch, item.is_boundary),
-            *(raw[:HEADER_BYTES], raw[HEADER_BYTES:], item.root, proof),
+            *(raw[:HEADER_BYTES], raw[HEADER_BYTES:], item.root, proof, item.members if item.is_boundary else None),
         )
-        run.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        run.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def _insert_transactions(self, run: sqlite3.Connection, item: FinalBlock) -> None:
         count = len(item.block.transactions)
@@ -258,22 +262,23 @@ class ChainStore:
         run.executemany("INSERT OR IGNORE INTO touched VALUES (?, ?)", accounts)
 
     def install_snapshot(
-        self, trail: Sequence[tuple[BlockHeader, Finality]], items: Iterable[tuple[bytes, bytes]], *, root: Digest
+        self, trail: Sequence[Boundary], items: Iterable[tuple[bytes, bytes]], *, root: Digest
     ) -> None:
         """Go on from the state (key, value) after the last boundary of `trail`, which is above the head.
 
         `trail` leads there from the current epoch, boundary by boundary; `root` is the state's. Durable on return.
         Blocks up to there are no longer held; the history of what was executed here stays.
         """
-        boundary = trail[-1][0]
+        boundary = trail[-1].header
         assert boundary.height > self._head
         with self._lock:
             with self._transaction() as run:
                 run.execute("DELETE FROM blocks WHERE NOT is_boundary")
                 run.execute("UPDATE blocks SET rest = NULL")
-                for header, finality in trail:
-                    row = (header.height, header.hash, header.epoch, header.encode(), finality.encode())
-                    run.execute("INSERT INTO blocks VALUES (?, ?, ?, TRUE, ?, NULL, NULL, ?)", row)
+                for item in trail:
+                    header = item.header
+                    row = (header.height, header.hash, header.epoch, header.encode(), item.finality.encode())
+                    run.execute("INSERT INTO blocks VALUES (?, ?, ?, TRUE, ?, NULL, NULL, ?, ?)", (*row, item.members))
                 run.execute("UPDATE blocks SET root = ? WHERE height = ?", (root, boundary.height))
                 run.execute("UPDATE about SET base = ?", (boundary.height + 1,))
                 run.execute("DELETE FROM state")
@@ -350,6 +355,20 @@ class ChainStore:
         with self._faults() as run:
             row = run.execute("SELECT height FROM blocks WHERE is_boundary AND epoch = ?", (epoch,)).fetchone()
         return None if row is None else int(row[0])
+
+    def boundary_of(self, epoch: int) -> Boundary | None:
+        """Return the end of an epoch as a light client takes it."""
+        query = "SELECT height, header, finality, members FROM blocks WHERE is_boundary AND epoch = ?"
+        with self._faults() as run:
+            row = run.execute(query, (epoch,)).fetchone()
+        if row is None:
+            return None
+        height, header, finality, members = row
+        try:
+            decoded = BlockHeader.decode(header, chain_id=self.chain_id)
+        except Rejected as fault:
+            raise self._damaged(f"header {height}: {fault}") from fault
+        return Boundary(decoded, self._decode_finality(height, finality), members)
 
     def root(self, height: int) -> Digest | None:
         """Return the state root after a block that was executed here, or whose state a snapshot gave."""

@@ -21,7 +21,7 @@ from economics.slots import state_key
 from economics.transactions import TRANSACTION_BYTES_MAX, SignedTransaction
 from economics.tree import StateKey, Tree
 from p2pnode.chain import StoredTransaction
-from p2pnode.executor import TREES_KEPT, Executor
+from p2pnode.executor import STATES_KEPT, Executor
 from p2pnode.network.frames import Incoming, receive_message_or_end, send_message
 from p2pnode.network.stream import Patience, Stream
 
@@ -280,13 +280,10 @@ class ChainServer:
         first = message.integer("first", high=1 << 62)
         parts: list[bytes] = []
         for epoch in range(first, min(first + EPOCHS_MAX, self.executor.ledger.epoch)):
-            height = self.store.boundary(epoch)
-            if height is None:
+            boundary = self.store.boundary_of(epoch)
+            if boundary is None:
                 raise Rejected(Reason.NOT_FOUND, "this node holds no boundary of that epoch")
-            header, finality = self.store.header(height), self.store.finality(height)
-            assert header is not None
-            assert finality is not None
-            parts += (header.encode(), sized(finality.encode()), sized(b""))
+            parts += (boundary.header.encode(), sized(boundary.finality.encode()), sized(boundary.members))
         return {}, tuple(parts)
 
     # --- state ---------------------------------------------------------------------------------------------------
@@ -294,7 +291,7 @@ class ChainServer:
     def _provable(self) -> tuple[BlockHeader, Finality, Tree]:
         """Return the newest final header whose state is still here."""
         head = self.executor.height
-        for height in range(head, max(head - TREES_KEPT, self.store.base() - 1, 0), -1):
+        for height in range(head, max(head - STATES_KEPT, self.store.base() - 1, 0), -1):
             header, finality = self.executor.header(height), self.store.finality(height)
             if header is None or finality is None:
                 continue

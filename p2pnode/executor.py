@@ -13,6 +13,7 @@ import trio
 
 from economics.arguments import HandOver, Transfer
 from economics.block import Block, BlockHeader, Finality, genesis_header, is_boundary
+from economics.committee import Committee
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
@@ -20,13 +21,14 @@ from economics.ledger import Ledger, Receipt
 from economics.light import Boundary
 from economics.transactions import SignedTransaction
 from economics.tree import Tree
+from economics.votes import ZERO_HASH
 from p2pnode.chain import ChainStore, FinalBlock, StoredReceipt
 from p2pnode.errors import SpaceError
 from p2pnode.snapshots import Snapshots
 
 log = logging.getLogger("p2pnode.executor")
 
-TREES_KEPT = 64
+STATES_KEPT = 64
 """Versions of the state that proofs can be made for: a header's state root is a few blocks old when it is final."""
 
 
@@ -36,6 +38,18 @@ class Candidate:
 
     block: Block
     transactions: tuple[SignedTransaction, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The state after one height, as far as headers speak of it."""
+
+    tree: Tree
+    next_committee_hash: Digest
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> "_State":
+        return cls(ledger.tree, ledger.next_committee_hash)
 
 
 class Diverged(AssertionError):
@@ -64,12 +78,16 @@ class Executor:
         """What proves the head final; None at genesis."""
         self.root_header = self._epoch_root()
         """The root of the current epoch: what its view 0 stands for."""
+        self.round_ledger: Ledger | None = None
+        """The state after the block that began the newest round of challenges; None if that was not executed here."""
+        self.round_since = 0.0
+        """When that block was executed here, by trio's clock."""
         self.advanced = trio.Event()
         """Set, and replaced, whenever the head moves."""
-        self._trees: OrderedDict[int, Tree] = OrderedDict({self.ledger.height: self.ledger.tree})
+        self._states: OrderedDict[int, _State] = OrderedDict({self.ledger.height: _State.of(self.ledger)})
         if self.head.state_root == self.ledger.root:  # the head vouches for it: nobody need wait for the next block
-            self._trees[self.head.executed_height] = self.ledger.tree
-            self._trees.move_to_end(self.ledger.height)
+            self._states[self.head.executed_height] = _State.of(self.ledger)
+            self._states.move_to_end(self.ledger.height)
         self._turn = trio.Lock()
 
     def _stored_header(self, height: int) -> BlockHeader:
@@ -93,18 +111,35 @@ class Executor:
 
     def root(self, height: int) -> Digest | None:
         """Return the state root after the block of `height`, None if it is not executed here or too old."""
-        recent = self._trees.get(height)
+        recent = self._states.get(height)
         if recent is not None:  # without the store, which may be busy with the next block
-            return recent.root
+            return recent.tree.root
         return self.store.root(height) if height else self.genesis_header.state_root
 
     def tree(self, height: int) -> Tree | None:
         """Return the state after one of the last heights."""
-        return self._trees.get(height)
+        recent = self._states.get(height)
+        return None if recent is None else recent.tree
+
+    def next_committee_hash(self, height: int) -> Digest | None:
+        """Return what a header names that has executed up to `height`: zero until the next committee was fixed.
+
+        None if that is not known here, as it was fixed since, or the height is one of an earlier epoch.
+        """
+        recent = self._states.get(height)
+        if recent is not None:
+            return recent.next_committee_hash
+        is_open = self.root_header.height <= height <= self.height and not self.ledger.cut_off_passed
+        return ZERO_HASH if is_open else None
 
     async def wait_beyond(self, height: int) -> None:
         """Wait until the head is above `height`."""
         while self.height <= height:
+            await self.advanced.wait()
+
+    async def wait_epoch_beyond(self, epoch: int) -> None:
+        """Wait until an epoch has ended."""
+        while self.ledger.epoch <= epoch:
             await self.advanced.wait()
 
     async def apply(self, candidates: Sequence[Candidate], finality: Finality) -> tuple[Receipt, ...]:
@@ -117,35 +152,48 @@ class Executor:
             if not fresh:
                 return ()
             with trio.CancelScope(shield=True):  # half done it would be on disk and not in memory
-                ledger, receipts, trees = await trio.to_thread.run_sync(self._execute, fresh, finality)
-                self._take(ledger, trees, fresh[-1].block.header, finality)
+                ledger, receipts, states, began = await trio.to_thread.run_sync(self._execute, fresh, finality)
+                if began is not None:
+                    self.round_ledger, self.round_since = began, trio.current_time()
+                self._take(ledger, states, fresh[-1].block.header, finality)
             return receipts
 
     def _execute(
         self, candidates: Sequence[Candidate], finality: Finality
-    ) -> tuple[Ledger, tuple[Receipt, ...], dict[int, Tree]]:
-        """For a worker thread."""
+    ) -> tuple[Ledger, tuple[Receipt, ...], dict[int, "_State"], Ledger | None]:
+        """For a worker thread. The last is the state in which a round began, if one did and is not over with it."""
         ledger = self.ledger.fork()
+        began: Ledger | None = None
         changes: dict[bytes, bytes | None] = {}
         rows: list[FinalBlock] = []
         receipts: list[Receipt] = []
-        trees: dict[int, Tree] = {}
-        roots = {self.height: self.ledger.root}
+        states: dict[int, _State] = {}
         for item in candidates:
             header = item.block.header
-            expected = roots.get(header.executed_height) or self.root(header.executed_height)
-            if expected is not None and expected != header.state_root:
-                raise Diverged(f"block {header.height} has another state root for height {header.executed_height}")
+            self._verify_executed(header, states.get(header.executed_height))
+            committee = ledger.committee
             applied = ledger.apply(header, item.transactions)
+            if applied.round_began and not applied.epoch_ended:
+                began = ledger.fork()
             changes.update(applied.changes.items())
             receipts += applied.receipts
-            trees[header.height] = ledger.tree
-            roots[header.height] = ledger.root
-            rows.append(build_row(item, applied.receipts, root=ledger.root, ends_epoch=applied.epoch_ended))
+            states[header.height] = _State.of(ledger)
+            following = ledger.committee if applied.epoch_ended else None
+            rows.append(build_row(item, applied.receipts, root=ledger.root, committee=committee, following=following))
         self.store.append(rows, finality=finality, changes=changes)
         if ledger.epoch != self.ledger.epoch:
             self._write_snapshot(self.ledger.epoch, ledger)
-        return ledger, tuple(receipts), trees
+        return ledger, tuple(receipts), states, began
+
+    def _verify_executed(self, header: BlockHeader, recent: "_State | None") -> None:
+        """Raise `Diverged` unless a final header says of the state it has executed what is known of that here."""
+        height = header.executed_height
+        root = self.root(height) if recent is None else recent.tree.root
+        if root is not None and root != header.state_root:
+            raise Diverged(f"block {header.height} has another state root for height {height}")
+        following = self.next_committee_hash(height) if recent is None else recent.next_committee_hash
+        if following is not None and following != header.next_committee_hash:
+            raise Diverged(f"block {header.height} names another next committee for height {height}")
 
     def _write_snapshot(self, epoch: int, ledger: Ledger) -> None:
         """Keep the state after an epoch for others; the blocks are on disk by now, so a failure must not undo them."""
@@ -154,14 +202,14 @@ class Executor:
         except (SpaceError, OSError) as fault:
             log.warning("no snapshot of the state after epoch %d: %s", epoch, fault)
 
-    def _take(self, ledger: Ledger, trees: dict[int, Tree], head: BlockHeader, finality: Finality) -> None:
+    def _take(self, ledger: Ledger, states: dict[int, "_State"], head: BlockHeader, finality: Finality) -> None:
         if ledger.epoch != self.ledger.epoch:
             self.root_header = head
             log.info("epoch %d begins at height %d", ledger.epoch, head.height)
         self.ledger, self.head, self.finality = ledger, head, finality
-        self._trees.update(trees)
-        while len(self._trees) > TREES_KEPT:
-            self._trees.popitem(last=False)
+        self._states.update(states)
+        while len(self._states) > STATES_KEPT:
+            self._states.popitem(last=False)
         self.advanced.set()
         self.advanced = trio.Event()
 
@@ -181,14 +229,16 @@ class Executor:
                 ledger = Ledger.load(self.genesis, items=values, height=boundary.height)
                 if ledger.root != root or ledger.epoch != boundary.epoch + 1:
                     raise Rejected(Reason.HASH_MISMATCH, "the snapshot is not the state that was signed for")
-                steps = [(item.header, item.finality) for item in ahead]
-                self.store.install_snapshot(steps, ledger.tree.items(), root=root)
+                if ledger.committee.hash != boundary.next_committee_hash:
+                    raise Rejected(Reason.HASH_MISMATCH, "the snapshot seats another committee than its boundary")
+                self.store.install_snapshot(ahead, ledger.tree.items(), root=root)
                 return ledger
 
             with trio.CancelScope(shield=True):
                 ledger = await trio.to_thread.run_sync(load)
-                self._trees.clear()
-                self._take(ledger, {boundary.height: ledger.tree}, boundary, trail[-1].finality)
+                self._states.clear()
+                self.round_ledger = None
+                self._take(ledger, {boundary.height: _State.of(ledger)}, boundary, trail[-1].finality)
             return True
 
     def ends_epoch(self, header: BlockHeader) -> bool:
@@ -205,13 +255,17 @@ def touched(signed: SignedTransaction) -> tuple[OwnerId, ...]:
             return (signed.transaction.sender,)
 
 
-def build_row(item: Candidate, receipts: Sequence[Receipt], *, root: Digest, ends_epoch: bool) -> FinalBlock:
-    """Return a block as the store keeps it."""
+def build_row(
+    item: Candidate, receipts: Sequence[Receipt], *, root: Digest, committee: Committee, following: Committee | None
+) -> FinalBlock:
+    """Return a block of an epoch with this committee as the store keeps it; `following` is given by a boundary."""
+    stays = following is None or following == committee.in_epoch(following.epoch)
     return FinalBlock(
         block=item.block,
         bodies=tuple(signed.raw for signed in item.transactions),
         receipts=tuple(StoredReceipt(receipt.hash, str(receipt.code), receipt.fee_frost) for receipt in receipts),
         touched=tuple(touched(signed) for signed in item.transactions),
         root=root,
-        is_boundary=ends_epoch,
+        is_boundary=following is not None,
+        members=b"" if following is None or stays else following.encode(),
     )

@@ -70,6 +70,11 @@ class Fault:
         return "caught" if self.kind is FaultKind.WRONG_BYTES else "without"
 
 
+def nickname(node: NodeId) -> str:
+    """Return how a node is called in logs."""
+    return build_key_text(node)[:8]
+
+
 def shorten(text: str) -> str:
     """Return a peer's words as they may be logged, shown on a terminal and passed on: one short line, printable."""
     return "".join(char if char.isprintable() else "?" for char in text[:DETAIL_CHARS_MAX])

@@ -378,8 +378,7 @@ def join(
         speak=speaker(behaviour, sign=node.key.sign, chain_id=genesis.chain_id),
     )
     network.serve(chain_protocol(genesis), participant.server.handle, streams_per_peer=STREAMS_PER_PEER)
-    if participant.links is not None:
-        network.serve(consensus_protocol(genesis), participant.links.handle, streams_per_peer=2)
+    network.serve(consensus_protocol(genesis), participant.membership.handle, streams_per_peer=2)
     return participant
 
 

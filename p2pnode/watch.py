@@ -13,10 +13,9 @@ from economics import cbor
 from economics.blob import Root, SegmentMetadata
 from economics.crypto import DIGEST_BYTES, NodeId
 from economics.errors import Reason, Rejected
-from economics.genesis import build_key_text
 from economics.geometry import Code
 from p2pnode.codec import Codec, Kind
-from p2pnode.members import REQUEST_FAULTS, Fault, Members
+from p2pnode.members import REQUEST_FAULTS, Fault, Members, nickname
 from p2pnode.store import SliverStore
 
 log = logging.getLogger("p2pnode.watch")
@@ -63,7 +62,7 @@ class Watch:
             self._note(node, fault)
         else:
             if self.last_faults.pop(node, None) is not None:
-                log.info("node %s passes its checks again", build_key_text(node)[:8])
+                log.info("node %s passes its checks again", nickname(node))
                 self.members.forgive(node)
 
     async def _ask(self, node: NodeId, root: Root, metadata: SegmentMetadata) -> None:

@@ -366,7 +366,6 @@ def bench_engine(members: int) -> Row:
             own=at,
             sign=key.sign,
             parameters=genesis.parameters,
-            next_committee_hash=ledger.next_committee_hash,
             now_ms=root.time_ms,
         )
         for at, key in enumerate(keys)

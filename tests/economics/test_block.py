@@ -15,6 +15,7 @@ from economics.block import (
     BlockHeader,
     Finality,
     Proposal,
+    block_time_ms,
     genesis_header,
     is_boundary,
     leader_of,
@@ -37,8 +38,9 @@ ROOT = genesis_header(
     time_ms=1_000,
     state_root=Digest(bytes([3]) * 32),
     committee_hash=COMMITTEE.hash,
-    next_committee_hash=LATER.hash,
+    next_committee_hash=ZERO_HASH,
 )
+END_MS = ROOT.time_ms + EPOCH_MS
 TRANSACTIONS = (Digest(bytes([4]) * 32), Digest(bytes([5]) * 32))
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "blocks.json").read_text(encoding="utf-8"))
 
@@ -60,15 +62,17 @@ def after(parent: BlockHeader, **changes: Any) -> BlockHeader:
         executed_height=parent.executed_height,
         state_root=ROOT.state_root,
         committee_hash=COMMITTEE.hash,
-        next_committee_hash=LATER.hash,
+        next_committee_hash=parent.next_committee_hash if parent.time_ms < END_MS else ZERO_HASH,
     )
     return replace(header, **changes)
 
 
+def boundary_on(parent: BlockHeader) -> BlockHeader:
+    return after(parent, time_ms=END_MS, next_committee_hash=LATER.hash)
+
+
 def check(header: BlockHeader, parent: BlockHeader = ROOT, root: BlockHeader = ROOT) -> None:
-    verify_successor(
-        header, parent=parent, root=root, committee=COMMITTEE, next_committee_hash=LATER.hash, epoch_ms=EPOCH_MS
-    )
+    verify_successor(header, parent=parent, root=root, committee=COMMITTEE, epoch_ms=EPOCH_MS)
 
 
 def sign(header: BlockHeader, transactions: tuple[Digest, ...] = ()) -> Block:
@@ -234,7 +238,6 @@ class TestSuccessor:
             ({"time_ms": 1_000}, Reason.WRONG_TIME),
             ({"executed_height": 2}, Reason.WRONG_STATE),
             ({"committee_hash": LATER.hash}, Reason.WRONG_STATE),
-            ({"next_committee_hash": COMMITTEE.hash}, Reason.WRONG_STATE),
         ],
     )
     def test_one_that_does_not_is_refused(self, changes: dict[str, Any], want: Reason) -> None:
@@ -267,16 +270,79 @@ class TestSuccessor:
             assert reason(check, replace(first, executed_height=executed), root, root) is Reason.WRONG_STATE
         assert reason(check, replace(first, parent_view=57, view=58), root, root) is Reason.WRONG_PARENT
 
-    def test_what_builds_on_a_boundary_is_empty(self) -> None:
-        boundary = after(ROOT, time_ms=ROOT.time_ms + EPOCH_MS)
+    def test_what_builds_on_a_boundary_is_empty_and_names_no_committee(self) -> None:
+        boundary = boundary_on(after(ROOT))
         assert is_boundary(boundary, root=ROOT, epoch_ms=EPOCH_MS)
         assert not is_boundary(replace(boundary, time_ms=boundary.time_ms - 1), root=ROOT, epoch_ms=EPOCH_MS)
-        tail = after(boundary, next_committee_hash=ZERO_HASH)
+        tail = after(boundary)
         check(tail, boundary)
+        check(after(tail), tail)
         assert reason(check, filled(boundary).header, boundary) is Reason.WRONG_PARENT
-        assert reason(check, after(boundary), boundary) is Reason.WRONG_STATE
+        for parent in (boundary, tail):
+            named = after(parent, next_committee_hash=LATER.hash)
+            assert reason(check, named, parent) is Reason.WRONG_STATE
         before = replace(boundary, time_ms=boundary.time_ms - 1)
         check(filled(before).header, before)
+
+
+class TestNextCommittee:
+    def test_is_named_at_any_time_behind_the_first_block_and_by_all_that_follow(self) -> None:
+        first = after(ROOT)
+        second = after(first)
+        check(second, first)
+        named = after(second, next_committee_hash=LATER.hash)
+        check(named, second)
+        check(after(named), named)
+        for other in (ZERO_HASH, COMMITTEE.hash):
+            assert reason(check, after(named, next_committee_hash=other), named) is Reason.WRONG_STATE
+
+    def test_is_named_by_no_first_block(self) -> None:
+        """It has executed the root alone, whose state cannot have fixed it; also where the root names its own."""
+        root = replace(ROOT, next_committee_hash=LATER.hash)
+        leader = leader_of(2, root_hash=root.hash, committee=COMMITTEE)
+        first = replace(after(ROOT), parent_hash=root.hash, leader=leader)
+        check(first, root, root)
+        assert reason(check, replace(first, next_committee_hash=LATER.hash), root, root) is Reason.WRONG_STATE
+
+    def test_is_named_by_every_boundary(self) -> None:
+        first = after(ROOT)
+        check(boundary_on(first), first)
+        nameless = after(first, time_ms=END_MS)
+        assert reason(check, nameless, first) is Reason.WRONG_TIME
+        assert reason(check, after(ROOT, time_ms=END_MS)) is Reason.WRONG_TIME
+        check(replace(nameless, time_ms=END_MS - 1), first)
+
+    def test_time_stands_still_in_the_last_millisecond_where_it_cannot_be_named_yet(self) -> None:
+        """What was notarized there and not finalized would have no successor else, and the chain none ever after."""
+        last = after(after(ROOT), time_ms=END_MS - 1)
+        still = after(last, time_ms=END_MS - 1)
+        check(still, last)
+        check(after(still, time_ms=END_MS - 1), still)
+        check(boundary_on(still), still)
+        assert reason(check, after(last, time_ms=END_MS - 2), last) is Reason.WRONG_TIME
+        assert reason(check, after(last, time_ms=END_MS - 1, next_committee_hash=LATER.hash), last) is Reason.WRONG_TIME
+        earlier = after(after(ROOT), time_ms=END_MS - 2)
+        assert reason(check, after(earlier, time_ms=END_MS - 2), earlier) is Reason.WRONG_TIME
+
+    @given(
+        st.integers(0, 2 * EPOCH_MS), st.integers(0, EPOCH_MS + 2), st.booleans(), st.sampled_from((1, 2, 3, EPOCH_MS))
+    )
+    def test_any_block_has_a_successor_in_any_state(
+        self, now_ms: int, parent_ms: int, is_fixed: bool, epoch_ms: int
+    ) -> None:
+        """As a leader dates it, whatever its clock says and whatever it has executed."""
+        end_ms = ROOT.time_ms + epoch_ms
+        parent = ROOT if not parent_ms else after(after(ROOT), time_ms=ROOT.time_ms + parent_ms)
+        if parent.time_ms >= end_ms:
+            parent = replace(parent, next_committee_hash=LATER.hash)
+        is_tail, is_fixed = parent.time_ms >= end_ms, is_fixed and parent != ROOT
+        names_next = is_fixed and not is_tail
+        time_ms = block_time_ms(
+            ROOT.time_ms + now_ms, parent=parent, root=ROOT, epoch_ms=epoch_ms, names_next=names_next
+        )
+        header = after(parent, time_ms=time_ms, next_committee_hash=LATER.hash if names_next else ZERO_HASH)
+        verify_successor(header, parent=parent, root=ROOT, committee=COMMITTEE, epoch_ms=epoch_ms)
+        assert time_ms <= max(ROOT.time_ms + now_ms, parent.time_ms + 1)
 
 
 class TestProposal:

@@ -63,13 +63,12 @@ def verify(node: bytes, message: bytes, signature: bytes) -> None:
 
 
 def make_root(committee: Committee) -> BlockHeader:
-    later = Committee(committee.epoch + 1, committee.members)
     return genesis_header(
         chain_id=CHAIN,
         time_ms=ROOT_MS,
         state_root=ZERO_HASH,
         committee_hash=committee.hash,
-        next_committee_hash=later.hash,
+        next_committee_hash=ZERO_HASH,
     )
 
 
@@ -134,7 +133,6 @@ class Net:
             own=own,
             sign=lambda message: sign(self.committee.members[own or 0].node, message),
             parameters=self.parameters,
-            next_committee_hash=self.root.next_committee_hash,
             now_ms=self.now_ms,
             restored=restored,
             finalized=finalized,
@@ -207,7 +205,7 @@ class Net:
             executed_height=self.root.height if first else parent.executed_height,
             state_root=ZERO_HASH,
             committee_hash=self.root.committee_hash,
-            next_committee_hash=ZERO_HASH if is_tail else self.root.next_committee_hash,
+            next_committee_hash=ZERO_HASH if first or is_tail else self.committee.in_epoch(1).hash,
         )
         header = replace(header, **changes)  # type: ignore[arg-type]
         return Block(header, sign(self.committee.members[header.leader].node, header.encode()), ())
@@ -579,7 +577,7 @@ class TestOwnVotes:
         net.passes = lambda sender, to, message: False
         proposal = net.propose(1)
         net.give(0, Heard(net.certificate(Kind.NOTARIZE, 1, proposal.block.hash), 1))
-        for view in range(2, 6):
+        for view in range(2, 4):
             net.give(0, Heard(net.certificate(Kind.NULLIFY, view), 1))
         assert net.nodes[0].sent() == []
         net.give(0, Heard(proposal, 3))
@@ -988,26 +986,26 @@ class TestBoundary:
 
     def test_what_builds_on_a_boundary_makes_it_final_and_proves_it(self) -> None:
         net = started(epoch_ms=1_000)
-        net.now_ms = 1_000
         net.passes = lambda sender, to, message: (
-            not (isinstance(message, SignedVote) and message.vote.kind is Kind.FINALIZE and message.vote.view < 3)
+            not (isinstance(message, SignedVote) and message.vote.kind is Kind.FINALIZE and message.vote.view < 4)
         )
-        for view in (1, 2, 3):
+        for view in (1, 2, 3, 4):
             build(net)
-            net.deliver(2 if view < 3 else 10)
-            assert net.nodes[net.leader(view)].builds[-1].parent_is_boundary is (view > 1)
-        assert net.heights() == [1, 1, 1, 1]
+            net.deliver(2 if view < 4 else 10)
+            assert net.nodes[net.leader(view)].builds[-1].parent_is_boundary is (view > 2)
+            net.now_ms = 1_000
+        assert net.heights() == [2, 2, 2, 2]
         for node in net.nodes:
             (done,) = node.finalized
-            assert [block.header.view for block in done.blocks] == [1]
-            assert [link.view for link in done.finality.links] == [2, 3]
-            done.finality.verify(done.blocks[0].header, committee=net.committee, verify=verify)
+            assert [block.header.view for block in done.blocks] == [1, 2]
+            assert [link.view for link in done.finality.links] == [3, 4]
+            done.finality.verify(done.blocks[1].header, committee=net.committee, verify=verify)
 
     def test_the_next_epoch_begins_on_it_with_views_from_1(self) -> None:
         net = started(epoch_ms=1_000)
-        net.now_ms = 1_000
-        build(net)
-        net.deliver()
+        for net.now_ms in (0, 1_000):
+            build(net)
+            net.deliver()
         boundary = net.nodes[0].blocks[-1].header
         later = Net()
         later.now_ms = 1_000
@@ -1019,7 +1017,7 @@ class TestBoundary:
         assert {node.engine.view for node in later.nodes} == {1}
         build(later)
         later.deliver()
-        assert later.heights() == [2, 2, 2, 2]
+        assert later.heights() == [3, 3, 3, 3]
         later.verify()
 
 

@@ -15,7 +15,7 @@ from economics.transactions import (
     build,
     least_fee,
 )
-from economics.votes import Kind, Vote, VoteCertificate
+from economics.votes import ZERO_HASH, Kind, Vote, VoteCertificate
 from p2pnode.chain import ChainStore
 from p2pnode.executor import Candidate, Executor
 from p2pnode.keys import Key
@@ -94,7 +94,7 @@ class Maker:
             "executed_height": executor.height,
             "state_root": ledger.root,
             "committee_hash": ledger.committee.hash,
-            "next_committee_hash": ledger.next_committee_hash,
+            "next_committee_hash": ZERO_HASH if is_first else ledger.next_committee_hash,
         }
         header = BlockHeader(**{**fields, **changes})  # type: ignore[arg-type]
         block = Block(header, OPERATORS[header.leader].sign(header.encode()), hashes)
@@ -116,4 +116,7 @@ async def extend(executor: Executor, *transactions: SignedTransaction, after_ms:
 
 
 async def end_epoch(executor: Executor) -> Candidate:
-    return await extend(executor, after_ms=executor.genesis.parameters.epoch_ms)
+    """Make the block that fixes the next committee, then the boundary, and return that."""
+    epoch_ms = executor.genesis.parameters.epoch_ms
+    await extend(executor, after_ms=epoch_ms // 2)
+    return await extend(executor, after_ms=epoch_ms)

@@ -9,7 +9,7 @@ from typing import cast
 import trio
 
 from economics.consensus import Guilty
-from economics.crypto import Digest, Signature
+from economics.crypto import Digest, NodeId, Signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.votes import Kind, SignedVote, Vote
@@ -18,7 +18,7 @@ from p2pnode.errors import PeerUnreachable
 from p2pnode.executor import Executor
 from p2pnode.journal import Binding, Journal
 from p2pnode.links import FrameType, Links
-from p2pnode.members import Members
+from p2pnode.members import Members, Who
 from p2pnode.mempool import Mempool
 from p2pnode.network.stream import Stream
 from p2pnode.validator import Validator, speak_honestly
@@ -30,9 +30,13 @@ from tests.small import OPERATORS
 class Nobody:
     """Members that cannot be reached."""
 
-    async def open_stream(self, member: int) -> Stream:
+    async def open_stream(self, who: Who) -> Stream:
         await trio.lowlevel.checkpoint()
         raise PeerUnreachable("nobody is there")
+
+
+def node_of(member: int) -> NodeId:
+    return NodeId(OPERATORS[member].public)
 
 
 HASH = Digest(b"h" * 32)
@@ -58,7 +62,7 @@ class Member:
     directory: Path
     own: int
     late_ms: int = 0
-    behind: list[int | None] = field(default_factory=list)
+    behind: list[NodeId | None] = field(default_factory=list)
     guilty: list[Guilty] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
     pull: Callable[[Sequence[Digest], int | None], list[bytes]] | None = None
@@ -72,15 +76,14 @@ class Member:
             executor=self.executor,
             mempool=self.mempool,
             sign=self.key.sign,
-            own=self.own,
             clock_ms=self.clock_ms,
             pull=self._pull,
         )
         self.links = Links(
             members=cast(Members, Nobody()),
             committee=self.executor.ledger.committee,
-            own=self.own,
-            receive=self.receive,
+            own=NodeId(self.key.public),
+            receive=lambda *frame: self.validator.receive(*frame),
             greet=lambda: b"",
         )
         self.votes, binding = open_binding(self.directory)
@@ -95,6 +98,7 @@ class Member:
             on_guilty=self.guilty.append,
             on_behind=self.behind.append,
             speak=speak_honestly,
+            is_restart=True,
         )
 
     def clock_ms(self) -> int:
@@ -107,7 +111,7 @@ class Member:
         return self.pull(hashes, sender)
 
     async def receive(self, sender: int, kind: FrameType, body: bytes) -> None:
-        await self.validator.receive(sender, kind, body)
+        await self.validator.receive(node_of(sender), kind, body)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

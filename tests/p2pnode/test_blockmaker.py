@@ -22,6 +22,7 @@ from tests.p2pnode.member import Member
 from tests.small import OPERATORS, OTHER_OWNER, OWNER
 
 TO = OwnerId(OTHER_OWNER.public)
+EPOCH_MS = GENESIS.parameters.epoch_ms
 
 
 def pay(member: Member, nonce: int = 0, **fields: int) -> SignedTransaction:
@@ -71,7 +72,7 @@ class TestBuilding:
         waiting = [pay(leader, nonce) for nonce in range(3)]
         for signed in waiting:
             leader.mempool.add(signed, ledger=leader.executor.ledger)
-        block = leader.maker.build(view=1, parent=leader.executor.head, is_empty=False)
+        block = leader.maker.build(view=1, leader=0, parent=leader.executor.head, is_empty=False)
         assert block.transactions == tuple(signed.hash for signed in waiting)
         block.verify_signature(committee=GENESIS.committee)
         serve(voter, *waiting)
@@ -86,14 +87,13 @@ class TestBuilding:
             leader.mempool.add(signed, ledger=ledger)
         parent = root
         for view in range(1, 4):
-            block = leader.maker.build(view=view, parent=parent, is_empty=False)
+            block = leader.maker.build(view=view, leader=0, parent=parent, is_empty=False)
             led = replace(block.header, leader=Maker(leader.executor, []).make(skip_views=view - 1).block.header.leader)
             verify_successor(
                 led,
                 parent=parent,
                 root=root,
                 committee=ledger.committee,
-                next_committee_hash=ledger.next_committee_hash,
                 epoch_ms=GENESIS.parameters.epoch_ms,
             )
             parent = block.header
@@ -102,7 +102,7 @@ class TestBuilding:
     async def test_on_a_boundary_is_empty_and_names_no_next_committee(self, leader: Member) -> None:
         leader.mempool.add(pay(leader), ledger=leader.executor.ledger)
         boundary = Maker(leader.executor).make(after_ms=GENESIS.parameters.epoch_ms).block.header
-        block = leader.maker.build(view=2, parent=boundary, is_empty=True)
+        block = leader.maker.build(view=2, leader=0, parent=boundary, is_empty=True)
         assert (block.transactions, block.header.next_committee_hash) == ((), ZERO_HASH)
 
     async def test_stays_within_what_a_block_may_hold(self, leader: Member, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,36 @@ class TestBuilding:
         for signed in waiting:
             leader.mempool.add(signed, ledger=leader.executor.ledger)
         monkeypatch.setattr(blockmaker_module, "BLOCK_BYTES_MAX", 3 * len(waiting[0].raw) - 1)
-        assert len(leader.maker.build(view=1, parent=leader.executor.head, is_empty=False).transactions) == 2
+        assert len(leader.maker.build(view=1, leader=0, parent=leader.executor.head, is_empty=False).transactions) == 2
+
+    async def test_is_dated_within_the_epoch_while_the_next_committee_is_not_fixed(self, leader: Member) -> None:
+        """After an outage of all of three epochs one block fixes it, and the next is the boundary."""
+        executor = leader.executor
+        await extend(executor)
+        leader.late_ms = 3 * EPOCH_MS
+        end_ms = executor.root_header.time_ms + EPOCH_MS
+        first = leader.maker.build(view=2, leader=0, parent=executor.head, is_empty=False).header
+        second = leader.maker.build(view=3, leader=0, parent=first, is_empty=False).header
+        times = [first.time_ms, second.time_ms]
+        assert times == [end_ms - EPOCH_MS // 4, end_ms - EPOCH_MS // 4 + 1]
+        assert {first.next_committee_hash, second.next_committee_hash} == {ZERO_HASH}
+        await extend(executor, after_ms=first.time_ms - executor.head.time_ms)
+        last = leader.maker.build(view=3, leader=0, parent=executor.head, is_empty=False).header
+        assert last.time_ms == leader.clock_ms()
+        assert last.next_committee_hash == executor.ledger.committee.in_epoch(1).hash
+
+    async def test_is_due_where_the_epoch_turns(self, leader: Member) -> None:
+        executor, parameters = leader.executor, GENESIS.parameters
+        begun = executor.root_header.time_ms
+        await extend(executor, after_ms=EPOCH_MS // 2 - 5_000)
+        await extend(executor)
+        assert leader.maker.due_ms(executor.head) == begun + EPOCH_MS // 2
+        await extend(executor, after_ms=5_000)
+        await extend(executor)
+        assert leader.maker.due_ms(executor.head) == executor.head.time_ms + parameters.heartbeat_ms
+        await extend(executor, after_ms=EPOCH_MS // 2 - 10_000)
+        await extend(executor)
+        assert leader.maker.due_ms(executor.head) == begun + EPOCH_MS
 
     async def test_is_due_for_transactions_at_once_then_to_settle_then_as_a_heartbeat(self, leader: Member) -> None:
         parameters, executor = GENESIS.parameters, leader.executor
@@ -139,9 +168,40 @@ class TestJudging:
         plain = Maker(voter.executor).make().block.header
         assert await verdict(voter, sign_block(replace(plain, state_root=ZERO_HASH))) is Reason.WRONG_STATE
 
+    async def test_refuses_another_next_committee_than_the_state_has_fixed(self, voter: Member) -> None:
+        """Nobody may name it before, none but it after, and a voter who knows no more lets no third one in."""
+        executor = voter.executor
+        named = executor.ledger.committee.in_epoch(1).hash
+        await extend(executor)
+        early = Maker(executor).make().block.header
+        assert await verdict(voter, sign_block(early)) is None
+        assert await verdict(voter, sign_block(replace(early, next_committee_hash=named))) is Reason.WRONG_STATE
+        await extend(executor, after_ms=EPOCH_MS // 2)
+        plain = Maker(executor).make().block.header
+        voter.late_ms = EPOCH_MS
+        assert plain.next_committee_hash == named
+        assert await verdict(voter, sign_block(plain)) is None
+        wrong = executor.ledger.committee.hash
+        for other in (ZERO_HASH, wrong):
+            assert await verdict(voter, sign_block(replace(plain, next_committee_hash=other))) is Reason.WRONG_STATE
+        root = executor.root(1)
+        assert root is not None
+        old = replace(plain, executed_height=1, state_root=root)
+        executor._states.clear()
+        for other, want in ((ZERO_HASH, None), (named, None), (wrong, Reason.WRONG_STATE)):
+            assert await verdict(voter, sign_block(replace(old, next_committee_hash=other))) is want
+
+    async def test_lets_what_builds_on_a_boundary_name_none(self, voter: Member) -> None:
+        await extend(voter.executor, after_ms=EPOCH_MS // 2)
+        voter.late_ms = EPOCH_MS
+        maker = Maker(voter.executor)
+        maker.make(after_ms=EPOCH_MS // 2)
+        tail = maker.make(next_committee_hash=ZERO_HASH).block.header
+        assert await verdict(voter, sign_block(tail)) is None
+
     async def test_waits_for_the_state_that_a_block_shows(self, leader: Member, voter: Member) -> None:
         made = await extend(leader.executor, pay(leader))
-        block = leader.maker.build(view=2, parent=leader.executor.head, is_empty=False)
+        block = leader.maker.build(view=2, leader=0, parent=leader.executor.head, is_empty=False)
         assert block.header.executed_height == 1
         judged: list[Reason | None] = []
         async with trio.open_nursery() as nursery:
@@ -202,5 +262,5 @@ async def test_what_the_chain_has_passed_is_forgotten(leader: Member) -> None:
 async def test_an_epoch_s_first_block_shows_all_of_the_last(leader: Member) -> None:
     await end_epoch(leader.executor)
     root = leader.executor.root_header
-    header = leader.maker.build(view=1, parent=root, is_empty=False).header
+    header = leader.maker.build(view=1, leader=0, parent=root, is_empty=False).header
     assert (header.parent_view, header.executed_height, header.epoch) == (0, root.height, 1)

@@ -12,8 +12,9 @@ from random import Random
 
 import pytest
 
-from economics.block import BlockHeader, Finality
+from economics.block import Finality
 from economics.crypto import Digest
+from economics.light import Boundary
 from p2pnode.chain import ChainStore, DamagedChain, FinalBlock, StoredReceipt, StoredTransaction
 from p2pnode.errors import ConfigError, DiskFailed
 from tests.p2pnode.blocks import (
@@ -82,7 +83,7 @@ class TestOpen:
             ChainStore.open(path, Digest(b"d" * 32), genesis_state=())
         open_store(path).close()
 
-    @pytest.mark.parametrize("pragma", ["user_version = 2", "application_id = 7"])
+    @pytest.mark.parametrize("pragma", ["user_version = 3", "application_id = 7"])
     def test_refuses_another_version_s(self, path: Path, pragma: str) -> None:
         open_store(path).close()
         with sqlite3.connect(path) as connection:
@@ -361,8 +362,12 @@ class TestReading:
 class TestSnapshot:
     STATE = state_after(30)
 
-    def trail(self, chain: list[FinalBlock], *heights: int) -> list[tuple[BlockHeader, Finality]]:
-        return [(chain[height - 1].block.header, own_finality(chain[height - 1])) for height in heights]
+    def trail(self, chain: list[FinalBlock], *heights: int) -> list[Boundary]:
+        """Return boundaries of which every other one names another committee."""
+        return [
+            Boundary(item.block.header, own_finality(item), b"" if at % 2 else b"members %d" % at)
+            for at, item in enumerate(chain[height - 1] for height in heights)
+        ]
 
     def test_takes_the_place_of_a_new_chain(self, path: Path) -> None:
         chain = make_chain(35)
@@ -373,8 +378,9 @@ class TestSnapshot:
             assert (store.head(), store.base()) == (30, 31)
             assert list(store.state_values()) == list(self.STATE.values())
             assert [store.boundary(epoch) for epoch in range(4)] == [10, 20, 30, None]
-            assert [store.header(height) for height in (10, 20, 30)] == [header for header, _ in trail]
-            assert [store.finality(height) for height in (10, 20, 30)] == [proof for _, proof in trail]
+            assert [store.header(height) for height in (10, 20, 30)] == [item.header for item in trail]
+            assert [store.finality(height) for height in (10, 20, 30)] == [item.finality for item in trail]
+            assert [store.boundary_of(epoch) for epoch in range(4)] == [*trail, None]
             assert [store.root(height) for height in (10, 20, 30)] == [None, None, make_root(30)]
             assert [store.block(height) for height in (10, 29, 30)] == [None] * 3
             store.close()

@@ -16,12 +16,14 @@ from economics.block import Finality
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
 from economics.fields import sized
+from economics.votes import ZERO_HASH
 from p2pnode import chainsync as chainsync_module
 from p2pnode.chainsync import ChainSync, pull_bodies
 from p2pnode.executor import Candidate, Executor
 from p2pnode.network.frames import Incoming
 from tests.p2pnode.chainnet import ChainNet, Handler, liar, lying_head, passing, serve, silent
 from tests.p2pnode.finalchain import GENESIS, Maker, end_epoch, extend, finalize, open_executor, sign
+from tests.p2pnode.member import node_of
 from tests.small import OTHER_OWNER, OWNER
 
 PAY = Transfer(OwnerId(OTHER_OWNER.public), 5)
@@ -47,7 +49,7 @@ async def syncing(
         sync = ChainSync(
             executor=executor,
             members=net.members(),
-            own=3,
+            own=node_of(3),
             apply=apply,  # type: ignore[arg-type]
             rng=Random(seed),
             snapshot_blocks=snapshot_blocks,
@@ -62,6 +64,9 @@ def full(tmp_path: Path) -> Executor:
     return open_executor(tmp_path / "full")
 
 
+HALF_MS = GENESIS.parameters.epoch_ms // 2
+
+
 @pytest.fixture
 def late(tmp_path: Path) -> Executor:
     return open_executor(tmp_path / "late")
@@ -73,7 +78,7 @@ async def test_it_takes_blocks_over_the_ends_of_epochs(full: Executor, late: Exe
     await grow(full, 2)
     async with syncing(late, [None, serve(full).handle, None]) as (sync, _):
         assert await sync.catch_up()
-        assert (late.height, late.ledger.epoch, late.ledger.root) == (6, 1, full.ledger.root)
+        assert (late.height, late.ledger.epoch, late.ledger.root) == (7, 1, full.ledger.root)
         assert not await sync.catch_up()
 
 
@@ -83,8 +88,8 @@ async def test_far_behind_it_takes_a_snapshot_and_goes_on_from_there(full: Execu
     await grow(full, 2)
     async with syncing(late, [serve(full).handle] * 3, snapshot_blocks=2) as (sync, _):
         assert await sync.catch_up()
-        assert (late.height, late.ledger.root) == (6, full.ledger.root)
-        assert late.store.base() == 5
+        assert (late.height, late.ledger.root) == (7, full.ledger.root)
+        assert late.store.base() == 6
 
 
 async def test_from_a_member_that_holds_no_older_blocks_it_takes_a_snapshot(
@@ -102,7 +107,7 @@ async def test_from_a_member_that_holds_no_older_blocks_it_takes_a_snapshot(
         assert not await sync.catch_up()  # it refuses what it says it holds
     async with syncing(late, [serve(pruned).handle, None, None]) as (sync, _):
         assert await sync.catch_up()
-        assert (late.height, late.ledger.root, late.store.base()) == (7, pruned.ledger.root, 7)
+        assert (late.height, late.ledger.root, late.store.base()) == (9, pruned.ledger.root, 9)
 
 
 class TestForgeries:
@@ -112,14 +117,15 @@ class TestForgeries:
             sized(item.block.encode()) + b"".join(sized(tx.raw) for tx in item.transactions) for item in candidates
         ]
         payload = b"".join((*parts, sized(finality.encode())))
+        begin = late.height
 
         def answer(message: object, _: bytes) -> tuple[dict[str, object], bytes]:
             if message.header["op"] == "head":  # type: ignore[attr-defined]
-                return {"base": 1, "epoch": 0, "height": len(candidates)}, b""
+                return {"base": 1, "epoch": 0, "height": begin + len(candidates)}, b""
             return {"count": len(candidates)}, payload
 
         async with syncing(late, [liar(answer), None, None]) as (sync, _):  # type: ignore[arg-type]
-            return not await sync.catch_up() and late.height == 0
+            return not await sync.catch_up() and late.height == begin
 
     async def test_without_a_quorum_are_refused(self, full: Executor, late: Executor) -> None:
         made = Maker(full).make()
@@ -144,9 +150,21 @@ class TestForgeries:
 
     async def test_behind_the_end_of_an_epoch_are_refused(self, full: Executor, late: Executor) -> None:
         maker = Maker(full)
-        end = maker.make(after_ms=GENESIS.parameters.epoch_ms)
-        behind = maker.make(next_committee_hash=Digest(bytes(32)))
+        await extend(full, after_ms=HALF_MS)
+        await extend(late, after_ms=HALF_MS)
+        end = maker.make(after_ms=HALF_MS)
+        behind = maker.make(next_committee_hash=ZERO_HASH)
         assert await self.refused(late, [end, behind], finalize(behind.block.header))
+        assert not await self.refused(late, [end], finalize(end.block.header))
+
+    async def test_that_end_an_epoch_and_name_no_next_committee_are_refused(
+        self, full: Executor, late: Executor
+    ) -> None:
+        maker = Maker(full)
+        maker.make()
+        end = maker.make(after_ms=2 * HALF_MS)
+        assert end.block.header.next_committee_hash == ZERO_HASH
+        assert await self.refused(late, maker.made, finalize(end.block.header))
 
 
 class TestLiars:
@@ -156,10 +174,10 @@ class TestLiars:
         monkeypatch.setattr(chainsync_module, "HEAD_S", 1.0)
         await grow(full, 3)
         async with syncing(late, [silent, serve(full).handle, serve(full).handle]) as (sync, net):
-            assert await sync.catch_up(0)
+            assert await sync.catch_up(node_of(0))
             assert late.height == 3
             net.asked.clear()
-            await sync.catch_up(0)
+            await sync.catch_up(node_of(0))
             assert 0 not in net.asked
 
     async def test_with_a_snapshot_that_never_ends_are_left(
@@ -202,10 +220,10 @@ class TestLiars:
         await end_epoch(full)
         await grow(full, 1)
         honest = serve(full)
-        for lie in ({"base": 1, "height": 1 << 40}, {"base": 1 << 40, "height": 4}):
+        for lie in ({"base": 1, "height": 1 << 40}, {"base": 1 << 40, "height": 5}):
             async with syncing(late, [lying_head(honest, {"epoch": 1 << 40, **lie}), None, None]) as (sync, _):
                 await sync.catch_up()
-            assert (late.height, late.store.base()) == (4, 1)
+            assert (late.height, late.store.base()) == (5, 1)
 
     async def test_that_drip_true_blocks_are_left(
         self, full: Executor, late: Executor, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
@@ -222,9 +240,9 @@ class TestLiars:
         monkeypatch.setattr(chainsync_module, "BLOCKS_AT_ONCE", 1)
         slow = passing(serve(full), before=drip)
         async with syncing(late, [slow, serve(full).handle, None], deadline_s=1e6) as (sync, _):
-            assert await sync.catch_up(0)
+            assert await sync.catch_up(node_of(0))
             assert (late.height, len(asked)) == (9, 2)
-            assert sync._faults[0] == 1
+            assert sync._faults[node_of(0)] == 1
 
     async def test_that_drip_a_snapshot_are_left(
         self, full: Executor, late: Executor, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
@@ -250,18 +268,17 @@ class TestLiars:
 
         honest = serve(full)
         async with syncing(late, [liar(answer), None, None], snapshot_blocks=2, deadline_s=1e6) as (sync, _):
-            assert not await sync.catch_up(0)
-            assert (late.height, len(asked), sync._faults[0]) == (0, 2, 1)
+            assert not await sync.catch_up(node_of(0))
+            assert (late.height, len(asked), sync._faults[node_of(0)]) == (0, 2, 1)
 
 
 class TestMovingOn:
     """A node that votes executes blocks while it asks for them: no honest member is to blame for that."""
 
-    @pytest.mark.parametrize("passed", [1, 3, 4])
+    @pytest.mark.parametrize("passed", [1, 4, 5])
     async def test_while_blocks_come_passes_over_them(self, full: Executor, late: Executor, passed: int) -> None:
         made = [await extend(full) for _ in range(2)]
-        made.append(await end_epoch(full))
-        made.append(await extend(full))
+        made += [await extend(full, after_ms=HALF_MS), await extend(full, after_ms=HALF_MS), await extend(full)]
 
         async def move_on(message: Incoming) -> None:
             if message.header["op"] == "blocks" and late.height < passed:
@@ -270,23 +287,23 @@ class TestMovingOn:
 
         async with syncing(late, [passing(serve(full), then=move_on), None, None]) as (sync, _):
             assert await sync.catch_up()
-            assert (late.height, late.ledger.root) == (4, full.ledger.root)
-            assert not sync._faults[0]
+            assert (late.height, late.ledger.root) == (5, full.ledger.root)
+            assert not sync._faults[node_of(0)]
 
     async def test_while_a_snapshot_comes_leaves_it(self, full: Executor, late: Executor) -> None:
         made = [await extend(full) for _ in range(2)]
-        made += [await end_epoch(full), await extend(full)]
+        made += [await extend(full, after_ms=HALF_MS), await extend(full, after_ms=HALF_MS), await extend(full)]
 
         async def move_on(message: Incoming) -> None:
             if message.header["op"] == "chunk":
-                for item in made[:3]:
+                for item in made[:4]:
                     await late.apply([item], finalize(item.block.header))
 
         handlers = [passing(serve(full), then=move_on), None, None]
         async with syncing(late, handlers, snapshot_blocks=2) as (sync, _):
             assert await sync.catch_up()
-            assert (late.height, late.store.base()) == (4, 1)
-            assert not sync._faults[0]
+            assert (late.height, late.store.base()) == (5, 1)
+            assert not sync._faults[node_of(0)]
 
 
 async def test_it_takes_a_long_run_that_became_final_together(
@@ -313,7 +330,7 @@ class TestBodies:
         for lie in lies:
             async with trio.open_nursery() as nursery:
                 net = ChainNet([liar(lambda _, __, lie=lie: ({}, sized(lie))), honest.handle], nursery)  # type: ignore[misc]
-                pulled = await pull_bodies(net.members(), 3, [signed.hash], 0, bytes_max=1 << 20)
+                pulled = await pull_bodies(net.members(), node_of(3), [signed.hash], 0, bytes_max=1 << 20)
                 assert (pulled, net.asked) == ([signed.raw], [0, 1])
                 nursery.cancel_scope.cancel()
 
@@ -327,13 +344,13 @@ class TestBodies:
         async with trio.open_nursery() as nursery:
             net = ChainNet([silent, honest.handle], nursery)
             with trio.fail_after(20):
-                assert await pull_bodies(net.members(), 3, [signed.hash], 0, bytes_max=1 << 20) == [signed.raw]
+                assert await pull_bodies(net.members(), node_of(3), [signed.hash], 0, bytes_max=1 << 20) == [signed.raw]
             nursery.cancel_scope.cancel()
 
     async def test_that_nobody_has_are_named(self, full: Executor) -> None:
         async with trio.open_nursery() as nursery:
             net = ChainNet([serve(full).handle] * 3, nursery)
             with pytest.raises(Rejected) as verdict:
-                await pull_bodies(net.members(), 3, [Digest(b"x" * 32)], 1, bytes_max=1 << 20)
+                await pull_bodies(net.members(), node_of(3), [Digest(b"x" * 32)], 1, bytes_max=1 << 20)
             assert verdict.value.reason is Reason.NOT_FOUND
             nursery.cancel_scope.cancel()

@@ -9,9 +9,10 @@ from economics.arguments import Transfer
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
 from economics.light import Boundary
+from economics.votes import ZERO_HASH
 from p2pnode.errors import SpaceError
-from p2pnode.executor import TREES_KEPT, Diverged, Executor
-from tests.p2pnode.finalchain import Maker, end_epoch, extend, finalize, open_executor, sign
+from p2pnode.executor import STATES_KEPT, Diverged, Executor
+from tests.p2pnode.finalchain import GENESIS, Maker, end_epoch, extend, finalize, open_executor, sign
 from tests.small import OTHER_OWNER, OWNER
 
 TO = OwnerId(OTHER_OWNER.public)
@@ -33,6 +34,10 @@ def executor(tmp_path: Path) -> Executor:
     return open_executor(tmp_path)
 
 
+HALF_MS = GENESIS.parameters.epoch_ms // 2
+"""Past the cut-off after one, at the epoch's end after two."""
+
+
 async def grow(executor: Executor, blocks: int) -> None:
     for _ in range(blocks):
         await extend(executor, sign(executor.ledger, OWNER, Transfer(TO, 1)))
@@ -48,7 +53,7 @@ async def test_a_restart_finds_everything_as_it_was(executor: Executor, tmp_path
         executor = open_executor(tmp_path)
         assert shown(executor) == before
     await grow(executor, 1)
-    assert executor.height == 8
+    assert executor.height == 10
 
 
 async def test_readers_see_the_state_before_or_after_and_are_woken(executor: Executor) -> None:
@@ -96,6 +101,37 @@ async def test_a_final_header_with_another_root_stops_the_node_and_changes_nothi
     assert shown(open_executor(tmp_path)) == before
 
 
+async def test_a_final_header_that_names_another_next_committee_stops_the_node(executor: Executor) -> None:
+    await extend(executor, after_ms=HALF_MS)
+    before = shown(executor)
+    for named in (ZERO_HASH, executor.ledger.committee.hash):
+        maker = Maker(executor)
+        maker.make(next_committee_hash=named)
+        with pytest.raises(Diverged):
+            await maker.apply()
+        assert shown(executor) == before
+    await extend(executor)
+
+
+async def test_the_next_committee_is_known_for_every_height_that_a_header_may_name(
+    executor: Executor, tmp_path: Path
+) -> None:
+    """Zero until it is fixed; a restart knows no more than it has executed since, where it was fixed before."""
+    await grow(executor, 2)
+    assert [executor.next_committee_hash(height) for height in range(4)] == [ZERO_HASH] * 3 + [None]
+    executor.store.close()
+    executor = open_executor(tmp_path)
+    assert [executor.next_committee_hash(height) for height in range(4)] == [ZERO_HASH] * 3 + [None]
+    await extend(executor, after_ms=HALF_MS)
+    named = executor.ledger.committee.in_epoch(1).hash
+    assert [executor.next_committee_hash(height) for height in (2, 3)] == [ZERO_HASH, named]
+    executor.store.close()
+    executor = open_executor(tmp_path)
+    assert [executor.next_committee_hash(height) for height in (1, 3)] == [None, named]
+    await extend(executor, after_ms=HALF_MS)
+    assert [executor.next_committee_hash(height) for height in (2, 3, 4)] == [None, named, ZERO_HASH]
+
+
 async def test_being_stopped_leaves_no_block_half_applied(executor: Executor, tmp_path: Path) -> None:
     maker = Maker(executor)
     maker.make(sign(executor.ledger, OWNER, Transfer(TO, 1)))
@@ -133,7 +169,7 @@ async def test_a_snapshot_that_cannot_be_written_keeps_no_block_from_being_execu
     monkeypatch.setattr(executor.snapshots, "write", fail)
     await end_epoch(executor)
     await extend(executor)
-    assert (executor.height, executor.ledger.epoch, executor.snapshots.chunks(0)) == (2, 1, 0)
+    assert (executor.height, executor.ledger.epoch, executor.snapshots.chunks(0)) == (3, 1, 0)
     in_memory = shown(executor)
     executor.store.close()
     assert shown(open_executor(tmp_path)) == in_memory
@@ -146,11 +182,11 @@ async def test_a_snapshot_that_blocks_have_overtaken_changes_nothing(executor: E
     states: list[tuple[list[bytes], Digest]] = []
     ends = []
     for _ in range(2):
-        ends.append(await end_epoch(full))
+        ends += [await extend(full, after_ms=HALF_MS), await extend(full, after_ms=HALF_MS)]
         assert full.finality is not None
         trail.append(Boundary(full.head, full.finality))
         states.append(([value for _, value in full.ledger.tree.items()], full.ledger.root))
-    await executor.apply(ends[:1], trail[0].finality)
+    await executor.apply(ends[:2], trail[0].finality)
     before = shown(executor)
     assert not await executor.install(trail[:1], states[0][0], root=states[0][1])
     assert shown(executor) == before
@@ -186,7 +222,7 @@ async def test_roots_and_trees_of_the_last_heights_are_kept(
 ) -> None:
     roots = [executor.ledger.root]
     maker = Maker(executor)
-    for _ in range(TREES_KEPT + 2):
+    for _ in range(STATES_KEPT + 2):
         maker.make()
     await maker.apply()
     await grow(executor, 1)

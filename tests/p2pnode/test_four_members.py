@@ -101,9 +101,8 @@ def join(world: World, path: Path, own: int, *, genesis: Genesis = GENESIS) -> P
         snapshot_blocks=5_000,
         speak=speak_honestly,
     )
-    assert participant.links is not None
     world.served[node, chain_protocol(genesis)] = participant.server.handle
-    world.served[node, consensus_protocol(genesis)] = participant.links.handle
+    world.served[node, consensus_protocol(genesis)] = participant.membership.handle
     return participant
 
 

@@ -11,7 +11,7 @@ import trio.testing
 
 from economics.arguments import Transfer
 from economics.block import Proposal, leader_of
-from economics.consensus import Finalized, Heard
+from economics.consensus import Finalized, Heard, Quiet
 from economics.crypto import Digest, OwnerId, Signature
 from economics.errors import Reason, Rejected
 from economics.votes import Kind, Vote
@@ -19,8 +19,8 @@ from p2pnode.chainclient import trusted_genesis
 from p2pnode.errors import StreamBroken
 from p2pnode.links import FrameType
 from p2pnode.validator import SENDER_INPUTS_MAX, encode_message
-from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, extend, finalize, open_executor, sign
-from tests.p2pnode.member import Member, vote
+from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, end_epoch, extend, finalize, open_executor, sign
+from tests.p2pnode.member import Member, node_of, vote
 from tests.small import OTHER_OWNER, OWNER
 from tests.streams import as_stream, stream_pair
 
@@ -91,6 +91,21 @@ async def test_an_engine_stays_unless_the_executor_knows_more(
         assert member.validator.engine.final_height == 1
 
 
+async def test_the_engine_of_an_epoch_that_has_ended_stays_and_what_binds_is_handed_on(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It may have voted in the next epoch too, before it forgot."""
+    member = Member(tmp_path, 0)
+    member.validator.engine = first = member.validator._make_engine(Quiet(), is_restart=True)
+    async with member.running():
+        await end_epoch(member.executor)
+        member.validator.synced()
+        await trio.sleep(1)
+    assert member.validator.has_ended
+    assert member.validator.engine is first
+    assert (await member.validator.hand_on()).quiet == Quiet()
+
+
 class TestLies:
     async def test_end_the_stream_of_who_sent_them_and_it_is_not_heard_for_a_while(
         self, tmp_path: Path, autojump_clock: trio.testing.MockClock
@@ -108,12 +123,12 @@ class TestLies:
             bad = encode_message(vote(2, good=False))
             await theirs.send(bad * 40)
             await trio.sleep(1)
-            assert member.links.is_shunned(liar)
+            assert member.links.is_shunned(node_of(liar))
             assert member.validator.refused == {Reason.BAD_SIGNATURE: 1}
             again = stream_pair(GENESIS.members[liar].node, GENESIS.members[own].node)[1]
             await member.links.handle(as_stream(again))  # refused at once
             await trio.sleep(60)
-            assert not member.links.is_shunned(liar)
+            assert not member.links.is_shunned(node_of(liar))
             nursery.cancel_scope.cancel()
 
     async def test_about_another_s_proposal_are_not_held_against_who_passed_it_on(
@@ -129,10 +144,10 @@ class TestLies:
             await member.receive(between, FrameType.PROPOSAL, lie.encode())
             await trio.sleep(1)
             assert member.validator.refused == {Reason.BAD_SIGNATURE: 1}
-            assert not member.links.is_shunned(between)
+            assert not member.links.is_shunned(node_of(between))
             await member.receive(first, FrameType.PROPOSAL, lie.encode())
             await trio.sleep(1)
-            assert member.links.is_shunned(first)
+            assert member.links.is_shunned(node_of(first))
 
     async def test_of_a_later_epoch_only_make_the_node_ask(
         self, tmp_path: Path, autojump_clock: trio.testing.MockClock
@@ -141,8 +156,8 @@ class TestLies:
         async with member.running():
             await member.receive(1, FrameType.VOTE, vote(2, epoch=9, good=False).encode())
             await trio.sleep(0.1)
-            assert member.behind[-1] == 1
-            assert not member.links.is_shunned(1)
+            assert member.behind[-1] == node_of(1)
+            assert not member.links.is_shunned(node_of(1))
 
 
 async def test_who_floods_waits_for_itself(tmp_path: Path) -> None:

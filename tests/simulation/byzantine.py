@@ -294,6 +294,8 @@ class Adversary:
         executed = root.height if parent == root else min(parent.height, shell.chain.head.height)
         executed = max(executed, parent.executed_height)
         is_tail = parent != root and shell.chain.ends_epoch(parent)
+        named = ZERO_HASH if is_tail else shell.chain.nexts[executed]
+        now_ms = shell.clock_ms() + random.randrange(3)
         header = BlockHeader(
             chain_id=self.genesis.chain_id,
             epoch=slot[0],
@@ -301,19 +303,25 @@ class Adversary:
             height=parent.height + 1,
             parent_view=0 if parent == root else parent.view,
             parent_hash=parent.hash,
-            time_ms=max(shell.clock_ms(), parent.time_ms + 1) + random.randrange(3),
+            time_ms=shell.chain.date(now_ms, parent, names_next=named != ZERO_HASH),
             leader=leader,
             transactions_root=transactions_root(()),
             transactions_count=0,
             executed_height=executed,
             state_root=shell.chain.roots[executed],
             committee_hash=shell.chain.ledger.committee.hash,
-            next_committee_hash=ZERO_HASH if is_tail else shell.chain.ledger.next_committee_hash,
+            next_committee_hash=named,
         )
         hashes: tuple[Digest, ...] = ()
         if self._chance(20):
             header, hashes = self._spoil(header)
         return Block(header, self.signers[leader].sign(header.encode()), hashes)
+
+    def _end_ms(self, header: BlockHeader) -> int:
+        """Return when the header's epoch ends."""
+        root = self._root(header.epoch)
+        assert root is not None
+        return root.time_ms + self.genesis.parameters.epoch_ms
 
     def _spoil(self, header: BlockHeader) -> tuple[BlockHeader, tuple[Digest, ...]]:
         wrong = digest(Level.MESSAGE, self.world.random.randbytes(8))
@@ -323,6 +331,10 @@ class Adversary:
             replace(header, time_ms=max(0, header.time_ms - 1_000_000)),
             replace(header, height=header.height + 1),
             replace(header, committee_hash=wrong),
+            replace(header, next_committee_hash=wrong),
+            replace(header, next_committee_hash=ZERO_HASH, time_ms=self._end_ms(header)),
+            replace(header, next_committee_hash=ZERO_HASH),
+            replace(header, time_ms=self._end_ms(header) - 1),
             replace(header, parent_hash=wrong),
             replace(header, executed_height=header.height + 3),
             replace(header, transactions_root=transactions_root((wrong,)), transactions_count=1),

@@ -6,7 +6,15 @@ Makes blocks, judges their bodies and state, executes and stores them, as the re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from economics.block import Block, BlockHeader, Finality, is_boundary, transactions_root, verify_successor
+from economics.block import (
+    Block,
+    BlockHeader,
+    Finality,
+    block_time_ms,
+    is_boundary,
+    transactions_root,
+    verify_successor,
+)
 from economics.crypto import Digest, OwnerId, Signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
@@ -50,6 +58,8 @@ class Chain:
         self.head = self.root_header = origin[1]
         self.roots = [self.ledger.root]
         """By height."""
+        self.nexts = [self.ledger.next_committee_hash]
+        """The next committee's hash, or zero, by height."""
         self.mempool: dict[Digest, SignedTransaction] = {}
         self.candidates: dict[Digest, Kept] = {}
         """Blocks above the head that are judged good or came from the log, with their bodies."""
@@ -114,7 +124,9 @@ class Chain:
             return earliest
         is_settled = tip.height == self.ledger.height and tip.state_root == self.ledger.root
         pause_ms = parameters.heartbeat_ms if is_settled else min(SETTLE_MS, parameters.heartbeat_ms)
-        return tip.time_ms + max(pause_ms, parameters.block_interval_ms)
+        begun = self.root_header.time_ms
+        cut_off, end = begun + parameters.epoch_ms // 2, begun + parameters.epoch_ms
+        return max(earliest, min(tip.time_ms + pause_ms, cut_off if tip.time_ms < cut_off else end))
 
     def ends_epoch(self, header: BlockHeader) -> bool:
         return is_boundary(header, root=self.root_header, epoch_ms=self.genesis.parameters.epoch_ms)
@@ -124,6 +136,7 @@ class Chain:
         bodies = () if is_empty else self._choose(parent)
         hashes = tuple(signed.hash for signed in bodies)
         executed = parent.height if is_first else self.ledger.height
+        named = ZERO_HASH if is_empty else self.nexts[executed]
         header = BlockHeader(
             chain_id=self.genesis.chain_id,
             epoch=self.ledger.epoch,
@@ -131,16 +144,31 @@ class Chain:
             height=parent.height + 1,
             parent_view=0 if is_first else parent.view,
             parent_hash=parent.hash,
-            time_ms=max(self._clock_ms(), parent.time_ms + 1),
+            time_ms=self.date(self._clock_ms(), parent, names_next=named != ZERO_HASH),
             leader=self._own,
             transactions_root=transactions_root(hashes),
             transactions_count=len(hashes),
             executed_height=executed,
             state_root=self.roots[executed],
             committee_hash=self.ledger.committee.hash,
-            next_committee_hash=ZERO_HASH if is_empty else self.ledger.next_committee_hash,
+            next_committee_hash=named,
         )
         return Block(header, self._sign(header.encode()), hashes), bodies
+
+    def date(self, now_ms: int, parent: BlockHeader, *, names_next: bool) -> int:
+        return block_time_ms(
+            now_ms,
+            parent=parent,
+            root=self.root_header,
+            epoch_ms=self.genesis.parameters.epoch_ms,
+            names_next=names_next,
+        )
+
+    def is_true(self, header: BlockHeader) -> bool:
+        """Return whether a header says of the state it has executed what is so."""
+        executed, named = header.executed_height, header.next_committee_hash
+        is_tail = named == ZERO_HASH and self.ends_epoch(header)
+        return self.roots[executed] == header.state_root and (is_tail or self.nexts[executed] == named)
 
     def collect(self, blocks: Sequence[Block]) -> tuple[list[Row], tuple[Digest, ...]]:
         """Return blocks with their bodies, and the hashes of bodies that are not here."""
@@ -171,9 +199,10 @@ class Chain:
 
     def execute(self, block: Block, bodies: tuple[SignedTransaction, ...]) -> None:
         header = block.header
-        assert self.roots[header.executed_height] == header.state_root, "a final header with another state root"
+        assert self.is_true(header), "a final header of another state"
         applied = self.ledger.apply(header, bodies)
         self.roots.append(self.ledger.root)
+        self.nexts.append(self.ledger.next_committee_hash)
         self.head = header
         if applied.epoch_ended:
             self.root_header = header
@@ -206,7 +235,6 @@ class Chain:
                 parent=parent,
                 root=self.root_header,
                 committee=self.ledger.committee,
-                next_committee_hash=self.ledger.next_committee_hash,
                 epoch_ms=self.genesis.parameters.epoch_ms,
             )
             hashes = tuple(signed.hash for signed in bodies)

@@ -202,7 +202,6 @@ class Shell:
             own=self.index,
             sign=self.identity.sign,
             parameters=self.genesis.parameters,
-            next_committee_hash=self.chain.ledger.next_committee_hash,
             now_ms=self.clock_ms(),
             restored=self._restored(),
             finalized=None if row is None or row.finality is None else (row.block, row.finality.certificate),
@@ -442,7 +441,7 @@ class Shell:
         if self.chain.ledger.height < header.executed_height:
             return
         is_good = (
-            self.chain.roots[header.executed_height] == header.state_root
+            self.chain.is_true(header)
             and len(found) == len(block.transactions)
             and all(body is not None and body.transaction.expiry_height > header.height for body in found.values())
         )
