@@ -10,7 +10,7 @@ from economics.crypto import Digest, NodeId, verify_signature
 from economics.errors import Rejected
 from economics.nodes import NodeEntry, Offence
 from economics.operations import Code, Context, Failed, add_rewards, credit
-from economics.slots import node_slot, offence_slot
+from economics.slots import offence_slot
 from economics.votes import Kind, SignedVote, Vote
 from economics.working import WorkingState
 
@@ -20,32 +20,36 @@ REPORTER_PERCENT = 5
 """Of what is slashed; the rest is burned, so reporting oneself never pays."""
 
 
-def node_entry(state: WorkingState, node: NodeId) -> NodeEntry | None:
-    value = state.get(node_slot(node))
-    assert value is None or isinstance(value, NodeEntry)
-    return value
-
-
 def register_node(context: Context, operation: RegisterNode) -> None:
     """The node's own signature has been checked with the sender's; a node that is new has no stake."""
-    old = node_entry(context.state, operation.node)
+    old = context.state.node(operation.node)
     if old is not None and old.owner != context.sender:
         raise Failed(Code.NOT_OWNER)
+    commission, epoch = operation.commission_basis_points, context.epoch
+    if old is not None:
+        counts = old.commission_epoch <= epoch + 1
+        commission = old.next_commission_basis_points if counts else old.commission_basis_points
+        epoch += 2
     context.state.write(
         NodeEntry(
             node=operation.node,
             owner=context.sender,
             stake_frost=0 if old is None else old.stake_frost,
+            shares=0 if old is None else old.shares,
             capacity_units=operation.capacity_units,
             storage_vote_frost=operation.storage_vote_frost,
             write_vote_frost=operation.write_vote_frost,
+            commission_basis_points=commission,
+            next_commission_basis_points=operation.commission_basis_points,
+            commission_epoch=epoch,
+            missed_epochs=0,
             addresses=operation.addresses,
         )
     )
 
 
 def punish(
-    context: Context, operation: Evidence, *, chain_id: Digest, committee_of: Callable[[int], Committee]
+    context: Context, operation: Evidence, *, chain_id: Digest, committee_of: Callable[[int], Committee | None]
 ) -> None:
     """Slash the member that signed both; the sender has a share of it."""
     epoch, view, signer = _accused(operation)
@@ -54,7 +58,7 @@ def punish(
     if epoch < context.epoch - context.parameters.unbonding_epochs:
         raise Failed(Code.TOO_OLD)
     committee = committee_of(epoch)
-    if signer >= len(committee.members):
+    if committee is None or signer >= len(committee.members):
         raise Failed(Code.NOT_EVIDENCE)
     node = committee.members[signer].node
     if context.state.get(offence_slot(node, epoch=epoch, view=view)) is not None:
@@ -70,7 +74,7 @@ def punish(
 
 def _slash(context: Context, node: NodeId) -> None:
     """Take from a node's stake; who reported it has a part, and what remains is no more."""
-    entry = node_entry(context.state, node)
+    entry = context.state.node(node)
     assert entry is not None, "a member of a committee is registered"
     slashed = entry.stake_frost * SLASH_PERCENT // 100
     reward = slashed * REPORTER_PERCENT // 100

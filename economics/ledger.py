@@ -11,32 +11,40 @@ from economics.arguments import (
     Attributes,
     Certify,
     CertifyAgain,
+    CommitBeacon,
     Delete,
     Evidence,
     Extend,
     HandOver,
+    Invalidate,
     Merge,
     Operation,
+    PutStake,
     RegisterNode,
+    ReportAudit,
+    ReportSync,
     Reserve,
     SplitEpochs,
     SplitUnits,
     Transfer,
+    Unstake,
 )
+from economics.beginning import genesis_values
 from economics.blob import BlobId
 from economics.block import BlockHeader
 from economics.commitments import Certificate, ReservationId
-from economics.committee import Committee
+from economics.committee import Committee, Member
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.genesis import FROST_MAX, Genesis
-from economics.nodes import NodeEntry
+from economics.nodes import Handover, Marks, NodeEntry, Seats, Stake, Standing, Terms
 from economics.operations import Code as Code
 from economics.operations import Context, Failed
-from economics.slots import SYSTEM_SLOT, Slot, account_slot, offence_slot, statement_slot
+from economics.slots import SYSTEM_SLOT, Slot, StakeId, account_slot, offence_slot, statement_slot, terms_slot
 from economics.state import Account, BlobEntry, BlobSummary, Bucket, Reservation, System, Value, decode_value
 from economics.transactions import SignedTransaction
 from economics.tree import StateKey, Tree
+from economics.votes import ZERO_HASH
 from economics.working import WorkingState
 
 CERTIFICATES_KEPT_MAX = 2_048
@@ -74,12 +82,13 @@ class Ledger:
         self._state = state
         self._verified: dict[Certificate, None] = {}
         """Oldest first."""
-        self._committees = {epoch: self._committee_of(epoch) for epoch in (self.epoch, self.epoch + 1)}
+        self._committees: dict[int, Committee] = {}
+        """With the addresses that the nodes have now; emptied when one of them changes."""
 
     @classmethod
     def at_genesis(cls, genesis: Genesis) -> "Ledger":
         """Return the state that a network begins with (FORMATS.md 11)."""
-        values = (value.encode() for value in _genesis_values(genesis))
+        values = (value.encode() for value in genesis_values(genesis))
         return cls(genesis, WorkingState.load(values), height=0)
 
     @classmethod
@@ -97,6 +106,7 @@ class Ledger:
         """Return a ledger that goes on apart from this one; they share the tree, the indexes are copied."""
         forked = Ledger(self.genesis, self._state.fork(), height=self.height)
         forked._verified = dict(self._verified)
+        forked._committees = dict(self._committees)
         return forked
 
     @property
@@ -118,15 +128,57 @@ class Ledger:
     @property
     def committee(self) -> Committee:
         """The committee of the current epoch."""
-        return self._committees[self.epoch]
+        committee = self.committee_of(self.epoch)
+        assert committee is not None
+        return committee
 
     @property
-    def next_committee(self) -> Committee:
-        return self._committees[self.epoch + 1]
+    def next_committee(self) -> Committee | None:
+        """The committee of the next epoch, once the cut-off has fixed it."""
+        return self.committee_of(self.epoch + 1)
 
-    def _committee_of(self, epoch: int) -> Committee:
-        """Return an epoch's committee; the members are those of genesis."""
-        return Committee(epoch, self.genesis.members)
+    @property
+    def next_committee_hash(self) -> Digest:
+        """What a header names: zero until the next committee is fixed."""
+        committee = self._state.seats(self.epoch + 1)
+        return ZERO_HASH if committee is None else committee.hash
+
+    @property
+    def cut_off_passed(self) -> bool:
+        """Whether the next epoch's committee and terms are fixed: no stake that is put now changes them."""
+        return self._state.seats(self.epoch + 1) is not None
+
+    def committee_of(self, epoch: int) -> Committee | None:
+        """Return an epoch's committee, its members with the addresses they have now; None if the state has it not."""
+        seated = self._committees.get(epoch) or self._state.seats(epoch)
+        if seated is not None and epoch not in self._committees:
+            seated = replace(seated, members=tuple(self._with_addresses(member) for member in seated.members))
+            self._committees[epoch] = seated
+        return seated
+
+    def _with_addresses(self, member: Member) -> Member:
+        entry = self._state.node(member.node)
+        return member if entry is None else replace(member, addresses=entry.addresses)
+
+    @property
+    def terms(self) -> Terms:
+        """What the current epoch sells storage for."""
+        return self._state.terms(self.epoch)
+
+    def terms_of(self, epoch: int) -> Terms | None:
+        """Return the terms of the current epoch or, once they are fixed, of the next; None for any other."""
+        value = self._state.get(terms_slot(epoch))
+        assert value is None or isinstance(value, Terms)
+        return value
+
+    @property
+    def handover(self) -> Handover:
+        return self._state.handover()
+
+    @property
+    def standing(self) -> Standing:
+        """How the members have stood this epoch's challenges, up to the last round that is over."""
+        return self._state.standing()
 
     def account(self, owner: OwnerId) -> Account:
         return self._state.account(owner)
@@ -144,7 +196,10 @@ class Ledger:
         return self._state.bucket(epoch)
 
     def node(self, node: NodeId) -> NodeEntry | None:
-        return duty.node_entry(self._state, node)
+        return self._state.node(node)
+
+    def stake(self, stake: StakeId) -> Stake | None:
+        return self._state.stake(stake)
 
     def is_used(self, statement: Digest) -> bool:
         """Return whether a certificate has used an owner statement up; True until the statement expires."""
@@ -181,7 +236,7 @@ class Ledger:
 
     def quote_frost(self, *, units: int, epochs: int) -> int:
         """Return what storing and writing `units` for `epochs` costs, without the transaction's fee."""
-        return operations.quote(self.genesis.parameters, units=units, epochs=epochs)
+        return operations.quote(self.terms, units=units, epochs=epochs)
 
     def verify_admissible(self, signed: SignedTransaction, *, nonce_ahead_max: int) -> None:
         """Raise `Rejected` unless the next block, or one soon after it, may hold the transaction.
@@ -227,7 +282,10 @@ class Ledger:
         receipts = tuple(self._execute(signed, header.height) for signed in transactions)
         for slot in sorted(self._state.indexes.expiring.get(header.height, ())):
             self._state.put(slot, None)
-        epoch_ended = header.time_ms >= self.system.epoch_start_ms + self.genesis.parameters.epoch_ms
+        age_ms = header.time_ms - self.system.epoch_start_ms
+        if age_ms >= self.genesis.parameters.epoch_ms // 2 and not self.cut_off_passed:
+            self._cut_off()
+        epoch_ended = age_ms >= self.genesis.parameters.epoch_ms
         if epoch_ended:
             self._end_epoch(header.time_ms)
         self.height = header.height
@@ -254,6 +312,7 @@ class Ledger:
             epoch=epoch,
             sender=sender,
             transaction=signed.hash,
+            open_epoch=epoch + (2 if self.cut_off_passed else 1),
             verify_certificate=self.verify_certificate,
         )
         try:
@@ -289,9 +348,18 @@ class Ledger:
                 operations.attributes(context, operation)
             case RegisterNode():
                 duty.register_node(context, operation)
+                self._committees.clear()
             case Evidence():
                 chain_id = self.genesis.chain_id
-                duty.punish(context, operation, chain_id=chain_id, committee_of=self._committee_of)
+                duty.punish(context, operation, chain_id=chain_id, committee_of=self._state.seats)
+            case PutStake() | Unstake() | ReportSync() | ReportAudit() | CommitBeacon() | Invalidate():
+                raise Failed(Code.NOT_MEMBER)
+
+    def _cut_off(self) -> None:
+        """Fix who serves in the next epoch, and on which terms."""
+        state, epoch = self._state, self.epoch + 1
+        state.write(Seats(self.committee.in_epoch(epoch)))
+        state.write(replace(self.terms, epoch=epoch))
 
     def _end_epoch(self, time_ms: int) -> None:
         """Pay the rewards, then let go of what ends with the epoch: linear in how much that is."""
@@ -305,37 +373,21 @@ class Ledger:
                 operations.end_entry(state, value)
             else:
                 state.put(slot, None)
-        self._committees = {epoch: self._committees[epoch], epoch + 1: self._committee_of(epoch + 1)}
+        state.put(terms_slot(system.epoch), None)
+        state.write(Standing(epoch, tuple(Marks() for _ in self.committee.members)))
+        self._committees.clear()
 
     def verify_supply(self) -> None:
         """Assert that all FROST is somewhere, and no more of it: minted - burned = balances + rewards + stakes."""
         held = 0
         for _, data in self.tree.items():
             match decode_value(data):
-                case Account(balance_frost=amount) | Bucket(rewards_frost=amount) | NodeEntry(stake_frost=amount):
+                case Account(balance_frost=amount) | Bucket(rewards_frost=amount):
+                    held += amount
+                case NodeEntry(stake_frost=amount) | Stake(frost=amount):
                     held += amount
                 case _:
                     pass
         system = self.system
         assert held == system.minted_frost - system.burned_frost, (held, system)
         assert 0 <= held <= FROST_MAX
-
-
-def _genesis_values(genesis: Genesis) -> Iterator[Value]:
-    parameters = genesis.parameters
-    nodes = [
-        NodeEntry(
-            node=member.node,
-            owner=member.owner,
-            stake_frost=member.shards * parameters.stake_frost_per_shard,
-            capacity_units=parameters.capacity_units,
-            storage_vote_frost=parameters.storage_frost_per_unit,
-            write_vote_frost=parameters.write_frost_per_unit,
-            addresses=member.addresses,
-        )
-        for member in genesis.members
-    ]
-    minted = sum(account.balance_frost for account in genesis.accounts) + sum(node.stake_frost for node in nodes)
-    yield System(epoch=0, epoch_start_ms=genesis.time_ms, minted_frost=minted, burned_frost=0)
-    yield from (Account(account.key, account.balance_frost, 0) for account in genesis.accounts)
-    yield from nodes

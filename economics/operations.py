@@ -25,6 +25,7 @@ from economics.crypto import Digest, Level, OwnerId, digest
 from economics.errors import Rejected
 from economics.genesis import Parameters
 from economics.geometry import Code as Geometry
+from economics.nodes import Terms
 from economics.slots import reservation_slot, statement_slot
 from economics.state import BlobEntry, BlobSummary, Reservation, UsedStatement
 from economics.working import WorkingState
@@ -57,7 +58,7 @@ class Code(StrEnum):
     NOT_MERGEABLE = "not_mergeable"
     """Reservations of different owners, or that are neither side by side nor one after the other."""
     WRONG_EPOCH = "wrong_epoch"
-    """Signed in another epoch than the current one."""
+    """Of another epoch than the current one, or than those that the operation may be of."""
     EXPIRED_STATEMENT = "expired_statement"
     USED_STATEMENT = "used_statement"
     NOT_COVERED = "not_covered"
@@ -75,6 +76,19 @@ class Code(StrEnum):
     TOO_OLD = "too_old"
     """Evidence of an epoch whose members have taken their stakes and gone."""
     ALREADY_PUNISHED = "already_punished"
+    NOT_A_NODE = "not_a_node"
+    """No node of this key is registered, or it is leaving."""
+    WRONG_PHASE = "wrong_phase"
+    """The stake is on its way out already."""
+    NOT_MEMBER = "not_member"
+    """The sender is no member of the current committee."""
+    ALREADY_REPORTED = "already_reported"
+    WRONG_ROUND = "wrong_round"
+    """Of another round of challenges than the one that is going on."""
+    INVALID_BLOB = "invalid_blob"
+    """The blob was proven to be encoded wrongly."""
+    NOT_PROVEN = "not_proven"
+    """Fewer than f + 1 shards attest it, or one of them did not sign."""
 
 
 class Failed(Exception):
@@ -96,6 +110,8 @@ class Context:
     epoch: int
     sender: OwnerId
     transaction: Digest
+    open_epoch: int
+    """The first epoch whose committee and terms are not fixed yet."""
     verify_certificate: Callable[[Certificate], None]
 
     def pay(self, amount_frost: int) -> None:
@@ -132,9 +148,9 @@ class Context:
         return found
 
 
-def quote(parameters: Parameters, *, units: int, epochs: int) -> int:
+def quote(terms: Terms, *, units: int, epochs: int) -> int:
     """Return the FROST that storing and writing `units` for `epochs` costs; a Python int, it may be over u64."""
-    return units * (parameters.storage_frost_per_unit * epochs + parameters.write_frost_per_unit)
+    return units * (terms.storage_frost_per_unit * epochs + terms.write_frost_per_unit)
 
 
 def credit(state: WorkingState, owner: OwnerId, amount_frost: int) -> None:
@@ -167,19 +183,25 @@ def reserve(context: Context, operation: Reserve) -> None:
 
 
 def _buy(context: Context, *, units: int, start_epoch: int, end_epoch: int) -> None:
-    """Take `units` of each epoch's capacity and pay for them: storage to each epoch, writing to the current one."""
+    """Take `units` of each epoch's capacity and pay for them: storage to each epoch, writing to the current one.
+
+    The current epoch's prices hold; an epoch whose terms are not fixed yet has as much room as the last that is.
+    """
     if end_epoch - context.epoch > EPOCHS_AHEAD_MAX:
         raise Failed(Code.TOO_FAR_AHEAD)
-    state, parameters = context.state, context.parameters
+    state = context.state
+    terms, newest = state.terms(context.epoch), state.terms(context.open_epoch - 1)
     buckets = [state.bucket(epoch) for epoch in range(start_epoch, end_epoch)]
-    if any(bucket.used_units + units > parameters.capacity_units for bucket in buckets):
-        raise Failed(Code.OVER_CAPACITY)
-    context.pay(quote(parameters, units=units, epochs=end_epoch - start_epoch))
-    storage_frost = units * parameters.storage_frost_per_unit
+    for bucket in buckets:
+        room = terms if bucket.epoch == context.epoch else newest
+        if bucket.used_units + units > room.capacity_units:
+            raise Failed(Code.OVER_CAPACITY)
+    context.pay(quote(terms, units=units, epochs=end_epoch - start_epoch))
+    storage_frost = units * terms.storage_frost_per_unit
     for bucket in buckets:
         rewards = bucket.rewards_frost + storage_frost
         state.write(replace(bucket, used_units=bucket.used_units + units, rewards_frost=rewards))
-    add_rewards(state, context.epoch, units * parameters.write_frost_per_unit)
+    add_rewards(state, context.epoch, units * terms.write_frost_per_unit)
 
 
 def split_units(context: Context, operation: SplitUnits) -> None:

@@ -8,17 +8,26 @@ from typing import TypeVar
 
 from economics.blob import BlobId
 from economics.commitments import ReservationId
-from economics.crypto import OwnerId
+from economics.committee import Committee
+from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason, Rejected
+from economics.nodes import Handover, NodeEntry, Seats, Stake, Standing, Terms
 from economics.slots import (
+    HANDOVER_SLOT,
+    STANDING_SLOT,
     SYSTEM_SLOT,
     Slot,
+    StakeId,
     account_slot,
     blob_slot,
     bucket_slot,
     entry_slot,
+    node_slot,
     reservation_slot,
+    seats_slot,
+    stake_slot,
     state_key,
+    terms_slot,
 )
 from economics.state import (
     Account,
@@ -199,6 +208,38 @@ class WorkingState:
         value = self.get(bucket_slot(epoch))
         assert value is None or isinstance(value, Bucket)
         return value or Bucket(epoch, 0, 0)
+
+    def node(self, node: NodeId) -> NodeEntry | None:
+        value = self.get(node_slot(node))
+        assert value is None or isinstance(value, NodeEntry)
+        return value
+
+    def seats(self, epoch: int) -> Committee | None:
+        """Return an epoch's committee, its members without addresses, if the state has it."""
+        value = self.get(seats_slot(epoch))
+        assert value is None or isinstance(value, Seats)
+        return None if value is None else value.committee
+
+    def terms(self, epoch: int) -> Terms:
+        """Return the terms of the current epoch, or of the next one once they are fixed."""
+        value = self.get(terms_slot(epoch))
+        assert isinstance(value, Terms)
+        return value
+
+    def stake(self, stake: StakeId) -> Stake | None:
+        value = self.get(stake_slot(stake))
+        assert value is None or isinstance(value, Stake)
+        return value
+
+    def handover(self) -> Handover:
+        value = self.get(HANDOVER_SLOT)
+        assert isinstance(value, Handover)
+        return value
+
+    def standing(self) -> Standing:
+        value = self.get(STANDING_SLOT)
+        assert isinstance(value, Standing)
+        return value
 
     def system(self) -> System:
         value = self.get(SYSTEM_SLOT)

@@ -135,7 +135,7 @@ class BlockMaker:
             executed_height=executed,
             state_root=root,
             committee_hash=executor.ledger.committee.hash,
-            next_committee_hash=ZERO_HASH if is_empty else executor.ledger.next_committee.hash,
+            next_committee_hash=ZERO_HASH if is_empty else executor.ledger.next_committee_hash,
         )
         block = Block(header, self._sign(header.encode()), hashes)
         self.hold(Candidate(block, chosen))

@@ -503,6 +503,6 @@ def trusted_genesis(genesis: Genesis) -> Trusted:
         time_ms=genesis.time_ms,
         state_root=ledger.root,
         committee_hash=ledger.committee.hash,
-        next_committee_hash=ledger.next_committee.hash,
+        next_committee_hash=ledger.next_committee_hash,
     )
     return Trusted(header, ledger.committee)

@@ -207,7 +207,7 @@ class ChainSync:
                 parent=parent,
                 root=root,
                 committee=ledger.committee,
-                next_committee_hash=ledger.next_committee.hash,
+                next_committee_hash=ledger.next_committee_hash,
                 epoch_ms=genesis.parameters.epoch_ms,
             )
             parent = header

@@ -55,7 +55,7 @@ class Executor:
             time_ms=genesis.time_ms,
             state_root=start.root,
             committee_hash=start.committee.hash,
-            next_committee_hash=start.next_committee.hash,
+            next_committee_hash=start.next_committee_hash,
         )
         height = store.head()
         self.ledger = Ledger.load(genesis, items=store.state_values(), height=height) if height else start

@@ -460,7 +460,7 @@ class Participant:
         ledger = self.executor.ledger
         if header.height <= self._announced or header.height < self.executor.height - ANNOUNCED_BEHIND_MAX:
             raise Ignored("no news")
-        for committee in (ledger.committee, ledger.next_committee):
+        for committee in filter(None, (ledger.committee, ledger.next_committee)):
             if header.epoch == committee.epoch:
                 finality.verify(header, committee=committee)
                 self._announced = header.height

@@ -168,7 +168,7 @@ class Validator:
             own=self.own,
             sign=self._sign,
             parameters=self.genesis.parameters,
-            next_committee_hash=executor.ledger.next_committee.hash,
+            next_committee_hash=executor.ledger.next_committee_hash,
             now_ms=self.clock_ms(),
             restored=restored,
             finalized=None if block is None or finality is None else (block, finality.certificate),

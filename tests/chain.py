@@ -58,7 +58,7 @@ def make_header(ledger: Ledger, transactions: Sequence[SignedTransaction], *, ti
         executed_height=ledger.height,
         state_root=ledger.root,
         committee_hash=ledger.committee.hash,
-        next_committee_hash=ledger.next_committee.hash,
+        next_committee_hash=ledger.next_committee_hash,
     )
 
 

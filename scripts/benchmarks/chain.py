@@ -269,7 +269,7 @@ def root_of(genesis: Genesis) -> tuple[BlockHeader, Ledger]:
         time_ms=genesis.time_ms,
         state_root=ledger.root,
         committee_hash=ledger.committee.hash,
-        next_committee_hash=ledger.next_committee.hash,
+        next_committee_hash=ledger.next_committee_hash,
     )
     return header, ledger
 
@@ -366,7 +366,7 @@ def bench_engine(members: int) -> Row:
             own=at,
             sign=key.sign,
             parameters=genesis.parameters,
-            next_committee_hash=ledger.next_committee.hash,
+            next_committee_hash=ledger.next_committee_hash,
             now_ms=root.time_ms,
         )
         for at, key in enumerate(keys)

@@ -69,26 +69,28 @@ class TestRegisterNode:
     def register(self, chain: Chain, node: Key, owner: Key, **changes: Any) -> Code:
         nonce = chain.ledger.account(key_of(owner)).nonce
         agreed = node.sign(node_message(chain_id=GENESIS.chain_id, sender=key_of(owner), nonce=nonce))
-        plain = RegisterNode(node_of(node), 5, 6, 7, ("/ip4/127.0.0.1/tcp/9",), agreed)
+        plain = RegisterNode(node_of(node), 5, 6, 7, 800, ("/ip4/127.0.0.1/tcp/9",), agreed)
         return chain.run(owner, replace(plain, **changes))
 
     def test_a_new_node_is_the_sender_s_and_has_no_stake(self, chain: Chain) -> None:
         assert self.register(chain, self.newcomer, OTHER_OWNER) is Code.OK
         node = node_of(self.newcomer)
-        assert chain.ledger.node(node) == NodeEntry(node, BOB, 0, 5, 6, 7, ("/ip4/127.0.0.1/tcp/9",))
+        assert chain.ledger.node(node) == NodeEntry(node, BOB, 0, 0, 5, 6, 7, 800, 800, 0, 0, ("/ip4/127.0.0.1/tcp/9",))
 
     def test_only_its_owner_changes_it(self, chain: Chain) -> None:
         self.register(chain, self.newcomer, OTHER_OWNER)
         assert self.register(chain, self.newcomer, OWNER) is Code.NOT_OWNER
         assert self.register(chain, self.newcomer, OTHER_OWNER, capacity_units=8, addresses=()) is Code.OK
         node = node_of(self.newcomer)
-        assert chain.ledger.node(node) == NodeEntry(node, BOB, 0, 8, 6, 7, ())
+        assert chain.ledger.node(node) == NodeEntry(node, BOB, 0, 0, 8, 6, 7, 800, 800, 2, 0, ())
 
     def test_a_member_s_stake_stays_when_it_changes_its_offer(self, chain: Chain) -> None:
         assert self.register(chain, LIAR, OTHER_OWNER) is Code.NOT_OWNER
         assert self.register(chain, LIAR, OWNER) is Code.OK
         node = node_of(LIAR)
-        assert chain.ledger.node(node) == NodeEntry(node, ALICE, STAKE, 5, 6, 7, ("/ip4/127.0.0.1/tcp/9",))
+        assert chain.ledger.node(node) == NodeEntry(
+            node, ALICE, STAKE, STAKE, 5, 6, 7, 1_000, 800, 2, 0, ("/ip4/127.0.0.1/tcp/9",)
+        )
 
 
 class TestEvidence:

@@ -14,6 +14,7 @@ from economics.arguments import (
     Reserve,
     Transfer,
 )
+from economics.beginning import first_stake_id
 from economics.blob import BlobId
 from economics.commitments import Certificate, OwnerStatement
 from economics.committee import Committee, Member
@@ -21,9 +22,10 @@ from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason
 from economics.genesis import FROST_MAX, Genesis, GenesisAccount, Parameters
 from economics.ledger import Code, Ledger, Receipt
-from economics.nodes import NodeEntry
+from economics.nodes import Handover, Marks, NodeEntry, Phase, Stake, Standing, Terms
 from economics.slots import account_key, reservation_key, state_key
 from economics.state import Account, Bucket, System
+from economics.votes import ZERO_HASH
 from p2pnode.keys import Key
 from tests import reference
 from tests.chain import EXPIRY_HEIGHT, Chain, key_of, made_by, make_header, make_id, sign
@@ -31,6 +33,7 @@ from tests.refusals import reason
 from tests.small import BALANCE_FROST, OPERATORS, OTHER_OWNER, OWNER, make_genesis
 
 GENESIS = make_genesis()
+STAKE = GENESIS.parameters.stake_frost_per_shard
 NEWCOMER = Key(bytes([0x77]) * 32)
 ALICE, BOB, NEW = key_of(OWNER), key_of(OTHER_OWNER), key_of(NEWCOMER)
 
@@ -62,18 +65,24 @@ class TestGenesis:
         ledger.verify_supply()
 
     def test_holds_accounts_members_and_the_supply(self, chain: Chain) -> None:
-        ledger, parameters = chain.ledger, GENESIS.parameters
+        ledger = chain.ledger
         assert ledger.account(ALICE) == Account(ALICE, BALANCE_FROST, 0)
         assert ledger.account(NEW) == Account(NEW, 0, 0)
         member = GENESIS.members[0]
         assert ledger.node(member.node) == NodeEntry(
-            member.node, ALICE, parameters.stake_frost_per_shard, 1 << 24, 1_000, 500, member.addresses
+            member.node, ALICE, STAKE, STAKE, 1 << 22, 1_000, 500, 1_000, 1_000, 0, 0, member.addresses
         )
-        minted = 10 * BALANCE_FROST + 4 * parameters.stake_frost_per_shard
+        stake = first_stake_id(member.node)
+        assert ledger.stake(stake) == Stake(stake, ALICE, member.node, Phase.ACTIVE, 0, STAKE, 0)
+        minted = 10 * BALANCE_FROST + 4 * STAKE
         assert ledger.system == System(0, GENESIS.time_ms, minted, 0)
         assert (ledger.height, ledger.epoch) == (0, 0)
         assert ledger.committee == Committee(0, GENESIS.members)
-        assert ledger.next_committee == Committee(1, GENESIS.members)
+        assert [member.addresses for member in ledger.committee.members] == [("/ip4/127.0.0.1/tcp/1",)] * 4
+        assert (ledger.next_committee, ledger.next_committee_hash) == (None, ZERO_HASH)
+        assert ledger.terms == Terms(0, 1 << 24, 1_000, 500)
+        assert ledger.handover == Handover(0, 0, 0, (0, 1, 2, 3))
+        assert ledger.standing == Standing(0, (Marks(),) * 4)
 
 
 class TestNonceAndFee:
@@ -211,8 +220,23 @@ class TestEpochs:
         assert chain.ledger.epoch == 0
         assert chain.block(after_ms=1).epoch_ended
         assert chain.ledger.system.epoch_start_ms == chain.time_ms == GENESIS.time_ms + GENESIS.parameters.epoch_ms
-        assert (chain.ledger.epoch, chain.ledger.committee.epoch, chain.ledger.next_committee.epoch) == (1, 1, 2)
+        assert (chain.ledger.epoch, chain.ledger.committee.epoch) == (1, 1)
         assert not chain.block(after_ms=1).epoch_ended
+
+    def test_the_first_block_of_their_second_half_fixes_the_next_one(self, chain: Chain) -> None:
+        half_ms = GENESIS.parameters.epoch_ms // 2
+        chain.block(after_ms=half_ms - 1)
+        assert (chain.ledger.cut_off_passed, chain.ledger.next_committee) == (False, None)
+        chain.block(after_ms=1)
+        following = Committee(1, GENESIS.members)
+        assert (chain.ledger.cut_off_passed, chain.ledger.next_committee) == (True, following)
+        assert (chain.ledger.next_committee_hash, chain.ledger.terms_of(1)) == (
+            following.hash,
+            Terms(1, 1 << 24, 1_000, 500),
+        )
+        assert not chain.block(after_ms=1).changes
+        chain.block(after_ms=half_ms)
+        assert (chain.ledger.committee, chain.ledger.next_committee) == (following, None)
 
     def test_end_one_at_a_time_however_long_the_network_stood_still(self, chain: Chain) -> None:
         chain.block(after_ms=10 * GENESIS.parameters.epoch_ms)
@@ -333,7 +357,7 @@ class TestCopies:
         assert len(list(chain.ledger.live_blobs())) == 1
 
     @pytest.mark.parametrize(
-        "spoil", [lambda values: values[1:], lambda values: [*values, values[-1]], lambda values: [*values, b"\x0a"]]
+        "spoil", [lambda values: values[1:], lambda values: [*values, values[-1]], lambda values: [*values, b"\x00"]]
     )
     def test_values_that_are_no_state_are_refused(
         self, chain: Chain, spoil: Callable[[list[bytes]], list[bytes]]

@@ -376,7 +376,7 @@ class Economy(RuleBasedStateMachine):
         nonce = self.ledger.account(key_of(key)).nonce
         agreed = KEYS[member].sign(node_message(chain_id=GENESIS.chain_id, sender=key_of(key), nonce=nonce))
         node = NodeId(KEYS[member].public)
-        if self.send(key, RegisterNode(node, 1, 2, 3, (), agreed)) is Code.OK:
+        if self.send(key, RegisterNode(node, 1, 2, 3, 4, (), agreed)) is Code.OK:
             assert key is KEYS[member]
 
     @rule(

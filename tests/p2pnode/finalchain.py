@@ -94,7 +94,7 @@ class Maker:
             "executed_height": executor.height,
             "state_root": ledger.root,
             "committee_hash": ledger.committee.hash,
-            "next_committee_hash": ledger.next_committee.hash,
+            "next_committee_hash": ledger.next_committee_hash,
         }
         header = BlockHeader(**{**fields, **changes})  # type: ignore[arg-type]
         block = Block(header, OPERATORS[header.leader].sign(header.encode()), hashes)

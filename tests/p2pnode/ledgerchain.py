@@ -52,7 +52,7 @@ class LedgerChain:
             executed_height=ledger.height,
             state_root=ledger.root,
             committee_hash=ledger.committee.hash,
-            next_committee_hash=ledger.next_committee.hash,
+            next_committee_hash=ledger.next_committee_hash,
         )
         receipts = ledger.apply(header, transactions).receipts
         ledger.verify_supply()

@@ -93,7 +93,7 @@ class TestBuilding:
                 parent=parent,
                 root=root,
                 committee=ledger.committee,
-                next_committee_hash=ledger.next_committee.hash,
+                next_committee_hash=ledger.next_committee_hash,
                 epoch_ms=GENESIS.parameters.epoch_ms,
             )
             parent = block.header

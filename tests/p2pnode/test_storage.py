@@ -1,6 +1,6 @@
 """A node takes what is owed and proven, signs once it is on disk, serves what is right, and refuses without a trace."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +82,7 @@ UNPAID = open_request(reservation=ZERO_RESERVATION)
 """Opens an upload whose reservation is still on its way."""
 
 
-async def send_segments(stream: MemoryStream, blob: Blob, shards: range = SHARDS) -> list[Incoming]:
+async def send_segments(stream: MemoryStream, blob: Blob, shards: Sequence[int] = SHARDS) -> list[Incoming]:
     return [
         (await ask(stream, {"op": "segment", "symbol_bytes": one.z}, make_payload(one, shards)))[0]
         for one in blob.segments

@@ -308,7 +308,7 @@ class Adversary:
             executed_height=executed,
             state_root=shell.chain.roots[executed],
             committee_hash=shell.chain.ledger.committee.hash,
-            next_committee_hash=ZERO_HASH if is_tail else shell.chain.ledger.next_committee.hash,
+            next_committee_hash=ZERO_HASH if is_tail else shell.chain.ledger.next_committee_hash,
         )
         hashes: tuple[Digest, ...] = ()
         if self._chance(20):

@@ -138,7 +138,7 @@ class Chain:
             executed_height=executed,
             state_root=self.roots[executed],
             committee_hash=self.ledger.committee.hash,
-            next_committee_hash=ZERO_HASH if is_empty else self.ledger.next_committee.hash,
+            next_committee_hash=ZERO_HASH if is_empty else self.ledger.next_committee_hash,
         )
         return Block(header, self._sign(header.encode()), hashes), bodies
 
@@ -206,7 +206,7 @@ class Chain:
                 parent=parent,
                 root=self.root_header,
                 committee=self.ledger.committee,
-                next_committee_hash=self.ledger.next_committee.hash,
+                next_committee_hash=self.ledger.next_committee_hash,
                 epoch_ms=self.genesis.parameters.epoch_ms,
             )
             hashes = tuple(signed.hash for signed in bodies)

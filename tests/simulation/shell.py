@@ -202,7 +202,7 @@ class Shell:
             own=self.index,
             sign=self.identity.sign,
             parameters=self.genesis.parameters,
-            next_committee_hash=self.chain.ledger.next_committee.hash,
+            next_committee_hash=self.chain.ledger.next_committee_hash,
             now_ms=self.clock_ms(),
             restored=self._restored(),
             finalized=None if row is None or row.finality is None else (row.block, row.finality.certificate),

@@ -112,7 +112,7 @@ class Simulation:
                 time_ms=GENESIS_MS,
                 state_root=ledger.root,
                 committee_hash=ledger.committee.hash,
-                next_committee_hash=ledger.next_committee.hash,
+                next_committee_hash=ledger.next_committee_hash,
             ),
         )
         self._roots[0] = origin[1]
