@@ -7,13 +7,7 @@ from dataclasses import replace
 import pytest
 
 from economics import ledger as ledger_module
-from economics.arguments import (
-    Certify,
-    Delete,
-    Merge,
-    Reserve,
-    Transfer,
-)
+from economics.arguments import Certify, Delete, Merge, Reserve, Transfer
 from economics.beginning import first_stake_id
 from economics.blob import BlobId
 from economics.commitments import Certificate, OwnerStatement
