@@ -647,6 +647,7 @@ def challenges_vector() -> dict[str, Any]:
     return {
         "onion": [step.hex() for step in onion],
         "seed_after_a_reveal": hashed("seed", seed + onion[2]).hex(),
+        "seed_of_a_round": hashed("seed", seed + u(8, 5) + u(2, 3)).hex(),
         "rounds": [[time, round_number(50, 50 + time, 1_000, 9)] for time in times],
         "challenged": [[shards, challenged(seed, shards)] for shards in ([1] * 10, [2, 2, 3], [9, 1, 5, 1, 4, 1])],
         "samples": {

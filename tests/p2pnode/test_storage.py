@@ -27,9 +27,8 @@ from p2pnode.codec import Kind
 from p2pnode.errors import NetworkError, SpaceError, StreamBroken, TooSlow
 from p2pnode.keys import Key
 from p2pnode.network.frames import Incoming, receive_message, send_message
+from p2pnode.records import Entry as Kept
 from p2pnode.storage import PAYLOAD_BUDGET_BYTES
-from p2pnode.store import Entry as Kept
-from p2pnode.store import SliverStore
 from tests.chain import key_of
 from tests.p2pnode.server import CLIENT, GENESIS, Server
 from tests.p2pnode.test_store import State, path_of, state
@@ -126,7 +125,7 @@ class TestUpload:
         assert record is not None
         assert [entry.as_commitment(0) for entry in record.entries] == node.told
         assert node.store.unclosed_bytes == 0
-        assert node.store.used_bytes == sum(2 * node.store.file_bytes(segment.z) for segment in BLOB.segments)
+        assert node.store.used_bytes == sum(2 * node.store.layout.file_bytes(segment.z) for segment in BLOB.segments)
 
     async def test_opens_with_the_node_s_place_and_height(self, node: Server) -> None:
         node.chain.pass_blocks(7)
@@ -149,7 +148,7 @@ class TestUpload:
     async def test_of_nothing_is_an_upload(self, node: Server) -> None:
         empty = make_blob(CODE, 0)
         assert (await upload(node, empty)).header["ok"] is True
-        assert node.store.missing_shards(empty.header.roots[0]) == []
+        assert node.store.missing(empty.header.roots[0], SHARDS) == []
 
     async def test_that_was_broken_off_goes_on_where_it_was(self, node: Server) -> None:
         async with node.stream() as stream:
@@ -172,9 +171,9 @@ class TestUpload:
             await ask(stream, open_request())
             await ask(stream, {"op": "have"}, BLOB.header.roots[1])
             node.store.evict(1 << 30)
-            assert [node.store.has_segment(root) for root in BLOB.header.roots] == [False, True, False]
+            assert [not node.store.missing(root, SHARDS) for root in BLOB.header.roots] == [False, True, False]
         node.store.evict(1 << 30)
-        assert not node.store.has_segment(BLOB.header.roots[1])
+        assert node.store.missing(BLOB.header.roots[1], SHARDS)
 
     async def test_keeps_its_segments_from_eviction_while_it_is_closed(
         self, node: Server, monkeypatch: pytest.MonkeyPatch
@@ -193,7 +192,7 @@ class TestUpload:
             await ask(stream, open_request())
             reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
             assert reply.header["ok"] is True
-        assert all(node.store.has_segment(root) for root in BLOB.header.roots)
+        assert all(not node.store.missing(root, SHARDS) for root in BLOB.header.roots)
 
     async def test_of_a_blob_that_is_held_already_moves_no_segment(self, node: Server) -> None:
         await upload(node)
@@ -319,7 +318,7 @@ class TestSegment:
             assert first.header["ok"] is True
             expect_refusal(second, Reason.OVER_BUDGET)
             await expect_end(stream)
-        assert [node.store.has_segment(root) for root in BLOB.header.roots] == [True, False, False]
+        assert [not node.store.missing(root, SHARDS) for root in BLOB.header.roots] == [True, False, False]
         assert not node.admission._open  # returned with the stream
 
     async def test_is_taken_half_as_often_again_as_is_paid_for_whatever_becomes_of_it(self, node: Server) -> None:
@@ -354,7 +353,7 @@ class TestSegment:
         self, tmp_path: Path
     ) -> None:
         given_up = make_blob(CODE, 1000, 1)
-        size = SliverStore.file_bytes(Server(tmp_path / "other").store, 167) * 2
+        size = Server(tmp_path / "other").store.layout.file_bytes(167) * 2
         node = Server(tmp_path / "node", limits=UploadLimits(unclosed_bytes_max=2 * size + 10))
         async with node.stream() as stream:
             await ask(stream, UNPAID)
@@ -364,8 +363,8 @@ class TestSegment:
             replies = await send_segments(stream, BLOB)
             assert [reply.header["ok"] for reply in replies] == [True, True, False]
             expect_refusal(replies[2], Reason.OVER_BUDGET)
-        assert not node.store.has_segment(given_up.header.roots[0])
-        assert [node.store.has_segment(root) for root in BLOB.header.roots] == [True, True, False]
+        assert node.store.missing(given_up.header.roots[0], SHARDS)
+        assert [not node.store.missing(root, SHARDS) for root in BLOB.header.roots] == [True, True, False]
 
     async def test_over_the_quota_is_refused(self, tmp_path: Path) -> None:
         node = Server(tmp_path, quota=1000)
@@ -491,9 +490,9 @@ class TestClose:
         checked: list[Root] = []
         check = node.store.check_segment
 
-        def count(root: Root, length: int) -> None:
+        def count(root: Root, length: int, shards: Sequence[int]) -> None:
             checked.append(root)
-            check(root, length)
+            check(root, length, shards)
 
         monkeypatch.setattr(node.store, "check_segment", count)
         full = encode_blob(CODE, bytes(CODE.segment_bytes))
@@ -585,7 +584,7 @@ class TestClose:
         assert node.store.unclosed_bytes == node.store.used_bytes > 0
         assert (await upload(node, make_blob(CODE, 10, 1))).header["ok"] is True
         node.store.evict(1 << 30)
-        assert node.store.used_bytes == 2 * node.store.file_bytes(CODE.symbol_bytes(10))
+        assert node.store.used_bytes == 2 * node.store.layout.file_bytes(CODE.symbol_bytes(10))
 
     async def test_of_many_blobs_over_one_reservation_is_signed_for_up_to_its_units(
         self, node: Server, tmp_path: Path
