@@ -48,6 +48,7 @@ from p2pnode.protocols import (
     storage_protocol,
     transactions_topic,
 )
+from p2pnode.serving import Serving
 from p2pnode.snapshots import Snapshots
 from p2pnode.storage import StorageServer
 from p2pnode.store import SliverStore
@@ -124,18 +125,11 @@ class Node:
         self.started = trio.current_time()
         codec = Codec(genesis.code, kernel)
         self.store = SliverStore(
-            home.store_path,
-            codec=codec,
-            chain_id=genesis.chain_id,
-            shards=executor.ledger.committee.shards_of_node(self.node_id),
-            quota_bytes=config.quota_bytes,
+            home.store_path, codec=codec, chain_id=genesis.chain_id, quota_bytes=config.quota_bytes
         )
         self.executor = executor
         self.admission = Admission(
-            config.upload_limits,
-            code=genesis.code,
-            shards=len(self.store.shards),
-            ledger=lambda: executor.ledger,
+            config.upload_limits, code=genesis.code, node=self.node_id, ledger=lambda: executor.ledger
         )
         self.certifier = Certifier(
             chain_id=genesis.chain_id,
@@ -156,6 +150,7 @@ class Node:
             ledger=lambda: executor.ledger,
             status=self.status,
             on_commitment=self.handle_own_commitment,
+            operations=Serving(store=self.store, codec=codec, ledger=lambda: executor.ledger).operations(),
             manner=MANNERS[behaviour],
         )
 
@@ -403,10 +398,10 @@ async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> No
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             ready = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}
             print(json.dumps({"event": "ready", **ready}), flush=True)
-            log.info("ready: %d shards, %s", len(node.store.shards), ", ".join(network.addresses()))
+            log.info("ready: %d shards, %s", len(node.server.shards), ", ".join(network.addresses()))
             if node.store.foreign_files:
                 log.warning("%d files of the store are damaged or foreign, and left alone", node.store.foreign_files)
-            if not node.store.shards:
+            if not node.server.shards:
                 log.info("this node has no seat: it follows the chain, and helps with DHT and gossip")
             if behaviour is not Behaviour.HONEST:
                 log.warning("this node is an adversary: %s", behaviour)

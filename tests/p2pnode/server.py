@@ -7,6 +7,7 @@ from typing import cast
 
 import trio
 
+from economics.blob import Root
 from economics.crypto import NodeId, Signature
 from economics.genesis import Genesis
 from p2pnode.admission import Admission, UploadLimits
@@ -16,6 +17,7 @@ from p2pnode.keys import Key
 from p2pnode.members import Members
 from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
+from p2pnode.serving import Serving
 from p2pnode.storage import Manner, StorageServer, send_honestly
 from p2pnode.store import SliverStore
 from tests.chain import Chain
@@ -44,22 +46,22 @@ class Server:
         self.directory = directory
         self.key = key
         self.chain = chain or Chain.begin_reserved(genesis)
-        index = genesis.committee.index_of(NodeId(key.public))
         codec = make_codec(genesis)
-        self.store = SliverStore(
-            directory,
-            codec=codec,
-            chain_id=genesis.chain_id,
-            shards=() if index is None else genesis.committee.shards_of(index),
-            quota_bytes=quota,
-        )
+        self.store = SliverStore(directory, codec=codec, chain_id=genesis.chain_id, quota_bytes=quota)
         self.told: list[Entry] = []
         self.signed: list[bytes] = []
         self.admission = Admission(
             limits or UploadLimits(),
             code=genesis.code,
-            shards=len(self.store.shards),
+            node=NodeId(key.public),
             ledger=lambda: self.chain.ledger,
+        )
+        self.frozen: set[tuple[Root, int]] = set()
+        self.serving = Serving(
+            store=self.store,
+            codec=codec,
+            ledger=lambda: self.chain.ledger,
+            is_frozen=lambda root, shard: (root, shard) in self.frozen,
         )
         self.server = StorageServer(
             genesis=genesis,
@@ -76,6 +78,7 @@ class Server:
             ledger=lambda: self.chain.ledger,
             status=lambda: {"blobs": len(self.store.records())},
             on_commitment=self.tell,
+            operations=self.serving.operations(),
             manner=manner,
         )
 

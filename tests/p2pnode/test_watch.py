@@ -16,8 +16,8 @@ from economics.crypto import NodeId
 from p2pnode.adversary import DRIP_S, MANNERS, Behaviour
 from p2pnode.members import FaultKind
 from p2pnode.network.frames import build_header, receive_message
+from p2pnode.records import Entry
 from p2pnode.storage import Reply
-from p2pnode.store import Entry
 from p2pnode.watch import Watch
 from tests.p2pnode.server import CLIENT, GENESIS, MemoryNetwork, Server, make_members
 from tests.p2pnode.test_store import path_of
