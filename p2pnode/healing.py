@@ -101,7 +101,7 @@ class Healing:
         while True:
             self._woken = trio.Event()
             ledger = self._ledger()
-            survey = await self._survey(ledger)
+            survey = await self.look(ledger)
             if not self.missing:
                 pause_s = PAUSE_MIN_S
                 await self._await_news(advanced(), until=survey.next_due)
@@ -111,7 +111,7 @@ class Healing:
                 await self._rest(pause_s * self._rng.uniform(0.5, 1.0), seats_of(ledger), advanced)
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
-    async def _survey(self, ledger: Ledger) -> Survey:
+    async def look(self, ledger: Ledger) -> Survey:
         """Look for what is missing, and report to the chain when nothing of the handover is."""
         self.peers.begin(ledger.epoch)
         start = trio.current_time()

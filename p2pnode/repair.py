@@ -1,6 +1,7 @@
 """Pairs of slivers made again from symbols of others: optimistic first, then by leaves, and at last the writer's guilt.
 
-For each sliver S or P helpers give one symbol each, which is as much as the sliver itself. If what they give does not
+For each sliver S or P helpers give one symbol each, which is as much as the sliver itself. The secondary comes first
+and gives the primary one symbol: with f liars among the others, S - 1 honest ones are left. If what they give does not
 make the committed sliver, their leaves tell who lied; who did is excluded, so f liars cost at most f such rounds. If
 nobody lied, the writer encoded wrongly, and the symbols with their leaves prove it.
 """
@@ -56,6 +57,8 @@ class _Given:
 
     symbol: bytes
     node: NodeId | None
+    leaves: Leaves | None = None
+    """Of the sliver that it is from, where that is this node's and not on the disk yet."""
 
 
 @dataclass(slots=True)
@@ -101,20 +104,23 @@ class Repair:
         by_root = {want.root: want for want in wants}
         metadata = await self._metadata_of(ledger, wants)
         wanted = {root: want for root, want in by_root.items() if root in metadata}
-        collections = {kind: self._collection(shard, kind, wanted) for kind in Kind}
-        async with trio.open_nursery() as nursery:
-            for collection in collections.values():
-                nursery.start_soon(self._collect, ledger, collection)
-        made: list[tuple[SegmentMetadata, Want, Pair]] = []
         wrong: list[Inconsistent] = []
+        halves: dict[Kind, dict[Root, tuple[bytes, Leaves]]] = {}
+        for kind in (Kind.SECONDARY, Kind.PRIMARY):
+            collection = self._collection(shard, kind, wanted)
+            if kind is Kind.PRIMARY:
+                self._take_made(collection, halves[Kind.SECONDARY])
+            await self._collect(ledger, collection)
+            halves[kind] = await self._make_slivers(ledger, metadata, collection, wrong)
+            wanted = {root: want for root, want in wanted.items() if root in halves[kind]}
+        made = []
         for root, want in wanted.items():
-            try:
-                pair = await self._make_pair(ledger, want, metadata[root], collections)
-            except Inconsistent as fault:
-                wrong.append(fault)
+            pair = _join(shard, halves[Kind.PRIMARY][root], halves[Kind.SECONDARY][root])
+            proof = padding_proof(self.codec, want, metadata[root], pair)
+            if proof is None:
+                made.append((metadata[root], want, pair))
             else:
-                if pair is not None:
-                    made.append((metadata[root], want, pair))
+                wrong.append(Inconsistent(want, proof))
         return made, wrong
 
     def _collection(self, shard: int, kind: Kind, wants: Mapping[Root, Want]) -> _Collection:
@@ -178,7 +184,7 @@ class Repair:
         since = min((want.since for want in collection.wants.values()), default=0)
         given = [collection.given[root] for root in collection.wants]
         shards = [shard for shard in range(self.code.n) if not all(shard in symbols for symbols in given)]
-        shards.remove(collection.shard)
+        shards = [shard for shard in shards if shard != collection.shard]
         self.peers.rng.shuffle(shards)
         held = {shard: [node for node in helpers(ledger, shard, since) if node != self.node] for shard in shards}
         depth = max(map(len, held.values()), default=0)
@@ -239,22 +245,31 @@ class Repair:
 
     # --- making --------------------------------------------------------------------------------------------------
 
-    async def _make_pair(
-        self, ledger: Ledger, want: Want, metadata: SegmentMetadata, collections: Mapping[Kind, _Collection]
-    ) -> Pair | None:
-        slivers: dict[Kind, bytes] = {}
-        leaves: dict[Kind, Leaves] = {}
-        for kind, collection in collections.items():
-            made = await self._make_sliver(ledger, want, metadata, collection)
-            if made is None:
-                return None
-            slivers[kind], leaves[kind] = made
-        primary, secondary = memoryview(slivers[Kind.PRIMARY]), memoryview(slivers[Kind.SECONDARY])
-        pair = Pair(want.shard, primary, secondary, leaves[Kind.PRIMARY], leaves[Kind.SECONDARY])
-        proof = padding_proof(self.codec, want, metadata, pair)
-        if proof is not None:
-            raise Inconsistent(want, proof)
-        return pair
+    def _take_made(self, collection: _Collection, secondaries: Mapping[Root, tuple[bytes, Leaves]]) -> None:
+        """Take the symbol of each primary sliver that the secondary one of its own pair has."""
+        for root, (sliver, leaves) in secondaries.items():
+            row, z = self._index(Kind.PRIMARY, collection.shard, root), self._z(collection.wants[root])
+            symbol = self.codec.symbol(Kind.SECONDARY, sliver, row, z)
+            collection.given[root][collection.shard] = _Given(symbol, None, leaves)
+
+    async def _make_slivers(
+        self,
+        ledger: Ledger,
+        metadata: Mapping[Root, SegmentMetadata],
+        collection: _Collection,
+        wrong: list[Inconsistent],
+    ) -> dict[Root, tuple[bytes, Leaves]]:
+        """Return the slivers that could be made, with their leaves; adds to `wrong` what writers did."""
+        found: dict[Root, tuple[bytes, Leaves]] = {}
+        for root, want in collection.wants.items():
+            try:
+                made = await self._make_sliver(ledger, want, metadata[root], collection)
+            except Inconsistent as fault:
+                wrong.append(fault)
+            else:
+                if made is not None:
+                    found[root] = made
+        return found
 
     async def _make_sliver(
         self, ledger: Ledger, want: Want, metadata: SegmentMetadata, collection: _Collection
@@ -305,10 +320,13 @@ class Repair:
         """Return the leaves of the slivers that gave symbols, by index; nothing of who will not show them."""
         found: dict[int, bytes] = {}
 
-        async def find(shard: int, node: NodeId | None) -> None:
+        async def find(shard: int, item: _Given) -> None:
             index = self._index(kind, shard, root)
-            if node is not None:
-                found[index] = await self.peers.leaves(node, root, kind, index)
+            if item.leaves:
+                found[index] = item.leaves
+                return
+            if item.node is not None:
+                found[index] = await self.peers.leaves(item.node, root, kind, index)
                 return
             try:
                 read = partial(self.store.read_symbols, root, kind, index, first=0, count=0)
@@ -318,8 +336,12 @@ class Repair:
 
         async with trio.open_nursery() as nursery:
             for shard, item in given.items():
-                nursery.start_soon(find, shard, item.node)
+                nursery.start_soon(find, shard, item)
         return found
+
+
+def _join(shard: int, primary: tuple[bytes, Leaves], secondary: tuple[bytes, Leaves]) -> Pair:
+    return Pair(shard, memoryview(primary[0]), memoryview(secondary[0]), primary[1], secondary[1])
 
 
 def padding_proof(codec: Codec, want: Want, metadata: SegmentMetadata, pair: Pair) -> InconsistencyProof | None:
