@@ -34,12 +34,16 @@ from p2pnode.recovery import (
 )
 from p2pnode.serving import LENGTH_BYTES
 from p2pnode.sliverfile import Pair
-from p2pnode.store import CorruptSliver, SliverStore
+from p2pnode.store import CorruptSliver, SliverKey, SliverStore
 
 log = logging.getLogger("p2pnode.repair")
 
 HEDGE_S = 2.0
 """After which others are asked in place of helpers that have not answered."""
+
+
+Sliver = tuple[bytes, Leaves]
+"""One that has been checked, and the leaves that it expands to."""
 
 
 class Inconsistent(NodeError):
@@ -98,35 +102,76 @@ class Repair:
         self.peers = peers
 
     async def recover_pairs(
-        self, ledger: Ledger, shard: int, wants: Sequence[Want]
+        self, ledger: Ledger, wants: Sequence[Want]
     ) -> tuple[list[tuple[SegmentMetadata, Want, Pair]], list[Inconsistent]]:
-        """Return those pairs of one shard that could be made again, and the writers' faults that came to light."""
-        by_root = {want.root: want for want in wants}
-        metadata = await self._metadata_of(ledger, wants)
-        wanted = {root: want for root, want in by_root.items() if root in metadata}
+        """Return those pairs that could be made again, and the writers' faults that came to light.
+
+        All of this node's lost pairs of a segment belong together: their secondaries help each of their primaries.
+        """
+        metadata = await self._metadata_of(ledger, {want.root: want for want in wants})
+        wanted = [want for want in wants if want.root in metadata]
         wrong: list[Inconsistent] = []
-        halves: dict[Kind, dict[Root, tuple[bytes, Leaves]]] = {}
-        for kind in (Kind.SECONDARY, Kind.PRIMARY):
-            collection = self._collection(shard, kind, wanted)
-            if kind is Kind.PRIMARY:
-                self._take_made(collection, halves[Kind.SECONDARY])
-            await self._collect(ledger, collection)
-            halves[kind] = await self._make_slivers(ledger, metadata, collection, wrong)
-            wanted = {root: want for root, want in wanted.items() if root in halves[kind]}
+        secondaries = await self._make_all(ledger, Kind.SECONDARY, wanted, metadata, {}, wrong)
+        wanted = [want for want in wanted if (want.root, want.shard) in secondaries]
+        primaries = await self._make_all(ledger, Kind.PRIMARY, wanted, metadata, secondaries, wrong)
         made = []
-        for root, want in wanted.items():
-            pair = _join(shard, halves[Kind.PRIMARY][root], halves[Kind.SECONDARY][root])
-            proof = padding_proof(self.codec, want, metadata[root], pair)
+        for want in wanted:
+            if (want.root, want.shard) not in primaries:
+                continue
+            primary, secondary = (halves[want.root, want.shard] for halves in (primaries, secondaries))
+            pair = Pair(want.shard, memoryview(primary[0]), memoryview(secondary[0]), primary[1], secondary[1])
+            proof = padding_proof(self.codec, want, metadata[want.root], pair)
             if proof is None:
-                made.append((metadata[root], want, pair))
+                made.append((metadata[want.root], want, pair))
             else:
                 wrong.append(Inconsistent(want, proof))
         return made, wrong
 
+    async def _make_all(
+        self,
+        ledger: Ledger,
+        kind: Kind,
+        wants: Sequence[Want],
+        metadata: Mapping[Root, SegmentMetadata],
+        secondaries: Mapping[SliverKey, Sliver],
+        wrong: list[Inconsistent],
+    ) -> dict[SliverKey, Sliver]:
+        """Return the slivers of one kind that could be made, by root and shard; adds to `wrong` what writers did."""
+        by_shard: defaultdict[int, dict[Root, Want]] = defaultdict(dict)
+        for want in wants:
+            by_shard[want.shard][want.root] = want
+        found: dict[SliverKey, Sliver] = {}
+
+        async def make(collection: _Collection) -> None:
+            await self._collect(ledger, collection)
+            for root, want in collection.wants.items():
+                try:
+                    made = await self._make_sliver(ledger, want, metadata[root], collection)
+                except Inconsistent as fault:
+                    wrong.append(fault)
+                else:
+                    if made is not None:
+                        found[root, want.shard] = made
+
+        async with trio.open_nursery() as nursery:
+            for shard, owed in by_shard.items():
+                collection = self._collection(shard, kind, owed)
+                await trio.to_thread.run_sync(self._take_made, collection, secondaries)
+                nursery.start_soon(make, collection)
+        return found
+
+    def _take_made(self, collection: _Collection, secondaries: Mapping[SliverKey, Sliver]) -> None:
+        """Take the symbols that secondary slivers made just now give to primary ones; for a worker thread."""
+        for (root, shard), (sliver, leaves) in secondaries.items():
+            if root in collection.wants:
+                row, z = self._index(Kind.PRIMARY, collection.shard, root), self._z(collection.wants[root])
+                symbol = self.codec.symbol(Kind.SECONDARY, sliver, row, z)
+                collection.given[root][shard] = _Given(symbol, None, leaves)
+
     def _collection(self, shard: int, kind: Kind, wants: Mapping[Root, Want]) -> _Collection:
         return _Collection(shard, kind, wants, self.codec.symbols(kind))
 
-    async def _metadata_of(self, ledger: Ledger, wants: Sequence[Want]) -> dict[Root, SegmentMetadata]:
+    async def _metadata_of(self, ledger: Ledger, wants: Mapping[Root, Want]) -> dict[Root, SegmentMetadata]:
         found: dict[Root, SegmentMetadata] = {}
 
         async def find(want: Want) -> None:
@@ -140,7 +185,7 @@ class Repair:
                     log.debug("segment %s: %s", want.root[:4].hex(), fault)
 
         async with trio.open_nursery() as nursery:
-            for want in wants:
+            for want in wants.values():
                 nursery.start_soon(find, want)
         return found
 
@@ -245,35 +290,9 @@ class Repair:
 
     # --- making --------------------------------------------------------------------------------------------------
 
-    def _take_made(self, collection: _Collection, secondaries: Mapping[Root, tuple[bytes, Leaves]]) -> None:
-        """Take the symbol of each primary sliver that the secondary one of its own pair has."""
-        for root, (sliver, leaves) in secondaries.items():
-            row, z = self._index(Kind.PRIMARY, collection.shard, root), self._z(collection.wants[root])
-            symbol = self.codec.symbol(Kind.SECONDARY, sliver, row, z)
-            collection.given[root][collection.shard] = _Given(symbol, None, leaves)
-
-    async def _make_slivers(
-        self,
-        ledger: Ledger,
-        metadata: Mapping[Root, SegmentMetadata],
-        collection: _Collection,
-        wrong: list[Inconsistent],
-    ) -> dict[Root, tuple[bytes, Leaves]]:
-        """Return the slivers that could be made, with their leaves; adds to `wrong` what writers did."""
-        found: dict[Root, tuple[bytes, Leaves]] = {}
-        for root, want in collection.wants.items():
-            try:
-                made = await self._make_sliver(ledger, want, metadata[root], collection)
-            except Inconsistent as fault:
-                wrong.append(fault)
-            else:
-                if made is not None:
-                    found[root] = made
-        return found
-
     async def _make_sliver(
         self, ledger: Ledger, want: Want, metadata: SegmentMetadata, collection: _Collection
-    ) -> tuple[bytes, Leaves] | None:
+    ) -> Sliver | None:
         """Return a sliver and its leaves, or None without enough helpers; raises `Inconsistent`."""
         kind, root = collection.kind, want.root
         index, given = self._index(kind, want.shard, root), collection.given[root]
@@ -338,10 +357,6 @@ class Repair:
             for shard, item in given.items():
                 nursery.start_soon(find, shard, item)
         return found
-
-
-def _join(shard: int, primary: tuple[bytes, Leaves], secondary: tuple[bytes, Leaves]) -> Pair:
-    return Pair(shard, memoryview(primary[0]), memoryview(secondary[0]), primary[1], secondary[1])
 
 
 def padding_proof(codec: Codec, want: Want, metadata: SegmentMetadata, pair: Pair) -> InconsistencyProof | None:

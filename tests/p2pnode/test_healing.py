@@ -248,6 +248,19 @@ class TestLiars:
         assert 0 < len(shown) <= SEVEN.code.f * 2 * 3 * 6  # rounds, kinds, segments, helpers
         assert {request["count"] for request in shown} == {0}
 
+    async def test_with_f_shards_leave_enough_for_a_node_with_several(self, tmp_path: Path) -> None:
+        """n = 10, S = 7: 5 honest shards and this node's own two, which help each other."""
+        genesis = make_genesis((2, 3, 3, 2))
+        forger = MANNERS[Behaviour.FORGER]
+        town, blob = Town(tmp_path, genesis, manners={1: forger}), make_blob(genesis.code, 2500)
+        town.store_blob(blob, but=(0,))
+        async with town.healing() as healer:
+            await healer.once()
+            await healer.once()
+            assert await healer.missing() == 0
+            assert {*healer.peers.excluded} <= {NodeId(town.servers[1].key.public)}
+        expect_whole(town, blob, [0, 1])
+
     async def test_that_give_garbage_at_full_speed_stall_nobody(self, tmp_path: Path) -> None:
         babbler = MANNERS[Behaviour.BABBLER]
         town, blob = Town(tmp_path, SEVEN, manners={2: babbler, 5: babbler}), make_blob(SEVEN.code, 2500)
