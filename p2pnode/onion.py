@@ -70,7 +70,7 @@ class Onions:
         """By generation."""
 
     def prepare(self, committed: Beacon | None, *, epoch: int) -> None:
-        """Make what the chain binds this node to, and what it could commit to in `epoch`; 60 ms, for a worker thread."""
+        """Make what the chain binds this node to, and what it could commit to in `epoch`; for a worker thread."""
         kept = {epoch: self._make(epoch)}
         for tip, since in _tips(committed):
             newest = since - beacon.COMMITMENT_EPOCHS
@@ -120,7 +120,7 @@ class Revealer:
         self._onions = Onions(seed=seed, chain_id=executor.genesis.chain_id)
 
     def reveal(self, header: BlockHeader, flight: Sequence[BlockHeader]) -> bytes:
-        """Return what a block by this node reveals, or zeros where a reveal would not count, as it would be known early.
+        """Return what a block by this node reveals: zeros where it would not count, and only be known too early.
 
         `flight` are this node's own blocks from the executed head, exclusive, to the block's parent, ascending.
         """
@@ -148,8 +148,7 @@ class Revealer:
             tip = self._due(ledger)
             if tip is not None:
                 self._want(b"beacon" + tip, CommitBeacon(tip), lambda now: self._due(now) == tip)  # noqa: B023
-            while self.executor.ledger.epoch == epoch:
-                await self.executor.advanced.wait()
+            await self.executor.wait_epoch_beyond(epoch)
 
     def _due(self, ledger: Ledger) -> Digest | None:
         if ledger.node(self.node) is None:

@@ -31,6 +31,7 @@ from p2pnode.links import FrameType, Links, build_frame
 from p2pnode.members import Members
 from p2pnode.membership import Membership
 from p2pnode.mempool import NONCES_AHEAD_MAX, Mempool
+from p2pnode.onion import Revealer
 from p2pnode.operator import Operator
 from p2pnode.protocols import blocks_topic, transactions_topic
 from p2pnode.validator import Speak, speak_honestly
@@ -114,7 +115,15 @@ class Participant:
         """The highest block whose announcement was passed on."""
         self._accused: set[tuple[int, int]] = set()
         """(member, epoch) of reported equivocations."""
-        maker = BlockMaker(executor=executor, mempool=self.mempool, sign=key.sign, clock_ms=clock_ms, pull=self._pull)
+        self.revealer = Revealer(executor=executor, node=self.node, seed=key.seed, want=self.operator.want)
+        maker = BlockMaker(
+            executor=executor,
+            mempool=self.mempool,
+            sign=key.sign,
+            clock_ms=clock_ms,
+            pull=self._pull,
+            reveal=self.revealer.reveal,
+        )
         self.membership = Membership(
             executor=executor,
             maker=maker,
@@ -164,6 +173,7 @@ class Participant:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.membership.run)
             nursery.start_soon(self.operator.run)
+            nursery.start_soon(self.revealer.run)
             nursery.start_soon(self._follow_epochs)
             nursery.start_soon(self._keep_up)
             nursery.start_soon(self._poll)
