@@ -108,13 +108,15 @@ class Server:
 class MemoryNetwork:
     """Dials servers in memory, for `Members`; those in `down` do not answer."""
 
-    def __init__(self, servers: Sequence[Server], nursery: trio.Nursery) -> None:
+    def __init__(self, servers: Sequence[Server], nursery: trio.Nursery, *, own: NodeId = CLIENT) -> None:
         self.servers = {NodeId(server.key.public): server for server in servers}
         self.down: set[int] = set()
         self.dialled: list[tuple[int, tuple[str, ...]]] = []
         self.streams: list[MemoryStream] = []
         """The servers' ends, in the order of dialling."""
         self._nursery = nursery
+        self._own = own
+        """Who dials."""
 
     async def open_stream(
         self, peer: NodeId, protocol: str, *, addresses: Sequence[str] = (), deadline_s: float = 10.0
@@ -124,7 +126,7 @@ class MemoryNetwork:
         self.dialled.append((index, tuple(addresses)))
         if index in self.down:
             raise PeerUnreachable("no answer")
-        client, server = stream_pair(CLIENT, peer)
+        client, server = stream_pair(self._own, peer)
         self.streams.append(server)
 
         async def handle() -> None:
