@@ -26,7 +26,7 @@ class Behaviour(StrEnum):
 
     HONEST = "honest"
     LIAR = "liar"
-    """Takes uploads and signs for them, then serves wrong symbols and answers with the right leaf lists."""
+    """Takes uploads and signs for them, then serves wrong symbols with the right leaf lists, and answers wrongly."""
     STALLED = "stalled"
     """Takes uploads, then drips its answers to reads byte by byte."""
     SILENT = "silent"

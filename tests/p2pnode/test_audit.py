@@ -239,7 +239,7 @@ async def test_who_answers_by_what_a_writer_committed_to_is_not_blamed_for_its_c
         sheets = [node.begin(ledger, ago_s=ASKING_S) for node in world.nodes]
         sheet = sheets[AUDITOR]
         alone = [one for one in sheet.samples[pair.shard] if one.root == segment.root]
-        only = replace(sheet, samples={shard: () for shard in SHARDS} | {pair.shard: tuple(alone)})
+        only = replace(sheet, samples=dict.fromkeys(SHARDS, ()) | {pair.shard: tuple(alone)})
         with trio.fail_after(30):
             assert await world.auditor.audit(only) == [UNKNOWN]
             assert await world.auditor.audit(sheet) == [OK]
