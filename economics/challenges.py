@@ -164,9 +164,9 @@ def report_audit(context: Context, operation: ReportAudit, committee: Committee)
     context.state.write(replace(current, tallies=tallies, reporters=reporters))
 
 
-def close_epoch(state: WorkingState, committee: Committee) -> tuple[Marks, ...]:
-    """End the epoch's last round and return the marks of its members, by index."""
-    return _close(state, committee, epoch=state.system().epoch).marks
+def close_epoch(state: WorkingState, committee: Committee) -> Standing:
+    """End the epoch's last round and return how its members stand."""
+    return _close(state, committee, epoch=state.system().epoch)
 
 
 def _close(state: WorkingState, committee: Committee, *, epoch: int) -> Standing:
@@ -181,6 +181,7 @@ def _close(state: WorkingState, committee: Committee, *, epoch: int) -> Standing
     if committee.weight(current.reporters) > faulty_max(committee.n):
         for index in set(range(len(marks))).difference(current.reporters):
             marks[index] = replace(marks[index], unreported=marks[index].unreported + 1)
+        standing = replace(standing, rounds=standing.rounds + 1)
     standing = replace(standing, marks=tuple(marks))
     state.write(standing)
     return standing

@@ -127,8 +127,6 @@ class Node:
         self.kernel = kernel
         self.started = trio.current_time()
         codec = Codec(genesis.code, kernel)
-        index = genesis.committee.index_of(self.node_id)
-        self.index = index
         self.store = SliverStore(
             home.store_path, codec=codec, chain_id=genesis.chain_id, quota_bytes=config.quota_bytes
         )
@@ -137,7 +135,11 @@ class Node:
         self.admission = Admission(
             config.upload_limits, code=genesis.code, node=self.node_id, ledger=lambda: executor.ledger
         )
-        self.certifier = Certifier(chain_id=genesis.chain_id, committee=executor.ledger.committee)
+        self.certifier = Certifier(
+            chain_id=genesis.chain_id,
+            committee=executor.ledger.committee,
+            committee_of=lambda epoch: executor.ledger.committee_of(epoch),
+        )
         self.watch: Watch | None = None
         self.participant: Participant | None = None
         self._restore()
@@ -162,6 +164,11 @@ class Node:
         )
         answers = Answers(rounds=self.rounds, store=self.store, codec=codec, node=self.node_id)
         return {**serving.operations(), **answers.operations()}
+
+    @property
+    def index(self) -> int | None:
+        """This node's place in the committee of the current epoch."""
+        return self.executor.ledger.committee.index_of(self.node_id)
 
     def _restore(self) -> None:
         """Take up what the store holds: statements signed for, and commitments that have no certificate yet."""
@@ -210,7 +217,7 @@ class Node:
         certificate = self.certifier.add(entry, own=own)
         if certificate is None:
             return
-        if self.participant is not None and self.participant.operator is not None:
+        if self.participant is not None:
             self.participant.operator.certify(certificate)
         try:
             if await trio.to_thread.run_sync(self.store.put_certificate, certificate):
@@ -222,29 +229,31 @@ class Node:
         """At the start and in each new epoch sign again what is not on chain yet, and tally for the new committee."""
         await self.server.sign_again()
         while True:
-            epoch = self.certifier.committee.epoch
-            while self.executor.ledger.epoch == epoch:
-                await self.executor.advanced.wait()
+            await self.executor.wait_epoch_beyond(self.certifier.committee.epoch)
             self.certifier.begin_epoch(self.executor.ledger.committee)
             await self.server.sign_again()
 
     async def gossip_commitments(self, gossip: Gossip) -> None:
         """Send own commitments in batches, only when there is news."""
-        pause = max(1.0, BATCH_SECONDS_PER_MEMBER * len(self.genesis.members))
         while True:
-            await trio.sleep(pause)
+            await trio.sleep(max(1.0, BATCH_SECONDS_PER_MEMBER * len(self.executor.ledger.committee.members)))
             batch = self.certifier.take_batch()
             if batch is not None:
                 await gossip.publish(commitments_topic(self.genesis), batch)
 
     async def watch_members(self, network: Network, discovery: Discovery, pause_s: float) -> None:
-        """Spot-check the other members for as long as the node runs; nothing to do for a node without shards."""
-        if self.index is None or not pause_s:
+        """Spot-check the other members for as long as the node runs; who holds no blob has nothing to check them by."""
+        if not pause_s:
             return
-        members = Members(network, self.genesis, storage_protocol(self.genesis), discovery)
+        committee = self.executor.ledger.committee
+        members = Members(network, self.genesis, storage_protocol(self.genesis), discovery, committee=committee)
         rng = random.Random(os.urandom(16))
         self.watch = Watch(members=members, store=self.store, codec=self.server.codec, own=self.node_id, rng=rng)
-        await self.watch.run(pause_s)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.watch.run, pause_s)
+            while True:
+                await self.executor.wait_epoch_beyond(members.committee.epoch)
+                await members.seat(self.executor.ledger.committee)
 
     async def audit(self, network: Network, discovery: Discovery, participant: Participant) -> None:
         """Audit the challenged members of each round in which this node has a seat."""
@@ -385,7 +394,7 @@ def join(
     behaviour: Behaviour,
 ) -> Participant:
     """Return this node's part in the chain, its protocols served from here on."""
-    genesis = node.genesis
+    genesis, committee = node.genesis, chain.executor.ledger.committee
     participant = Participant(
         executor=chain.executor,
         key=node.key,
@@ -396,8 +405,8 @@ def join(
             on_silenced=lambda: mark_restored(chain.home),
             on_loud=chain.end_quiet,
         ),
-        chain_members=Members(network, genesis, chain_protocol(genesis), discovery),
-        consensus_members=Members(network, genesis, consensus_protocol(genesis), discovery),
+        chain_members=Members(network, genesis, chain_protocol(genesis), discovery, committee=committee),
+        consensus_members=Members(network, genesis, consensus_protocol(genesis), discovery, committee=committee),
         gossip=gossip,
         snapshot_blocks=config.snapshot_blocks,
         speak=speaker(behaviour, sign=node.key.sign, chain_id=genesis.chain_id),
@@ -418,7 +427,7 @@ async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> No
             if node.store.foreign_files:
                 log.warning("%d files of the store are damaged or foreign, and left alone", node.store.foreign_files)
             if not node.server.shards:
-                log.info("this node is no member: it holds nothing, follows the chain, helps with DHT and gossip")
+                log.info("this node has no seat: it follows the chain, and helps with DHT and gossip")
             if behaviour is not Behaviour.HONEST:
                 log.warning("this node is an adversary: %s", behaviour)
             async for number in signals:

@@ -254,12 +254,13 @@ class SliverStore:
             if shard in self._sizes.get(root, {}):
                 self._drop_file(root, shard)
 
-    def drop_unreferenced(self, root: Root) -> None:
-        """Delete a segment's slivers unless a record or a live upload refers to them."""
-        with self._lock:
-            if root in self._unclosed and root not in self._holds:
-                for shard in list(self._sizes[root]):
-                    self._drop_file(root, shard)
+    def drop_unreferenced(self, roots: Iterable[Root]) -> None:
+        """Delete the slivers of segments, but for those that a record or a live upload refers to."""
+        for root in roots:
+            with self._lock:
+                if root in self._unclosed and root not in self._holds:
+                    for shard in list(self._sizes[root]):
+                        self._drop_file(root, shard)
 
     def _drop_file(self, root: Root, shard: int) -> None:
         self._path(root, shard).unlink(missing_ok=True)
@@ -432,14 +433,19 @@ class SliverStore:
             if self.record(blob_id) is None:
                 self._write_record(blob_id, BlobRecord(header, (), None))
 
-    def drop_blob(self, blob_id: BlobId) -> set[Root]:
-        """Forget a blob, durably; return its roots that nothing refers to now, for `drop_unreferenced`."""
+    def drop_blob(self, blob_id: BlobId, record: BlobRecord) -> set[Root]:
+        """Forget a blob, durably; return its roots that nothing refers to now, for `drop_unreferenced`.
+
+        Nothing is forgotten if its record is another than this one: it has been signed for meanwhile.
+        """
         with self._record_lock:
+            if self.record(blob_id) is not record:
+                return set()
             self._record_path(blob_id).unlink(missing_ok=True)
             sync_directory(self.directory / "blobs")
             with self._lock:
-                record = self._records.pop(blob_id, None)
-                return set() if record is None else self._unindex(blob_id, record.header)
+                del self._records[blob_id]
+                return self._unindex(blob_id, record.header)
 
     def _unindex(self, blob_id: BlobId, header: Header) -> set[Root]:
         freed: set[Root] = set()

@@ -45,7 +45,7 @@ class Rounds:
         values: tuple[Value, ...] = (
             System(epoch, START_MS, 0, 0, SEED),
             Handover(0, 0, 0, ()),
-            Standing(epoch, marks),
+            Standing(epoch, 0, marks),
             *entries,
         )
         return cls(WorkingState.load(value.encode() for value in values), committee, parameters)
@@ -54,7 +54,7 @@ class Rounds:
         """Let the next epoch begin, with the same committee and no marks."""
         system = self.state.system()
         self.state.write(System(epoch, system.epoch_start_ms + self.parameters.epoch_ms, 0, 0, system.seed))
-        self.state.write(Standing(epoch, tuple(Marks() for _ in self.committee.members)))
+        self.state.write(Standing(epoch, 0, tuple(Marks() for _ in self.committee.members)))
         self.committee = self.committee.in_epoch(epoch)
 
     def header(self, at_ms: int, *, height: int = 1, leader: int = 0, reveal: bytes = bytes(32)) -> BlockHeader:

@@ -325,7 +325,7 @@ class TestReports:
 
 
 def closed(rounds: Rounds) -> tuple[Marks, ...]:
-    return challenges.close_epoch(rounds.state, rounds.committee)
+    return challenges.close_epoch(rounds.state, rounds.committee).marks
 
 
 def verdict(rounds: Rounds) -> Marks:

@@ -76,7 +76,7 @@ class TestGenesis:
         assert (ledger.next_committee, ledger.next_committee_hash) == (None, ZERO_HASH)
         assert ledger.terms == Terms(0, 1 << 24, 1_000, 500)
         assert ledger.handover == Handover(0, 0, 0, (0, 1, 2, 3))
-        assert ledger.standing == Standing(0, (Marks(),) * 4)
+        assert ledger.standing == Standing(0, 0, (Marks(),) * 4)
 
 
 class TestNonceAndFee:

@@ -69,7 +69,11 @@ class Server:
             store=self.store,
             codec=codec,
             admission=self.admission,
-            certifier=Certifier(chain_id=genesis.chain_id, committee=genesis.committee),
+            certifier=Certifier(
+                chain_id=genesis.chain_id,
+                committee=genesis.committee,
+                committee_of=lambda epoch: self.chain.ledger.committee_of(epoch),
+            ),
             sign=self.sign,
             ledger=lambda: self.chain.ledger,
             status=lambda: {"blobs": len(self.store.records())},

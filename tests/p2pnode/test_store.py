@@ -793,6 +793,12 @@ class TestOtherShards:
         assert reason(store.read_crossing, bytes(32), 0, Kind.PRIMARY, 0) is Reason.NOT_FOUND
 
 
+def drop(store: SliverStore, blob: Blob) -> set[Root]:
+    record = store.record(blob.header.blob_id)
+    assert record is not None
+    return store.drop_blob(blob.header.blob_id, record)
+
+
 class TestBlobsThatGo:
     def test_came_by_transfer_and_have_no_statement(self, tmp_path: Path) -> None:
         store, blob = open_store(tmp_path), make_blob(CODE, 1500)
@@ -811,20 +817,27 @@ class TestBlobsThatGo:
         one, two = encode_blob(CODE, bytes(2500)), encode_blob(CODE, bytes(1500))  # one full segment shared
         for blob in (one, two):
             put_blob(store, blob)
-        freed = store.drop_blob(one.header.blob_id)
+        freed = drop(store, one)
         assert freed == {one.header.roots[2]} - {*two.header.roots}
         shared = one.header.roots[0]
-        for root in (*freed, shared):
-            store.drop_unreferenced(root)
+        store.drop_unreferenced((*freed, shared))
         assert store.missing(shared, SHARDS) == []
         assert store.record(one.header.blob_id) is None
-        assert {*store.drop_blob(two.header.blob_id)} == {*two.header.roots}
+        assert {*drop(store, two)} == {*two.header.roots}
         assert store.unclosed_bytes == store.used_bytes > 0
-        for root in two.header.roots:
-            store.drop_unreferenced(root)
+        store.drop_unreferenced(two.header.roots)
         assert (store.used_bytes, store.unclosed_bytes) == (0, 0)
         assert files_of(store) == {}
-        assert store.drop_blob(two.header.blob_id) == set()
+
+    def test_stay_if_they_were_signed_for_meanwhile(self, tmp_path: Path) -> None:
+        store, blob = open_store(tmp_path), make_blob(CODE, 100)
+        put_blob(store, blob)
+        record = store.record(blob.header.blob_id)
+        assert record is not None
+        store.put_entry(blob.header, make_entry(blob, 1))
+        before = state(store, *blob.header.roots)
+        assert store.drop_blob(blob.header.blob_id, record) == set()
+        assert state(store, *blob.header.roots) == before
 
     def test_keep_what_a_live_upload_relies_on(self, tmp_path: Path) -> None:
         store, blob = open_store(tmp_path), make_blob(CODE, 100)
@@ -833,16 +846,15 @@ class TestBlobsThatGo:
         roots: set[Root] = set()
         with store.held(roots):
             store.hold(roots, root)
-            assert store.drop_blob(blob.header.blob_id) == {root}
-            store.drop_unreferenced(root)
+            assert drop(store, blob) == {root}
+            store.drop_unreferenced([root])
             assert store.missing(root, SHARDS) == []
-        store.drop_unreferenced(root)
+        store.drop_unreferenced([root])
         assert store.missing(root, SHARDS) == list(SHARDS)
 
     def test_leave_the_proof_against_their_writer(self, tmp_path: Path) -> None:
         store, blob_id = open_store(tmp_path), BlobId(bytes(range(32)))
         assert store.proof(blob_id) is None
         store.put_proof(blob_id, b"proof")
-        store.drop_blob(blob_id)
         again = open_store(tmp_path)
         assert (again.proof(blob_id), again.proven(), again.foreign_files) == (b"proof", {blob_id}, 0)
