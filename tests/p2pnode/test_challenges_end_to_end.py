@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-
 from economics.arguments import Certify
 from economics.crypto import NodeId
 from economics.ledger import Ledger
