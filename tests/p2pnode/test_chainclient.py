@@ -2,58 +2,30 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
-from economics.arguments import Operation, PutStake, RegisterNode, ReportSync, Transfer, Unstake, node_message
-from economics.beginning import first_stake_id
+from economics.arguments import ReportSync, Transfer
 from economics.crypto import NodeId, OwnerId
-from economics.genesis import FROST_PER_WAL
 from p2pnode.chainclient import ChainClient
 from p2pnode.chainview import Seating
 from p2pnode.executor import Executor
 from tests.p2pnode.chainnet import ChainNet, Handler, serve
-from tests.p2pnode.finalchain import GENESIS as PLAIN
 from tests.p2pnode.finalchain import end_epoch, extend, open_executor, sign
 from tests.p2pnode.member import node_of
+from tests.p2pnode.standbys import GENESIS, lose, stake, unstake
 from tests.small import OPERATORS, OTHER_OWNER, OWNER
 
-GENESIS = replace(PLAIN, parameters=replace(PLAIN.parameters, stake_frost_per_shard=10 * FROST_PER_WAL))
-"""Four members of one shard and of 10 WAL each."""
 STANDBYS = range(4, 8)
-
-
-async def do(executor: Executor, *operations: Operation) -> None:
-    for operation in operations:
-        await extend(executor, sign(executor.ledger, OWNER, operation))
-
-
-async def register(executor: Executor, own: int) -> None:
-    """Have a standby registered, with half the stake of a first member."""
-    sender = OwnerId(OWNER.public)
-    nonce = executor.ledger.account(sender).nonce
-    signature = OPERATORS[own].sign(node_message(chain_id=GENESIS.chain_id, sender=sender, nonce=nonce))
-    address = f"/ip4/127.0.0.1/tcp/{own}"
-    await do(executor, RegisterNode(node_of(own), 1 << 24, 1_000, 500, 0, (address,), signature))
-    await do(executor, PutStake(node_of(own), 5 * FROST_PER_WAL))
-
-
-async def lose(executor: Executor, *members: int) -> None:
-    """Have first members leave for standbys, and go on into the epoch without them."""
-    await do(executor, *(Unstake(first_stake_id(node_of(own)), 0) for own in members))
-    await end_epoch(executor)
-    for _ in range(2):
-        await extend(executor)
 
 
 @pytest.fixture
 async def executor(tmp_path: Path) -> Executor:
     executor = open_executor(tmp_path / "node", GENESIS)
     for own in STANDBYS:
-        await register(executor, own)
+        await stake(executor, own)
     return executor
 
 
@@ -151,7 +123,7 @@ class TestSeats:
 
     async def test_come_with_the_first_block_behind_a_boundary(self, executor: Executor, tmp_path: Path) -> None:
         """Its own header shows the state before it: that is of another epoch."""
-        await do(executor, Unstake(first_stake_id(node_of(0)), 0))
+        await unstake(executor, 0)
         await end_epoch(executor)
         async with asking(tmp_path, executor, range(8)) as ask, trio.open_nursery() as nursery:
             found: list[Seating] = []

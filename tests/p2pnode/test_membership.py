@@ -5,34 +5,36 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
-from economics.arguments import Operation, PutStake, RegisterNode, Unstake, node_message
+from economics.arguments import Operation, PutStake, Unstake
 from economics.beginning import first_stake_id
-from economics.crypto import NodeId, OwnerId
-from economics.genesis import FROST_PER_WAL
+from economics.consensus import Quiet
+from economics.crypto import NodeId
 from p2pnode import membership as membership_module
+from p2pnode.errors import StreamBroken
+from p2pnode.links import FrameType, build_frame
 from p2pnode.participant import Participant
-from tests.p2pnode.finalchain import sign
+from p2pnode.protocols import consensus_protocol
+from tests.p2pnode.finalchain import extend, sign
 from tests.p2pnode.member import node_of
-from tests.p2pnode.village import GENESIS as STILL
-from tests.p2pnode.village import PACE, join, network, pay, settle
-from tests.small import OPERATORS, OWNER
+from tests.p2pnode.standbys import GENESIS as STAKED
+from tests.p2pnode.standbys import STAKE_FROST, lose, registration, stake, unstake
+from tests.p2pnode.village import World, join, network, pay, settle
+from tests.small import OWNER
 
 GENESIS = replace(
-    STILL,
+    STAKED,
     parameters=replace(
-        PACE, epoch_ms=4_000, heartbeat_ms=200, challenge_rounds=0, stake_frost_per_shard=10 * FROST_PER_WAL
+        STAKED.parameters,
+        block_interval_ms=20,
+        challenge_rounds=0,
+        epoch_ms=4_000,
+        heartbeat_ms=200,
+        timeout_ms=500,
     ),
 )
-"""Four members of one shard and of 10 WAL each: three are a quorum."""
 STANDBY = 4
-
-
-def registration(nonce: int) -> RegisterNode:
-    """Return how the owner registers the standby."""
-    message = node_message(chain_id=GENESIS.chain_id, sender=OwnerId(OWNER.public), nonce=nonce)
-    signature = OPERATORS[STANDBY].sign(message)
-    return RegisterNode(node_of(STANDBY), 1 << 24, 1_000, 500, 0, ("/ip4/127.0.0.1/tcp/9",), signature)
 
 
 def seats(node: Participant) -> list[NodeId]:
@@ -53,8 +55,8 @@ async def submit(node: Participant, operations: tuple[Operation, ...]) -> None:
 async def swap(nodes: Sequence[Participant]) -> None:
     """Have the standby take the seat of member 0, which unstakes, and wait until all are in that epoch."""
     operations: tuple[Operation, ...] = (
-        registration(0),
-        PutStake(node_of(STANDBY), 5 * FROST_PER_WAL),
+        registration(STANDBY, nonce=0, chain_id=GENESIS.chain_id),
+        PutStake(node_of(STANDBY), STAKE_FROST),
         Unstake(first_stake_id(node_of(0)), 0),
     )
     await submit(nodes[1], operations)
@@ -90,6 +92,10 @@ class TestSwap:
     ) -> None:
         async with network(tmp_path, range(5), GENESIS) as (_, nodes):
             await swap(nodes)
+            lingering = nodes[0].membership.validator
+            assert lingering is not None
+            assert lingering.has_ended
+            assert nodes[0].links is None  # what it is given to pass on goes by gossip
             validator, links = nodes[1].membership.validator, nodes[1].membership.links
             epoch = nodes[1].executor.ledger.epoch
             for node in nodes[1:]:
@@ -113,3 +119,45 @@ async def test_a_member_that_was_away_while_its_seat_went_to_another_follows(tmp
             await late.executor.advanced.wait()
         assert late.membership.own is None
         assert shunned([*nodes, late]) == []
+
+
+async def test_who_may_have_forgotten_votes_is_silent_in_the_epoch_that_gives_it_a_seat(tmp_path: Path) -> None:
+    """An empty log says nothing about what a restored node has signed, with or without a seat in between."""
+    async with trio.open_nursery() as nursery:
+        node = join(World(nursery, STAKED), tmp_path, STANDBY)
+        node.membership._binding = replace(node.membership._binding, quiet=Quiet())
+        await stake(node.executor, STANDBY)
+        nursery.start_soon(node.membership.run)
+        await lose(node.executor, 0)
+        with trio.fail_after(5):
+            while node.membership.validator is None:
+                await trio.lowlevel.checkpoint()
+        assert node.membership.own == 3
+        assert node.membership.validator.is_quiet
+        nursery.cancel_scope.cancel()
+
+
+class TestStream:
+    async def test_of_a_member_of_the_next_committee_waits_for_its_time_and_makes_the_node_ask(
+        self, tmp_path: Path
+    ) -> None:
+        """That of anyone else is refused: of the members of now this node is none yet."""
+        async with trio.open_nursery() as nursery:
+            world = World(nursery, STAKED)
+            node = join(world, tmp_path, STANDBY)
+            await stake(node.executor, STANDBY)
+            await unstake(node.executor, 0)
+            await extend(node.executor, after_ms=STAKED.parameters.epoch_ms // 2)
+            node._behind = trio.Event()
+            staying, leaving = (
+                world.open_stream(node_of(own), node_of(STANDBY), consensus_protocol(STAKED)) for own in (1, 0)
+            )
+            with trio.fail_after(5):
+                with pytest.raises(StreamBroken):
+                    await leaving.receive_some(1)
+                await node._behind.wait()
+                nursery.start_soon(node.membership.run)
+                await extend(node.executor, after_ms=STAKED.parameters.epoch_ms)
+                await staying.send(build_frame(FrameType.TRANSACTIONS, b"news"))
+                assert await node._incoming.receive() == (node_of(1), b"news")
+            nursery.cancel_scope.cancel()
