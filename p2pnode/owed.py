@@ -42,8 +42,8 @@ class Survey:
     """Whether all is held that this member owes now of what was certified before its committee's shards moved."""
     next_due: float = inf
     """When the first blob is due whose upload may still be under way."""
-    last: BlobId | None = None
-    """The last blob that something of is in `wants`."""
+    rest: tuple[BlobId, int] | None = None
+    """The blob and segment from where on there was no room for more."""
 
 
 class Surveyor:
@@ -55,7 +55,8 @@ class Surveyor:
         self.delay_s = delay_s
         self._noticed: dict[BlobId, float] | None = None
         """When blobs of the current epoch were first found incomplete; None before the first survey."""
-        self._last: BlobId | None = None
+        self._rest: tuple[BlobId, int] | None = None
+        """Where the last survey had no more room."""
 
     def survey(self, ledger: Ledger, *, now: float, proven: Set[BlobId]) -> Survey:
         """Return what is missing, without the blobs that are proven to be encoded wrongly: 1 us a segment and shard."""
@@ -65,26 +66,30 @@ class Surveyor:
         owed = sorted({*current, *(() if later is None else later.shards_of_node(self.node))})
         noticed: dict[BlobId, float] = {}
         wanted: set[tuple[Root, int]] = set()
-        for blob in self._in_turn(ledger) if owed else ():
-            if blob.blob_id in proven or not self._look_at(blob, found, owed, current, ledger, wanted):
+        for blob, first in self._in_turn(ledger) if owed else ():
+            if blob.blob_id in proven or not self._look_at(blob, first, found, owed, current, ledger, wanted):
                 continue
             if blob.certified_epoch == ledger.epoch:
                 noticed[blob.blob_id] = self._notice(blob.blob_id, now)
         if noticed:
             self._hold_back(found, noticed, now)
-        self._noticed, self._last = noticed, found.last if len(wanted) >= WANTS_MAX else None
+        self._noticed, self._rest = noticed, found.rest
         return found
 
-    def _in_turn(self, ledger: Ledger) -> Iterator[BlobSummary]:
-        """Yield the live blobs, from where the last survey stopped."""
+    def _in_turn(self, ledger: Ledger) -> Iterator[tuple[BlobSummary, int]]:
+        """Yield the live blobs, and from which segment on to look; begins where the last survey had no more room."""
         blobs = list(ledger.live_blobs())
-        start = 0 if self._last is None else sum(blob.blob_id <= self._last for blob in blobs)
-        yield from blobs[start:]
-        yield from blobs[:start]
+        blob_id, first = (BlobId(b""), 0) if self._rest is None else self._rest
+        start = sum(blob.blob_id < blob_id for blob in blobs)
+        for at, blob in enumerate((*blobs[start:], *blobs[:start])):
+            yield blob, 0 if at or blob.blob_id != blob_id else first
+        if first and blobs[start:]:
+            yield blobs[start], 0
 
     def _look_at(
         self,
         blob: BlobSummary,
+        first: int,
         found: Survey,
         owed: list[int],
         current: tuple[int, ...],
@@ -102,20 +107,28 @@ class Surveyor:
         code = self.store.code
         for segment, root in enumerate(record.header.roots):
             is_full = len(wanted) >= WANTS_MAX  # a segment's pairs are recovered together
+            is_passed = segment < first
             for shard in self.store.missing(root, owed):
                 is_missing = True
                 found.synced &= not (is_old and shard in current)
-                if is_full or (root, shard) in wanted:
+                if is_passed or (root, shard) in wanted:
+                    continue
+                if is_full:
+                    found.rest = found.rest or (blob.blob_id, segment)
                     continue
                 wanted.add((root, shard))
-                found.last = blob.blob_id
                 length = code.segment_length(blob.length, segment)
                 found.wants.append(Want(root, shard, blob.blob_id, segment, length, blob.certified_epoch))
         return is_missing
 
     def _notice(self, blob_id: BlobId, now: float) -> float:
-        """Return since when a blob is known to be incomplete; what is so at the start has waited long enough."""
-        return -inf if self._noticed is None else self._noticed.get(blob_id, now)
+        """Return since when a blob is known to be incomplete; what no upload is under way for has waited long enough.
+
+        That is what is so at the start, and what was complete: it has a record.
+        """
+        if self._noticed is None:
+            return -inf
+        return self._noticed.get(blob_id, now if self.store.record(blob_id) is None else -inf)
 
     def _hold_back(self, found: Survey, noticed: dict[BlobId, float], now: float) -> None:
         """Leave out what is not due yet: its client may still be sending it."""
