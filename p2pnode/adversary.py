@@ -22,12 +22,15 @@ DRIP_S = 1.0
 BABBLE_BYTES = 64 << 10
 
 
+READS = ("sliver", "metadata", "challenge")
+
+
 class Behaviour(StrEnum):
     """How a node of a testnet behaves."""
 
     HONEST = "honest"
     LIAR = "liar"
-    """Takes uploads and signs for them, then serves wrong symbols with the right leaf lists."""
+    """Takes uploads and signs for them, then serves wrong symbols with the right leaf lists, and answers wrongly."""
     STALLED = "stalled"
     """Takes uploads, then drips its answers to reads byte by byte."""
     SILENT = "silent"
@@ -42,17 +45,22 @@ class Behaviour(StrEnum):
     """Stores and serves honestly, and votes for two blocks in every view."""
 
 
+def _bend(data: bytes | memoryview) -> bytes:
+    return bytes([data[0] ^ 1]) + bytes(data[1:])
+
+
 async def send_wrong_symbols(stream: Stream, operation: str, reply: Reply) -> None:
     header, payload = reply
-    if operation == "sliver":
-        leaves, symbols = payload
-        payload = (leaves, bytes([symbols[0] ^ 1]) + bytes(symbols[1:]))
+    if operation == "sliver" and payload[1]:
+        payload = (payload[0], _bend(payload[1]))
+    elif operation == "challenge":
+        payload = tuple(_bend(answer) for answer in payload)
     await send_message(stream, header, *payload)
 
 
 async def send_dripping(stream: Stream, operation: str, reply: Reply) -> None:
     header, payload = reply
-    if operation not in ("sliver", "metadata"):
+    if operation not in READS:
         await send_message(stream, header, *payload)
         return
     await stream.send(build_header(header, sum(len(part) for part in payload)))
@@ -63,7 +71,7 @@ async def send_dripping(stream: Stream, operation: str, reply: Reply) -> None:
 
 
 async def send_nothing(stream: Stream, operation: str, reply: Reply) -> None:
-    if operation not in ("sliver", "metadata"):
+    if operation not in READS:
         await send_message(stream, reply[0], *reply[1])
         return
     await trio.sleep_forever()

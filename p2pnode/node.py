@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,8 @@ from economics.ledger import Ledger
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour, speaker
+from p2pnode.answers import Answers
+from p2pnode.audit import Auditor
 from p2pnode.backup import clear_restored, is_restored, mark_restored, set_chain_aside
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
@@ -48,9 +50,10 @@ from p2pnode.protocols import (
     storage_protocol,
     transactions_topic,
 )
+from p2pnode.rounds import Rounds
 from p2pnode.serving import Serving
 from p2pnode.snapshots import Snapshots
-from p2pnode.storage import StorageServer
+from p2pnode.storage import Operation, StorageServer
 from p2pnode.store import SliverStore
 from p2pnode.upkeep import Upkeep
 from p2pnode.version import VERSION
@@ -129,6 +132,7 @@ class Node:
             home.store_path, codec=codec, chain_id=genesis.chain_id, quota_bytes=config.quota_bytes
         )
         self.executor = executor
+        self.rounds = Rounds(executor=executor, store=self.store)
         self.admission = Admission(
             config.upload_limits, code=genesis.code, node=self.node_id, ledger=lambda: executor.ledger
         )
@@ -152,9 +156,16 @@ class Node:
             ledger=lambda: executor.ledger,
             status=self.status,
             on_commitment=self.handle_own_commitment,
-            operations=dict(Serving(store=self.store, codec=codec, ledger=lambda: executor.ledger).operations()),
+            operations=dict(self._operations(codec)),
             manner=MANNERS[behaviour],
         )
+
+    def _operations(self, codec: Codec) -> Mapping[str, Operation]:
+        serving = Serving(
+            store=self.store, codec=codec, ledger=lambda: self.executor.ledger, is_frozen=self.rounds.is_frozen
+        )
+        answers = Answers(rounds=self.rounds, store=self.store, codec=codec, node=self.node_id)
+        return {**serving.operations(), **answers.operations()}
 
     @property
     def index(self) -> int | None:
@@ -247,6 +258,18 @@ class Node:
                 await self.executor.wait_epoch_beyond(members.committee.epoch)
                 await members.seat(self.executor.ledger.committee)
 
+    async def audit(self, network: Network, discovery: Discovery, participant: Participant) -> None:
+        """Audit the challenged members of each round in which this node has a seat."""
+        auditor = Auditor(
+            rounds=self.rounds,
+            store=self.store,
+            codec=self.server.codec,
+            members=Members(network, self.genesis, storage_protocol(self.genesis), discovery),
+            node=self.node_id,
+            want=participant.operator.want,
+        )
+        await auditor.run()
+
     async def announce(self, discovery: Discovery) -> None:
         """Put the node's record where others look for it; failing that, say so and leave it to the next refresh."""
         try:
@@ -304,6 +327,8 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                     nursery.start_soon(participant.run)
                     nursery.start_soon(upkeep.run)
                     nursery.start_soon(node.watch_epochs)
+                    nursery.start_soon(node.rounds.run)
+                    nursery.start_soon(node.audit, network, discovery, participant)
                     nursery.start_soon(node.gossip_commitments, gossip)
                     nursery.start_soon(node.announce, discovery)
                     nursery.start_soon(node.watch_members, network, discovery, config.spot_check_s)

@@ -122,6 +122,7 @@ class MemoryNetwork:
         self.streams: list[MemoryStream] = []
         """The servers' ends, in the order of dialling."""
         self._nursery = nursery
+        """Who dials."""
 
     async def open_stream(
         self, peer: NodeId, protocol: str, *, addresses: Sequence[str] = (), deadline_s: float = 10.0
