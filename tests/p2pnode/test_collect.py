@@ -86,11 +86,11 @@ async def test_what_a_live_blob_shares_stays(tmp_path: Path) -> None:
 async def test_an_invalid_blob_goes_and_its_proof_stays(tmp_path: Path) -> None:
     case, blob = Case(tmp_path), make_blob(FOUR.code, 100)
     case.town.store_blob(blob)
-    case.store.put_proof(blob.header.blob_id, b"proof")
+    case.store.proofs.put(blob.header.blob_id, b"proof")
     case.town.view.invalid.add(blob.header.blob_id)
     await case.pass_epochs(2)
     assert case.held(blob) == [False]
-    assert case.store.proof(blob.header.blob_id) == b"proof"
+    assert case.store.proofs.read(blob.header.blob_id) == b"proof"
 
 
 async def test_what_was_signed_for_and_may_reach_the_chain_stays(tmp_path: Path) -> None:

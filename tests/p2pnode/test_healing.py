@@ -324,8 +324,8 @@ class TestWrongWriters:
             await healer.once()
             blob_id = header.blob_id
             assert healer.peers.excluded == {}
-            assert healer.store.proven() == {blob_id}
-            proof = healer.store.proof(blob_id)
+            assert healer.store.proofs.known() == {blob_id}
+            proof = healer.store.proofs.read(blob_id)
             assert proof is not None
             InconsistencyProof.decode(proof, code=FOUR.code).verify(make_codec(FOUR), header)
             async with trio.open_nursery() as nursery:

@@ -57,7 +57,7 @@ async def test_a_proof_that_holds_is_attested_and_kept(town: Town, member: int) 
         chain_id=FOUR.chain_id, epoch=0, blob_id=LYING.header.blob_id, proof_hash=digest(Level.PROOF, proof)
     )
     verify_signature(NodeId(town.servers[member].key.public), message, reply.raw("signature", 64))
-    assert town.servers[member].store.proof(LYING.header.blob_id) == proof
+    assert town.servers[member].store.proofs.read(LYING.header.blob_id) == proof
 
 
 async def test_a_proof_against_an_honest_writer_is_refused(town: Town) -> None:
@@ -68,7 +68,7 @@ async def test_a_proof_against_an_honest_writer_is_refused(town: Town) -> None:
     wrong = build_recovery_proof(HONEST.metadata, Kind.PRIMARY, 3, symbols, leaves, segment=0, code=FOUR.code)
     reply = await attest(town, 1, wrong.encode(), blob=HONEST.header.blob_id)
     expect_refusal(reply, Reason.UNPROVEN)
-    assert town.servers[1].store.proven() == set()
+    assert town.servers[1].store.proofs.known() == set()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ async def test_a_proof_for_another_blob_or_epoch_is_refused(
     town: Town, changes: dict[str, cbor.Value], want: Reason
 ) -> None:
     expect_refusal(await attest(town, 1, proof_of(LYING), **changes), want)
-    assert town.servers[1].store.proven() == set()
+    assert town.servers[1].store.proofs.known() == set()
 
 
 async def test_what_is_no_proof_is_refused(town: Town) -> None:
