@@ -857,4 +857,8 @@ class TestBlobsThatGo:
         assert store.proofs.read(blob_id) is None
         store.proofs.put(blob_id, b"proof")
         again = open_store(tmp_path)
-        assert (again.proofs.read(blob_id), again.proofs.known(), again.foreign_files) == (b"proof", {blob_id}, 0)
+        assert (again.proofs.read(blob_id), again.proofs.known(), again.foreign_files) == (
+            b"proof",
+            frozenset({blob_id}),
+            0,
+        )
