@@ -239,6 +239,7 @@ class Validator:
             await self._perform(self.engine.start(self.clock_ms()))
             while not self._is_unseated():
                 await self._turn()
+            await self._note_quiet()
             nursery.cancel_scope.cancel()
 
     def _is_unseated(self) -> bool:
@@ -376,10 +377,14 @@ class Validator:
                 case Silenced(reason):
                     log.error("this node votes no more for now: %s", reason)
                     await trio.to_thread.run_sync(self._binding.on_silenced)
-        if self._was_quiet and not self.is_quiet:
+        await self._note_quiet()
+
+    async def _note_quiet(self) -> None:
+        """Remember durably that this node is bound no longer, once it is not."""
+        if self._was_quiet and self.quiet is None:
             log.warning("the chain has passed what this node may have signed: it votes again")
             await trio.to_thread.run_sync(self._binding.on_loud)
-        self._was_quiet = self.is_quiet
+        self._was_quiet = self.quiet is not None
 
     def _held(self, proposal: Proposal) -> Candidate | None:
         """Return a block that is to be kept, None where a catch-up has executed it: then it is in the store."""
