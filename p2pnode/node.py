@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,8 @@ from economics.ledger import Ledger
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour, speaker
+from p2pnode.answers import Answers
+from p2pnode.audit import Auditor
 from p2pnode.backup import clear_restored, is_restored, mark_restored, set_chain_aside
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
@@ -48,10 +50,12 @@ from p2pnode.protocols import (
     storage_protocol,
     transactions_topic,
 )
+from p2pnode.rounds import Rounds
 from p2pnode.serving import Serving
 from p2pnode.snapshots import Snapshots
-from p2pnode.storage import StorageServer
+from p2pnode.storage import Operation, StorageServer
 from p2pnode.store import SliverStore
+from p2pnode.upkeep import Upkeep
 from p2pnode.version import VERSION
 from p2pnode.votelog import Replay, VoteLog
 from p2pnode.watch import Watch
@@ -128,6 +132,7 @@ class Node:
             home.store_path, codec=codec, chain_id=genesis.chain_id, quota_bytes=config.quota_bytes
         )
         self.executor = executor
+        self.rounds = Rounds(executor=executor, store=self.store)
         self.admission = Admission(
             config.upload_limits, code=genesis.code, node=self.node_id, ledger=lambda: executor.ledger
         )
@@ -138,6 +143,7 @@ class Node:
         )
         self.watch: Watch | None = None
         self.participant: Participant | None = None
+        self.upkeep: Upkeep | None = None
         self._restore()
         self.server = StorageServer(
             genesis=genesis,
@@ -150,9 +156,16 @@ class Node:
             ledger=lambda: executor.ledger,
             status=self.status,
             on_commitment=self.handle_own_commitment,
-            operations=Serving(store=self.store, codec=codec, ledger=lambda: executor.ledger).operations(),
+            operations=dict(self._operations(codec)),
             manner=MANNERS[behaviour],
         )
+
+    def _operations(self, codec: Codec) -> Mapping[str, Operation]:
+        serving = Serving(
+            store=self.store, codec=codec, ledger=lambda: self.executor.ledger, is_frozen=self.rounds.is_frozen
+        )
+        answers = Answers(rounds=self.rounds, store=self.store, codec=codec, node=self.node_id)
+        return {**serving.operations(), **answers.operations()}
 
     @property
     def index(self) -> int | None:
@@ -180,6 +193,7 @@ class Node:
             "corrupt_slivers": self.store.corrupt_slivers,
             "kernel": self.kernel.name,
             "node": build_key_text(self.node_id),
+            "upkeep": None if self.upkeep is None else self.upkeep.status(),
             "quota_bytes": self.store.quota_bytes,
             "refused": {f"{peer} {reason}": count for (peer, reason), count in self.server.refused.most_common(32)},
             "unclosed_bytes": self.store.unclosed_bytes,
@@ -244,6 +258,18 @@ class Node:
                 await self.executor.wait_epoch_beyond(members.committee.epoch)
                 await members.seat(self.executor.ledger.committee)
 
+    async def audit(self, network: Network, discovery: Discovery, participant: Participant) -> None:
+        """Audit the challenged members of each round in which this node has a seat."""
+        auditor = Auditor(
+            rounds=self.rounds,
+            store=self.store,
+            codec=self.server.codec,
+            members=Members(network, self.genesis, storage_protocol(self.genesis), discovery),
+            node=self.node_id,
+            want=participant.operator.want,
+        )
+        await auditor.run()
+
     async def announce(self, discovery: Discovery) -> None:
         """Put the node's record where others look for it; failing that, say so and leave it to the next refresh."""
         try:
@@ -297,8 +323,12 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                     node.participant = participant = join(
                         chain, node, network, discovery, gossip, config=config, behaviour=behaviour
                     )
+                    node.upkeep = upkeep = keep_up(node, network, discovery, config=config)
                     nursery.start_soon(participant.run)
+                    nursery.start_soon(upkeep.run)
                     nursery.start_soon(node.watch_epochs)
+                    nursery.start_soon(node.rounds.run)
+                    nursery.start_soon(node.audit, network, discovery, participant)
                     nursery.start_soon(node.gossip_commitments, gossip)
                     nursery.start_soon(node.announce, discovery)
                     nursery.start_soon(node.watch_members, network, discovery, config.spot_check_s)
@@ -389,6 +419,25 @@ def join(
     network.serve(chain_protocol(genesis), participant.server.handle, streams_per_peer=STREAMS_PER_PEER)
     network.serve(consensus_protocol(genesis), participant.membership.handle, streams_per_peer=2)
     return participant
+
+
+def keep_up(node: Node, network: Network, discovery: Discovery, *, config: Config) -> Upkeep:
+    """Return what cares for this node's slivers, what it answers to others answered from here on."""
+    assert node.participant is not None
+    upkeep = Upkeep(
+        executor=node.executor,
+        key=node.key,
+        store=node.store,
+        codec=node.server.codec,
+        admission=node.admission,
+        members=Members(network, node.genesis, storage_protocol(node.genesis), discovery),
+        operator=node.participant.operator,
+        repair_bytes_per_s=config.repair_bytes_per_s,
+        scrub_bytes_per_s=config.scrub_bytes_per_s,
+        rng=random.Random(os.urandom(16)),
+    )
+    node.server.operations.update(upkeep.operations())
+    return upkeep
 
 
 async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> None:

@@ -8,6 +8,7 @@ from typing import cast
 
 import trio
 
+from economics.block import BlockHeader
 from economics.consensus import Guilty
 from economics.crypto import DIGEST_BYTES, Digest, NodeId, Signature
 from economics.errors import Reason, Rejected
@@ -65,6 +66,8 @@ class Member:
     behind: list[NodeId | None] = field(default_factory=list)
     guilty: list[Guilty] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
+    flights: list[tuple[BlockHeader, ...]] = field(default_factory=list)
+    """What of its own blocks was in flight when it built one."""
     pull: Callable[[Sequence[Digest], int | None], list[bytes]] | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class Member:
             sign=self.key.sign,
             clock_ms=self.clock_ms,
             pull=self._pull,
-            reveal=lambda header, flight: bytes(DIGEST_BYTES),
+            reveal=self._reveal,
         )
         self.links = Links(
             members=cast(Members, Nobody()),
@@ -104,6 +107,10 @@ class Member:
 
     def clock_ms(self) -> int:
         return GENESIS.time_ms + self.late_ms + int((trio.current_time() - self.begun) * 1000)
+
+    def _reveal(self, header: BlockHeader, flight: Sequence[BlockHeader]) -> bytes:
+        self.flights.append(tuple(flight))
+        return bytes([len(self.flights)]) * DIGEST_BYTES
 
     async def _pull(self, hashes: Sequence[Digest], sender: int | None) -> list[bytes]:
         await trio.lowlevel.checkpoint()
