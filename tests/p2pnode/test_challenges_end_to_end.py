@@ -24,7 +24,7 @@ from tests.chain import Chain
 from tests.p2pnode.challenged import put_all
 from tests.p2pnode.finalchain import sign
 from tests.p2pnode.server import Server
-from tests.p2pnode.test_four_members import GENESIS as PLAIN
+from tests.p2pnode.village import GENESIS as PLAIN
 from tests.p2pnode.village import Place, World, network
 from tests.small import OPERATORS, OWNER, certify, make_blob, make_codec, make_statement, reserve
 
