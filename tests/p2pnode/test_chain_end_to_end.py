@@ -477,7 +477,8 @@ class TestEpochs:
                     return stakes if stakes[3] < full else []
                 return []
 
-            assert (await until(are_slashed))[:3] == [full] * 3
+            honest = (await until(are_slashed))[:3]
+            assert min(honest) >= full  # what they earn stays in their pools
             kill(network, 0)
             kept = ChainStore.open(testnet.home_of(network.directory, 0).chain_database_path, genesis.chain_id)
             ledger = Ledger.load(genesis, items=kept.state_values(), height=kept.head())
