@@ -41,6 +41,8 @@ from economics.nodes import Beacon, Handover, Marks, NodeEntry, Round, Stake, St
 from economics.operations import Code as Code
 from economics.operations import Context, Failed
 from economics.slots import (
+    HANDOVER_SLOT,
+    STANDING_SLOT,
     SYSTEM_SLOT,
     Slot,
     StakeId,
@@ -109,8 +111,12 @@ class Ledger:
         Raises `Rejected` for bytes that are no state. Costs 40 us a value.
         """
         state = WorkingState.load(items)
-        if state.get(SYSTEM_SLOT) is None:
+        system = state.get(SYSTEM_SLOT)
+        if not isinstance(system, System):
             raise Rejected(Reason.MALFORMED, "a state without its system value")
+        needed = (HANDOVER_SLOT, STANDING_SLOT, seats_slot(system.epoch), terms_slot(system.epoch))
+        if any(state.get(slot) is None for slot in needed):
+            raise Rejected(Reason.MALFORMED, "a state without seats, terms, handover or standing of its epoch")
         return cls(genesis, state, height=height)
 
     def fork(self) -> "Ledger":

@@ -101,7 +101,7 @@ class Healing:
         while True:
             self._woken = trio.Event()
             ledger = self._ledger()
-            survey = await self._survey(ledger)
+            survey = await self.look(ledger)
             if not self.missing:
                 pause_s = PAUSE_MIN_S
                 await self._await_news(advanced(), until=survey.next_due)
@@ -111,7 +111,7 @@ class Healing:
                 await self._rest(pause_s * self._rng.uniform(0.5, 1.0), seats_of(ledger), advanced)
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
-    async def _survey(self, ledger: Ledger) -> Survey:
+    async def look(self, ledger: Ledger) -> Survey:
         """Look for what is missing, and report to the chain when nothing of the handover is."""
         self.peers.begin(ledger.epoch)
         start = trio.current_time()
@@ -173,16 +173,17 @@ class Healing:
                 await trio.to_thread.run_sync(self.store.put_header, found[blob_id])
         return len(found)
 
-    def _pages(self, wants: Sequence[Want]) -> Iterator[list[Want]]:
-        """Cut wants of one shard into pages that one request asks for."""
+    def _pages(self, groups: Sequence[Sequence[Want]]) -> Iterator[list[Want]]:
+        """Cut wants into pages that are asked for together; those of a group stay together."""
         page: list[Want] = []
-        size = 0
-        for want in wants:
-            more = self._item_bytes(want)
-            if page and (len(page) >= ITEMS_MAX or size + more > PAGE_BYTES):
+        count = size = 0
+        for group in groups:
+            more = sum(map(self._item_bytes, group))
+            if page and (count >= ITEMS_MAX or size + more > PAGE_BYTES):
                 yield page
-                page, size = [], 0
-            page.append(want)
+                page, count, size = [], 0, 0
+            page += group
+            count += 1
             size += more
         if page:
             yield page
@@ -229,7 +230,7 @@ class Healing:
 
     async def _take_over(self, epoch: int, node: NodeId, shard: int, wants: Sequence[Want]) -> None:
         """Ask one node for pairs of one shard, page by page, until it fails."""
-        for page in self._pages(wants):
+        for page in self._pages([[want] for want in wants]):
             size = sum(map(self._item_bytes, page))
             async with self.throttle.taken(size):
                 try:
@@ -275,22 +276,21 @@ class Healing:
 
     async def _recover(self, ledger: Ledger, wants: Sequence[Want]) -> None:
         """Recover pairs from symbols, some pages at once."""
-        by_shard: defaultdict[int, list[Want]] = defaultdict(list)
+        by_root: defaultdict[Root, list[Want]] = defaultdict(list)
         for want in wants:
-            by_shard[want.shard].append(want)
+            by_root[want.root].append(want)
         room = trio.CapacityLimiter(RECOVERIES_AT_ONCE)
 
-        async def recover(shard: int, page: list[Want]) -> None:
+        async def recover(page: list[Want]) -> None:
             async with room, self.throttle.taken(sum(map(self._item_bytes, page))):
-                made, wrong = await self.repair.recover_pairs(ledger, shard, page)
+                made, wrong = await self.repair.recover_pairs(ledger, page)
                 await self._store(made)
                 for fault in wrong:
                     await self._condemn(fault)
 
         async with trio.open_nursery() as nursery:
-            for shard, owed in by_shard.items():
-                for page in self._pages(owed):
-                    nursery.start_soon(recover, shard, page)
+            for page in self._pages(list(by_root.values())):
+                nursery.start_soon(recover, page)
 
 
 async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:

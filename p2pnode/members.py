@@ -5,6 +5,7 @@ Committees change, nodes stay: streams, their number and faults are kept by node
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
@@ -165,10 +166,8 @@ class Members:
 
     def seated(self, committee: Committee) -> "Members":
         """Return the way to another committee's members; both share the streams and faults of each node."""
-        other = Members(
-            self.network, self.genesis, self.protocol, self.discovery, committee=committee, on_fault=self._on_fault
-        )
-        other._nodes = self._nodes
+        other = copy(self)
+        other.committee = committee
         return other
 
     async def seat(self, committee: Committee) -> None:

@@ -55,6 +55,7 @@ from p2pnode.serving import Serving
 from p2pnode.snapshots import Snapshots
 from p2pnode.storage import Operation, StorageServer
 from p2pnode.store import SliverStore
+from p2pnode.upkeep import Upkeep
 from p2pnode.version import VERSION
 from p2pnode.votelog import Replay, VoteLog
 from p2pnode.watch import Watch
@@ -142,6 +143,7 @@ class Node:
         )
         self.watch: Watch | None = None
         self.participant: Participant | None = None
+        self.upkeep: Upkeep | None = None
         self._restore()
         self.server = StorageServer(
             genesis=genesis,
@@ -154,7 +156,7 @@ class Node:
             ledger=lambda: executor.ledger,
             status=self.status,
             on_commitment=self.handle_own_commitment,
-            operations=self._operations(codec),
+            operations=dict(self._operations(codec)),
             manner=MANNERS[behaviour],
         )
 
@@ -191,6 +193,7 @@ class Node:
             "corrupt_slivers": self.store.corrupt_slivers,
             "kernel": self.kernel.name,
             "node": build_key_text(self.node_id),
+            "upkeep": None if self.upkeep is None else self.upkeep.status(),
             "quota_bytes": self.store.quota_bytes,
             "refused": {f"{peer} {reason}": count for (peer, reason), count in self.server.refused.most_common(32)},
             "unclosed_bytes": self.store.unclosed_bytes,
@@ -320,7 +323,9 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                     node.participant = participant = join(
                         chain, node, network, discovery, gossip, config=config, behaviour=behaviour
                     )
+                    node.upkeep = upkeep = keep_up(node, network, discovery, config=config)
                     nursery.start_soon(participant.run)
+                    nursery.start_soon(upkeep.run)
                     nursery.start_soon(node.watch_epochs)
                     nursery.start_soon(node.rounds.run)
                     nursery.start_soon(node.audit, network, discovery, participant)
@@ -414,6 +419,25 @@ def join(
     network.serve(chain_protocol(genesis), participant.server.handle, streams_per_peer=STREAMS_PER_PEER)
     network.serve(consensus_protocol(genesis), participant.membership.handle, streams_per_peer=2)
     return participant
+
+
+def keep_up(node: Node, network: Network, discovery: Discovery, *, config: Config) -> Upkeep:
+    """Return what cares for this node's slivers, what it answers to others answered from here on."""
+    assert node.participant is not None
+    upkeep = Upkeep(
+        executor=node.executor,
+        key=node.key,
+        store=node.store,
+        codec=node.server.codec,
+        admission=node.admission,
+        members=Members(network, node.genesis, storage_protocol(node.genesis), discovery),
+        operator=node.participant.operator,
+        repair_bytes_per_s=config.repair_bytes_per_s,
+        scrub_bytes_per_s=config.scrub_bytes_per_s,
+        rng=random.Random(os.urandom(16)),
+    )
+    node.server.operations.update(upkeep.operations())
+    return upkeep
 
 
 async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> None:

@@ -101,10 +101,11 @@ class Surveyor:
         is_missing = False
         code = self.store.code
         for segment, root in enumerate(record.header.roots):
+            is_full = len(wanted) >= WANTS_MAX  # a segment's pairs are recovered together
             for shard in self.store.missing(root, owed):
                 is_missing = True
                 found.synced &= not (is_old and shard in current)
-                if (root, shard) in wanted or len(wanted) >= WANTS_MAX:
+                if is_full or (root, shard) in wanted:
                     continue
                 wanted.add((root, shard))
                 found.last = blob.blob_id

@@ -1,6 +1,7 @@
 """Pairs of slivers made again from symbols of others: optimistic first, then by leaves, and at last the writer's guilt.
 
-For each sliver S or P helpers give one symbol each, which is as much as the sliver itself. If what they give does not
+For each sliver S or P helpers give one symbol each, which is as much as the sliver itself. The secondary comes first
+and gives the primary one symbol: with f liars among the others, S - 1 honest ones are left. If what they give does not
 make the committed sliver, their leaves tell who lied; who did is excluded, so f liars cost at most f such rounds. If
 nobody lied, the writer encoded wrongly, and the symbols with their leaves prove it.
 """
@@ -33,12 +34,16 @@ from p2pnode.recovery import (
 )
 from p2pnode.serving import LENGTH_BYTES
 from p2pnode.sliverfile import Pair
-from p2pnode.store import CorruptSliver, SliverStore
+from p2pnode.store import CorruptSliver, SliverKey, SliverStore
 
 log = logging.getLogger("p2pnode.repair")
 
 HEDGE_S = 2.0
 """After which others are asked in place of helpers that have not answered."""
+
+
+Sliver = tuple[bytes, Leaves]
+"""One that has been checked, and the leaves that it expands to."""
 
 
 class Inconsistent(NodeError):
@@ -56,6 +61,8 @@ class _Given:
 
     symbol: bytes
     node: NodeId | None
+    leaves: Leaves | None = None
+    """Of the sliver that it is from, where that is this node's and not on the disk yet."""
 
 
 @dataclass(slots=True)
@@ -95,32 +102,76 @@ class Repair:
         self.peers = peers
 
     async def recover_pairs(
-        self, ledger: Ledger, shard: int, wants: Sequence[Want]
+        self, ledger: Ledger, wants: Sequence[Want]
     ) -> tuple[list[tuple[SegmentMetadata, Want, Pair]], list[Inconsistent]]:
-        """Return those pairs of one shard that could be made again, and the writers' faults that came to light."""
-        by_root = {want.root: want for want in wants}
-        metadata = await self._metadata_of(ledger, wants)
-        wanted = {root: want for root, want in by_root.items() if root in metadata}
-        collections = {kind: self._collection(shard, kind, wanted) for kind in Kind}
-        async with trio.open_nursery() as nursery:
-            for collection in collections.values():
-                nursery.start_soon(self._collect, ledger, collection)
-        made: list[tuple[SegmentMetadata, Want, Pair]] = []
+        """Return those pairs that could be made again, and the writers' faults that came to light.
+
+        All of this node's lost pairs of a segment belong together: their secondaries help each of their primaries.
+        """
+        metadata = await self._metadata_of(ledger, {want.root: want for want in wants})
+        wanted = [want for want in wants if want.root in metadata]
         wrong: list[Inconsistent] = []
-        for root, want in wanted.items():
-            try:
-                pair = await self._make_pair(ledger, want, metadata[root], collections)
-            except Inconsistent as fault:
-                wrong.append(fault)
+        secondaries = await self._make_all(ledger, Kind.SECONDARY, wanted, metadata, {}, wrong)
+        wanted = [want for want in wanted if (want.root, want.shard) in secondaries]
+        primaries = await self._make_all(ledger, Kind.PRIMARY, wanted, metadata, secondaries, wrong)
+        made = []
+        for want in wanted:
+            if (want.root, want.shard) not in primaries:
+                continue
+            primary, secondary = (halves[want.root, want.shard] for halves in (primaries, secondaries))
+            pair = Pair(want.shard, memoryview(primary[0]), memoryview(secondary[0]), primary[1], secondary[1])
+            proof = padding_proof(self.codec, want, metadata[want.root], pair)
+            if proof is None:
+                made.append((metadata[want.root], want, pair))
             else:
-                if pair is not None:
-                    made.append((metadata[root], want, pair))
+                wrong.append(Inconsistent(want, proof))
         return made, wrong
+
+    async def _make_all(
+        self,
+        ledger: Ledger,
+        kind: Kind,
+        wants: Sequence[Want],
+        metadata: Mapping[Root, SegmentMetadata],
+        secondaries: Mapping[SliverKey, Sliver],
+        wrong: list[Inconsistent],
+    ) -> dict[SliverKey, Sliver]:
+        """Return the slivers of one kind that could be made, by root and shard; adds to `wrong` what writers did."""
+        by_shard: defaultdict[int, dict[Root, Want]] = defaultdict(dict)
+        for want in wants:
+            by_shard[want.shard][want.root] = want
+        found: dict[SliverKey, Sliver] = {}
+
+        async def make(collection: _Collection) -> None:
+            await self._collect(ledger, collection)
+            for root, want in collection.wants.items():
+                try:
+                    made = await self._make_sliver(ledger, want, metadata[root], collection)
+                except Inconsistent as fault:
+                    wrong.append(fault)
+                else:
+                    if made is not None:
+                        found[root, want.shard] = made
+
+        async with trio.open_nursery() as nursery:
+            for shard, owed in by_shard.items():
+                collection = self._collection(shard, kind, owed)
+                await trio.to_thread.run_sync(self._take_made, collection, secondaries)
+                nursery.start_soon(make, collection)
+        return found
+
+    def _take_made(self, collection: _Collection, secondaries: Mapping[SliverKey, Sliver]) -> None:
+        """Take the symbols that secondary slivers made just now give to primary ones; for a worker thread."""
+        for (root, shard), (sliver, leaves) in secondaries.items():
+            if root in collection.wants:
+                row, z = self._index(Kind.PRIMARY, collection.shard, root), self._z(collection.wants[root])
+                symbol = self.codec.symbol(Kind.SECONDARY, sliver, row, z)
+                collection.given[root][shard] = _Given(symbol, None, leaves)
 
     def _collection(self, shard: int, kind: Kind, wants: Mapping[Root, Want]) -> _Collection:
         return _Collection(shard, kind, wants, self.codec.symbols(kind))
 
-    async def _metadata_of(self, ledger: Ledger, wants: Sequence[Want]) -> dict[Root, SegmentMetadata]:
+    async def _metadata_of(self, ledger: Ledger, wants: Mapping[Root, Want]) -> dict[Root, SegmentMetadata]:
         found: dict[Root, SegmentMetadata] = {}
 
         async def find(want: Want) -> None:
@@ -134,7 +185,7 @@ class Repair:
                     log.debug("segment %s: %s", want.root[:4].hex(), fault)
 
         async with trio.open_nursery() as nursery:
-            for want in wants:
+            for want in wants.values():
                 nursery.start_soon(find, want)
         return found
 
@@ -178,7 +229,7 @@ class Repair:
         since = min((want.since for want in collection.wants.values()), default=0)
         given = [collection.given[root] for root in collection.wants]
         shards = [shard for shard in range(self.code.n) if not all(shard in symbols for symbols in given)]
-        shards.remove(collection.shard)
+        shards = [shard for shard in shards if shard != collection.shard]
         self.peers.rng.shuffle(shards)
         held = {shard: [node for node in helpers(ledger, shard, since) if node != self.node] for shard in shards}
         depth = max(map(len, held.values()), default=0)
@@ -239,26 +290,9 @@ class Repair:
 
     # --- making --------------------------------------------------------------------------------------------------
 
-    async def _make_pair(
-        self, ledger: Ledger, want: Want, metadata: SegmentMetadata, collections: Mapping[Kind, _Collection]
-    ) -> Pair | None:
-        slivers: dict[Kind, bytes] = {}
-        leaves: dict[Kind, Leaves] = {}
-        for kind, collection in collections.items():
-            made = await self._make_sliver(ledger, want, metadata, collection)
-            if made is None:
-                return None
-            slivers[kind], leaves[kind] = made
-        primary, secondary = memoryview(slivers[Kind.PRIMARY]), memoryview(slivers[Kind.SECONDARY])
-        pair = Pair(want.shard, primary, secondary, leaves[Kind.PRIMARY], leaves[Kind.SECONDARY])
-        proof = padding_proof(self.codec, want, metadata, pair)
-        if proof is not None:
-            raise Inconsistent(want, proof)
-        return pair
-
     async def _make_sliver(
         self, ledger: Ledger, want: Want, metadata: SegmentMetadata, collection: _Collection
-    ) -> tuple[bytes, Leaves] | None:
+    ) -> Sliver | None:
         """Return a sliver and its leaves, or None without enough helpers; raises `Inconsistent`."""
         kind, root = collection.kind, want.root
         index, given = self._index(kind, want.shard, root), collection.given[root]
@@ -305,10 +339,13 @@ class Repair:
         """Return the leaves of the slivers that gave symbols, by index; nothing of who will not show them."""
         found: dict[int, bytes] = {}
 
-        async def find(shard: int, node: NodeId | None) -> None:
+        async def find(shard: int, item: _Given) -> None:
             index = self._index(kind, shard, root)
-            if node is not None:
-                found[index] = await self.peers.leaves(node, root, kind, index)
+            if item.leaves:
+                found[index] = item.leaves
+                return
+            if item.node is not None:
+                found[index] = await self.peers.leaves(item.node, root, kind, index)
                 return
             try:
                 read = partial(self.store.read_symbols, root, kind, index, first=0, count=0)
@@ -318,7 +355,7 @@ class Repair:
 
         async with trio.open_nursery() as nursery:
             for shard, item in given.items():
-                nursery.start_soon(find, shard, item.node)
+                nursery.start_soon(find, shard, item)
         return found
 
 

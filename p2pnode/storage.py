@@ -174,7 +174,7 @@ class StorageServer:
         ledger: Callable[[], Ledger],
         status: Callable[[], dict[str, cbor.Value]],
         on_commitment: Callable[[CommitmentEntry], Awaitable[None]],
-        operations: Mapping[str, Operation],
+        operations: dict[str, Operation],
         manner: Manner = send_honestly,
     ) -> None:
         self.genesis = genesis
@@ -188,7 +188,7 @@ class StorageServer:
         self.status = status
         self.on_commitment = on_commitment
         self.operations = operations
-        """What else can be asked, by name."""
+        """What else can be asked, by name; more may come with what answers it."""
         self.manner = manner
         self.refused: Counter[tuple[str, Reason]] = Counter()
         """Refusals by (peer, reason): who misbehaved, or met a budget."""

@@ -142,6 +142,6 @@ class World:
 async def open_world(directory: Path, count: int = 4, blobs: Sequence[Blob] = BLOBS) -> AsyncIterator[World]:
     nodes = [Node(directory / str(index), index, blobs) for index in range(count)]
     async with trio.open_nursery() as nursery:
-        network = MemoryNetwork([node.server for node in nodes], nursery, own=nodes[AUDITOR].node)
+        network = MemoryNetwork([node.server for node in nodes], nursery, client=nodes[AUDITOR].node)
         yield World(nodes, network, nodes[AUDITOR].auditor(network))
         nursery.cancel_scope.cancel()

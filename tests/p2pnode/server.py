@@ -63,6 +63,8 @@ class Server:
             ledger=lambda: self.chain.ledger,
             is_frozen=lambda root, shard: (root, shard) in self.frozen,
         )
+        self.operations = dict(self.serving.operations())
+        """More may be added."""
         self.server = StorageServer(
             genesis=genesis,
             node=NodeId(key.public),
@@ -78,7 +80,7 @@ class Server:
             ledger=lambda: self.chain.ledger,
             status=lambda: {"blobs": len(self.store.records())},
             on_commitment=self.tell,
-            operations=self.serving.operations(),
+            operations=self.operations,
             manner=manner,
         )
 
@@ -112,14 +114,14 @@ class Server:
 class MemoryNetwork:
     """Dials servers in memory, for `Members`; those in `down` do not answer."""
 
-    def __init__(self, servers: Sequence[Server], nursery: trio.Nursery, *, own: NodeId = CLIENT) -> None:
+    def __init__(self, servers: Sequence[Server], nursery: trio.Nursery, *, client: NodeId = CLIENT) -> None:
+        self.client = client
         self.servers = {NodeId(server.key.public): server for server in servers}
         self.down: set[int] = set()
         self.dialled: list[tuple[int, tuple[str, ...]]] = []
         self.streams: list[MemoryStream] = []
         """The servers' ends, in the order of dialling."""
         self._nursery = nursery
-        self._own = own
         """Who dials."""
 
     async def open_stream(
@@ -130,7 +132,7 @@ class MemoryNetwork:
         self.dialled.append((index, tuple(addresses)))
         if index in self.down:
             raise PeerUnreachable("no answer")
-        client, server = stream_pair(self._own, peer)
+        client, server = stream_pair(self.client, peer)
         self.streams.append(server)
 
         async def handle() -> None:

@@ -19,7 +19,6 @@ from economics.transactions import SignedTransaction
 from economics.votes import Kind, SignedVote, Vote
 from gossip.pubsub import Gossip
 from p2pnode import chainsync as chainsync_module
-from p2pnode.chainclient import trusted_genesis
 from p2pnode.errors import NetworkError, PeerUnreachable
 from p2pnode.links import FrameType, build_frame
 from p2pnode.members import Members
@@ -27,6 +26,7 @@ from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
 from p2pnode.participant import Participant
 from p2pnode.protocols import chain_protocol, consensus_protocol
+from p2pnode.trust import trusted_genesis
 from p2pnode.validator import encode_message, speak_honestly
 from tests.p2pnode.chainnet import silent
 from tests.p2pnode.finalchain import GENESIS as PLAIN
