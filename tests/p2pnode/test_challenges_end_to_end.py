@@ -24,8 +24,8 @@ from tests.chain import Chain
 from tests.p2pnode.challenged import put_all
 from tests.p2pnode.finalchain import sign
 from tests.p2pnode.server import Server
-from tests.p2pnode.test_four_members import GENESIS as PLAIN
-from tests.p2pnode.test_four_members import Place, World, network
+from tests.p2pnode.village import GENESIS as PLAIN
+from tests.p2pnode.village import Place, World, network
 from tests.small import OPERATORS, OWNER, certify, make_blob, make_codec, make_statement, reserve
 
 PACE = replace(PLAIN.parameters, epoch_ms=200_000, challenge_rounds=200, challenge_samples=4, heartbeat_ms=250)
