@@ -26,7 +26,7 @@ def genesis_values(genesis: Genesis) -> Iterator[Value]:
     yield Terms(0, parameters.capacity_units, parameters.storage_frost_per_unit, parameters.write_frost_per_unit)
     everyone = range(len(genesis.members))
     yield Handover(since_epoch=0, source_epoch=0, done_height=0, reporters=tuple(everyone))
-    yield Standing(0, tuple(Marks() for _ in everyone))
+    yield Standing(0, 0, tuple(Marks() for _ in everyone))
 
 
 def _first_node(genesis: Genesis, member: Member) -> NodeEntry:

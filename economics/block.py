@@ -16,7 +16,7 @@ from economics.crypto import (
     verify_signature,
 )
 from economics.errors import Reason, Rejected
-from economics.fields import Fields
+from economics.fields import Fields, sized
 from economics.votes import ZERO_HASH, Kind, Verify, VoteCertificate
 
 PROTOCOL = 2
@@ -235,7 +235,7 @@ class Proposal:
 
     def encode(self) -> bytes:
         block = self.block.encode()
-        return b"".join((len(block).to_bytes(4, "big"), block, b"" if self.parent is None else self.parent.encode()))
+        return b"".join((sized(block), b"" if self.parent is None else self.parent.encode()))
 
     @classmethod
     def decode(cls, data: bytes, *, chain_id: Digest, transactions_max: int) -> "Proposal":

@@ -1,18 +1,17 @@
-"""What members owe and earn: registering a node, slashing who contradicted itself, paying an epoch's rewards."""
+"""What a node owes: to say what it offers, and never to contradict itself. What it earns is in rewards."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
+from economics import staking
 from economics.arguments import Evidence, RegisterNode, SignedHeader
 from economics.block import BlockHeader
 from economics.committee import Committee
-from economics.crypto import Digest, NodeId, verify_signature
+from economics.crypto import Digest, verify_signature
 from economics.errors import Rejected
 from economics.nodes import NodeEntry, Offence
-from economics.operations import Code, Context, Failed, add_rewards, credit
+from economics.operations import Code, Context, Failed, credit
 from economics.slots import offence_slot
 from economics.votes import Kind, SignedVote, Vote
-from economics.working import WorkingState
 
 SLASH_PERCENT = 5
 """Of a node's stake, for each view in which it contradicted itself."""
@@ -69,18 +68,9 @@ def punish(
     except Rejected as verdict:
         raise Failed(Code.NOT_EVIDENCE) from verdict
     context.state.write(Offence(node, epoch, view, context.height))
-    _slash(context, node)
-
-
-def _slash(context: Context, node: NodeId) -> None:
-    """Take from a node's stake; who reported it has a part, and what remains is no more."""
-    entry = context.state.node(node)
-    assert entry is not None, "a member of a committee is registered"
-    slashed = entry.stake_frost * SLASH_PERCENT // 100
+    slashed = staking.slash(context.state, node, SLASH_PERCENT)
     reward = slashed * REPORTER_PERCENT // 100
-    system = context.state.system()
-    context.state.write(replace(entry, stake_frost=entry.stake_frost - slashed))
-    context.state.write(replace(system, burned_frost=system.burned_frost + slashed - reward))
+    staking.burn(context.state, slashed - reward)
     credit(context.state, context.sender, reward)
 
 
@@ -114,15 +104,3 @@ def _verify_exhibit(exhibit: SignedVote | SignedHeader, *, chain_id: Digest, com
     else:
         header, signature = exhibit
         verify_signature(committee.members[header.leader].node, header.encode(), signature)
-
-
-def pay_rewards(state: WorkingState, committee: Committee, *, epoch: int) -> None:
-    """Empty the bucket of an epoch that ends: to its members' owners by shards, what does not divide to the next."""
-    bucket = state.bucket(epoch)
-    state.put(bucket.slot, None)
-    left = bucket.rewards_frost
-    for member in committee.members:
-        reward = bucket.rewards_frost * member.shards // committee.n
-        credit(state, member.owner, reward)
-        left -= reward
-    add_rewards(state, epoch + 1, left)

@@ -32,6 +32,8 @@ class Reason(StrEnum):
     """Padding that is not zero."""
     INCONSISTENT = "inconsistent"
     """The writer's own commitments contradict each other."""
+    INVALID = "invalid"
+    """About a blob whose writer is proven to have encoded it wrongly: nobody can have it."""
     UNPROVEN = "unproven"
     """Evidence that is well formed and does not prove what it says."""
     WRONG_INDEX = "wrong_index"

@@ -1,4 +1,4 @@
-"""Reads fixed-width fields from bytes, in order: short bytes are refused, and so is whatever is left over."""
+"""Fields in bytes, in order, and parts behind their length: short bytes are refused, and so is what is left over."""
 
 from economics.errors import Reason, Rejected
 
@@ -46,3 +46,17 @@ class Fields:
         """Raise `Rejected` unless every byte has been taken."""
         if self.left:
             raise Rejected(Reason.MALFORMED, f"{self.what} goes on behind its end")
+
+
+def sized(part: bytes) -> bytes:
+    """Return bytes behind their own length, a `u32`."""
+    return len(part).to_bytes(4, "big") + part
+
+
+def split_sized(data: bytes, what: str) -> list[bytes]:
+    """Return the parts that are in `data` one after the other, each as `sized` has it."""
+    fields = Fields(data, what)
+    parts: list[bytes] = []
+    while fields.left:
+        parts.append(fields.take_sized(4))
+    return parts

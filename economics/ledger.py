@@ -6,7 +6,7 @@ Double entry: at every height, what was minted less what was burned is all that 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from economics import duty, operations
+from economics import beacon, challenges, duty, election, handover, invalidation, operations, rewards, staking
 from economics.arguments import (
     Attributes,
     Certify,
@@ -37,15 +37,27 @@ from economics.committee import Committee, Member
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.genesis import FROST_MAX, Genesis
-from economics.nodes import Handover, Marks, NodeEntry, Seats, Stake, Standing, Terms
+from economics.nodes import Beacon, Handover, Marks, NodeEntry, Round, Stake, Standing, Terms
 from economics.operations import Code as Code
 from economics.operations import Context, Failed
-from economics.slots import SYSTEM_SLOT, Slot, StakeId, account_slot, offence_slot, statement_slot, terms_slot
+from economics.slots import (
+    HANDOVER_SLOT,
+    STANDING_SLOT,
+    SYSTEM_SLOT,
+    Slot,
+    StakeId,
+    account_slot,
+    invalid_slot,
+    offence_slot,
+    seats_slot,
+    statement_slot,
+    terms_slot,
+)
 from economics.state import Account, BlobEntry, BlobSummary, Bucket, Reservation, System, Value, decode_value
 from economics.transactions import SignedTransaction
 from economics.tree import StateKey, Tree
 from economics.votes import ZERO_HASH
-from economics.working import WorkingState
+from economics.working import ALL, WorkingState
 
 CERTIFICATES_KEPT_MAX = 2_048
 """Certificates known to hold, so that a block does not check what the mempool has: 12 MB at most with 171 signers."""
@@ -71,6 +83,7 @@ class Applied:
     changes: Mapping[StateKey, bytes | None]
     """The values that are others than before, None for those that are gone."""
     epoch_ended: bool
+    round_began: bool
 
 
 class Ledger:
@@ -98,12 +111,16 @@ class Ledger:
         Raises `Rejected` for bytes that are no state. Costs 40 us a value.
         """
         state = WorkingState.load(items)
-        if state.get(SYSTEM_SLOT) is None:
+        system = state.get(SYSTEM_SLOT)
+        if not isinstance(system, System):
             raise Rejected(Reason.MALFORMED, "a state without its system value")
+        needed = (HANDOVER_SLOT, STANDING_SLOT, seats_slot(system.epoch), terms_slot(system.epoch))
+        if any(state.get(slot) is None for slot in needed):
+            raise Rejected(Reason.MALFORMED, "a state without seats, terms, handover or standing of its epoch")
         return cls(genesis, state, height=height)
 
     def fork(self) -> "Ledger":
-        """Return a ledger that goes on apart from this one; they share the tree, the indexes are copied."""
+        """Return a ledger that goes on apart from this one; they share what neither of them changes."""
         forked = Ledger(self.genesis, self._state.fork(), height=self.height)
         forked._verified = dict(self._verified)
         forked._committees = dict(self._committees)
@@ -180,6 +197,15 @@ class Ledger:
         """How the members have stood this epoch's challenges, up to the last round that is over."""
         return self._state.standing()
 
+    @property
+    def round(self) -> Round | None:
+        """The newest round of challenges; it is over if it is of an earlier epoch. None before the first."""
+        return challenges.current_round(self._state)
+
+    def beacon(self, node: NodeId) -> Beacon | None:
+        """Return the onion that a node is bound to."""
+        return beacon.beacon_of(self._state, node)
+
     def account(self, owner: OwnerId) -> Account:
         return self._state.account(owner)
 
@@ -201,6 +227,15 @@ class Ledger:
     def stake(self, stake: StakeId) -> Stake | None:
         return self._state.stake(stake)
 
+    def stakes_of(self, owner: OwnerId) -> list[Stake]:
+        """Return an owner's stakes, ascending by ID."""
+        slots = self._state.indexes.owned.get(owner)
+        return [value for value in self._values(slots) if isinstance(value, Stake)]
+
+    def nodes(self) -> Iterator[NodeEntry]:
+        """Yield the registered nodes, ascending."""
+        return self._state.nodes()
+
     def is_used(self, statement: Digest) -> bool:
         """Return whether a certificate has used an owner statement up; True until the statement expires."""
         return self._state.get(statement_slot(statement)) is not None
@@ -210,23 +245,37 @@ class Ledger:
 
     def live_blobs(self) -> Iterator[BlobSummary]:
         """Yield the blobs that the network owes, ascending by ID."""
-        for value in self._values(self._state.indexes.blobs):
+        for value in self._values(self._state.indexes.blobs.get(ALL)):
             assert isinstance(value, BlobSummary)
-            yield value
+            if not self.is_invalid(value.blob_id):
+                yield value
+
+    def is_invalid(self, blob_id: BlobId) -> bool:
+        """Return whether a blob was proven to be wrongly encoded: nobody owes it, whatever entries it has."""
+        return self._state.get(invalid_slot(blob_id)) is not None
+
+    def readers(self, blob: BlobSummary) -> tuple[Committee, ...]:
+        """Return the committees whose members hold a blob, those who are sure to first."""
+        handover = self.handover
+        if handover.is_done or blob.certified_epoch >= handover.since_epoch:
+            return (self.committee,)
+        source = self.committee_of(handover.source_epoch)
+        assert source is not None, "the seats of a handover's source are kept"
+        return (source, self.committee)
 
     def reservations_of(self, owner: OwnerId) -> list[Reservation]:
         """Return an owner's reservations, ascending by ID."""
-        slots = self._state.indexes.owned.get(owner, set())
+        slots = self._state.indexes.owned.get(owner)
         return [value for value in self._values(slots) if isinstance(value, Reservation)]
 
     def entries_of(self, owner: OwnerId) -> list[BlobEntry]:
         """Return an owner's entries, ascending by blob ID and reservation."""
-        slots = self._state.indexes.owned.get(owner, set())
+        slots = self._state.indexes.owned.get(owner)
         return [value for value in self._values(slots) if isinstance(value, BlobEntry)]
 
     def slots_of(self, owner: OwnerId) -> list[Slot]:
-        """Return the slots of an owner's reservations and entries, ascending, without reading them; 1 us each."""
-        return sorted(self._state.indexes.owned.get(owner, ()))
+        """Return the slots of what an owner has but its account, ascending, without reading them; 1 us each."""
+        return sorted(self._state.indexes.owned.get(owner))
 
     def _values(self, slots: Iterable[Slot]) -> Iterator[Value]:
         for slot in sorted(slots):
@@ -279,17 +328,20 @@ class Ledger:
         assert header.height == self.height + 1
         assert header.epoch == self.epoch
         assert header.transactions_count == len(transactions)
+        round_began = challenges.begin_block(
+            self._state, header, committee=self.committee, parameters=self.genesis.parameters
+        )
         receipts = tuple(self._execute(signed, header.height) for signed in transactions)
-        for slot in sorted(self._state.indexes.expiring.get(header.height, ())):
+        for slot in sorted(self._state.indexes.expiring.get(header.height)):
             self._state.put(slot, None)
         age_ms = header.time_ms - self.system.epoch_start_ms
         if age_ms >= self.genesis.parameters.epoch_ms // 2 and not self.cut_off_passed:
-            self._cut_off()
+            election.fix_next_epoch(self._state, self.committee, self.genesis.parameters)
         epoch_ended = age_ms >= self.genesis.parameters.epoch_ms
         if epoch_ended:
-            self._end_epoch(header.time_ms)
+            self._end_epoch(header)
         self.height = header.height
-        return Applied(receipts, self._state.flush(), epoch_ended)
+        return Applied(receipts, self._state.flush(), epoch_ended, round_began)
 
     def _execute(self, signed: SignedTransaction, height: int) -> Receipt:
         transaction, state = signed.transaction, self._state
@@ -352,30 +404,52 @@ class Ledger:
             case Evidence():
                 chain_id = self.genesis.chain_id
                 duty.punish(context, operation, chain_id=chain_id, committee_of=self._state.seats)
-            case PutStake() | Unstake() | ReportSync() | ReportAudit() | CommitBeacon() | Invalidate():
-                raise Failed(Code.NOT_MEMBER)
+            case ReportAudit():
+                challenges.report_audit(context, operation, self.committee)
+            case CommitBeacon():
+                beacon.commit(context, operation)
+            case PutStake():
+                staking.put(context, operation)
+            case Unstake():
+                staking.unstake(context, operation)
+            case ReportSync():
+                handover.report(context, operation, self.committee)
+            case Invalidate():
+                chain_id, committee = self.genesis.chain_id, self._state.seats(operation.epoch)
+                invalidation.invalidate(context, operation, chain_id=chain_id, committee=committee)
 
-    def _cut_off(self) -> None:
-        """Fix who serves in the next epoch, and on which terms."""
-        state, epoch = self._state, self.epoch + 1
-        state.write(Seats(self.committee.in_epoch(epoch)))
-        state.write(replace(self.terms, epoch=epoch))
-
-    def _end_epoch(self, time_ms: int) -> None:
-        """Pay the rewards, then let go of what ends with the epoch: linear in how much that is."""
-        state, system = self._state, self.system
-        duty.pay_rewards(state, self.committee, epoch=system.epoch)
-        epoch = system.epoch + 1
-        state.write(replace(system, epoch=epoch, epoch_start_ms=time_ms))
-        for slot in sorted(state.indexes.ending.get(epoch, ())):
-            value = state.get(slot)
-            if isinstance(value, BlobEntry):
-                operations.end_entry(state, value)
-            else:
-                state.put(slot, None)
-        state.put(terms_slot(system.epoch), None)
-        state.write(Standing(epoch, tuple(Marks() for _ in self.committee.members)))
+    def _end_epoch(self, header: BlockHeader) -> None:
+        """Settle the epoch, then begin the next one (FORMATS.md 18): linear in what ends and turns."""
+        state, system, before = self._state, self.system, self.committee
+        parameters, epoch = self.genesis.parameters, system.epoch + 1
+        standing = challenges.close_epoch(state, before)
+        rewards.settle(state, before, standing.marks, rounds=standing.rounds, parameters=parameters)
+        staking.turn(state, epoch, unbonding_epochs=parameters.unbonding_epochs)
+        state.write(replace(self.system, epoch=epoch, epoch_start_ms=header.time_ms))
         self._committees.clear()
+        self._end_storage(epoch)
+        handover.begin(state, before, self.committee, height=header.height)
+        state.write(Standing(epoch, 0, tuple(Marks() for _ in self.committee.members)))
+        self._forget(epoch)
+
+    def _end_storage(self, epoch: int) -> None:
+        for slot in sorted(self._state.indexes.ending.get(epoch)):
+            value = self._state.get(slot)
+            if isinstance(value, BlobEntry):
+                operations.end_entry(self._state, value)
+            else:
+                self._state.put(slot, None)
+
+    def _forget(self, epoch: int) -> None:
+        """Let go of terms that are past, and of seats and offences that nobody can be punished for any more."""
+        state = self._state
+        state.put(terms_slot(epoch - 1), None)
+        oldest = epoch - self.genesis.parameters.unbonding_epochs
+        kept = seats_slot(state.handover().source_epoch)
+        for past in sorted(past for past in state.indexes.aging if past < oldest):
+            for slot in sorted(state.indexes.aging.get(past)):
+                if slot != kept:
+                    state.put(slot, None)
 
     def verify_supply(self) -> None:
         """Assert that all FROST is somewhere, and no more of it: minted - burned = balances + rewards + stakes."""

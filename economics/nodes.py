@@ -39,7 +39,7 @@ _BEACON = Struct(">B32s32sQ32sQQH")
 _HANDOVER = Struct(">BQQQH")
 _ROUND = Struct(">BQHQQ32sH")
 _TALLY = Struct(">HHHHH")
-_STANDING = Struct(">BQH")
+_STANDING = Struct(">BQHH")
 _MARKS = Struct(">HHHH")
 NO_COMMITMENT = Digest(bytes(DIGEST_BYTES))
 
@@ -399,6 +399,8 @@ class Standing:
 
     KIND: ClassVar[int] = 15
     epoch: int
+    rounds: int
+    """Rounds so far in which more than f shards reported."""
     marks: tuple[Marks, ...]
 
     @property
@@ -407,12 +409,12 @@ class Standing:
 
     def encode(self) -> bytes:
         rows = (_MARKS.pack(row.challenged, row.passed, row.bad, row.unreported) for row in self.marks)
-        return _STANDING.pack(self.KIND, self.epoch, len(self.marks)) + b"".join(rows)
+        return _STANDING.pack(self.KIND, self.epoch, self.rounds, len(self.marks)) + b"".join(rows)
 
     @classmethod
     def decode(cls, data: bytes) -> "Standing":
         fields = open_fields(data, kind=cls.KIND, what="a standing")
-        epoch = fields.take_int(8)
+        epoch, rounds = fields.take_int(8), fields.take_int(2)
         marks = tuple(Marks(*_MARKS.unpack(fields.take(_MARKS.size))) for _ in range(fields.take_int(2)))
         fields.end()
-        return cls(epoch, marks)
+        return cls(epoch, rounds, marks)

@@ -26,7 +26,7 @@ from economics.errors import Rejected
 from economics.genesis import Parameters
 from economics.geometry import Code as Geometry
 from economics.nodes import Terms
-from economics.slots import reservation_slot, statement_slot
+from economics.slots import invalid_slot, reservation_slot, statement_slot
 from economics.state import BlobEntry, BlobSummary, Reservation, UsedStatement
 from economics.working import WorkingState
 
@@ -283,6 +283,8 @@ def certify_again(context: Context, operation: CertifyAgain) -> None:
 
 def _claim(context: Context, reservation: Reservation, *, blob_id: BlobId, length: int, deletable: bool) -> BlobEntry:
     """Return the entry that a blob may have under a reservation, or raise `Failed`; writes nothing."""
+    if context.state.get(invalid_slot(blob_id)) is not None:
+        raise Failed(Code.INVALID_BLOB)
     if not reservation.start_epoch <= context.epoch < reservation.end_epoch:
         raise Failed(Code.NOT_COVERED)
     live = context.state.blob(blob_id)
@@ -314,6 +316,8 @@ def _store(context: Context, reservation: Reservation, entry: BlobEntry, *, leng
 
 def extend(context: Context, operation: Extend) -> None:
     entry = context.own_entry(operation.blob_id, operation.reservation)
+    if context.state.get(invalid_slot(entry.blob_id)) is not None:
+        raise Failed(Code.INVALID_BLOB)
     if operation.epochs == 0:
         raise Failed(Code.WRONG_AMOUNT)
     end = entry.end_epoch + operation.epochs

@@ -41,10 +41,10 @@ class _Accepted:
 class Admission:
     """Budgets for uploads; every refusal is `Rejected` and changes nothing."""
 
-    def __init__(self, limits: UploadLimits, *, code: Code, shards: int, ledger: Callable[[], Ledger]) -> None:
+    def __init__(self, limits: UploadLimits, *, code: Code, node: NodeId, ledger: Callable[[], Ledger]) -> None:
         self.limits = limits
         self.code = code
-        self.shards = shards
+        self.node = node
         self._ledger = ledger
         self._open: defaultdict[NodeId, int] = defaultdict(int)
         self._signed: defaultdict[ReservationId, dict[BlobId, OwnerStatement]] = defaultdict(dict)
@@ -172,12 +172,13 @@ class Admission:
         if ticket.reservation == ZERO_RESERVATION:
             return
         found = self._reservation(ticket.reservation, ticket.owner)
-        epoch = self._ledger().epoch
+        committee = self._ledger().committee
+        epoch, shards = committee.epoch, len(committee.shards_of_node(self.node))
         if epoch != self._accepted_epoch:
             self._accepted, self._accepted_epoch = {}, epoch
         before = self._accepted.get(ticket.reservation, _Accepted())
         after = _Accepted(max(before.units, found.units), before.size + size)
-        share = after.units * STORAGE_UNIT_BYTES * self.shards // self.code.n
+        share = after.units * STORAGE_UNIT_BYTES * shards // self.code.n
         if after.size > share * 3 // 2:
             raise Rejected(Reason.OVER_BUDGET, "more was sent against this reservation than it pays for")
         self._accepted[ticket.reservation] = after

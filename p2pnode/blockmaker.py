@@ -4,7 +4,8 @@ Blocks that are not final yet are held here with their transactions, by hash, un
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 
 import trio
 
@@ -29,6 +30,8 @@ SETTLE_MS = 500
 
 Pull = Callable[[Sequence[Digest], int | None], Awaitable[list[bytes]]]
 """Fetches the transactions of these hashes, from this member first; raises `NetworkError` or `Rejected`."""
+Reveal = Callable[[BlockHeader, Sequence[BlockHeader]], bytes]
+"""Returns what a new block reveals, given this member's own blocks from the executed head to its parent, ascending."""
 
 
 class BlockMaker:
@@ -42,6 +45,7 @@ class BlockMaker:
         sign: Callable[[bytes], Signature],
         clock_ms: Callable[[], int],
         pull: Pull,
+        reveal: Reveal,
     ) -> None:
         self.executor = executor
         self.mempool = mempool
@@ -49,6 +53,7 @@ class BlockMaker:
         self.clock_ms = clock_ms
         self._sign = sign
         self._pull = pull
+        self._reveal = reveal
         self._held: dict[Digest, Candidate] = {}
         """Blocks above the head."""
         self._bodies_held: dict[Digest, SignedTransaction] = {}
@@ -77,16 +82,25 @@ class BlockMaker:
             kept = (signed for item in self._held.values() for signed in item.transactions)
             self._bodies_held = {signed.hash: signed for signed in kept}
 
-    def in_flight(self, tip: BlockHeader) -> list[SignedTransaction]:
-        """Return the transactions of `tip` and of what it builds on, down to the head."""
-        found: list[SignedTransaction] = []
+    def _flight(self, tip: BlockHeader) -> Iterator[Candidate]:
+        """Yield `tip` and what it builds on, down to the head."""
         block_hash = tip.hash
         while (candidate := self._held.get(block_hash)) is not None:
             if candidate.block.header.height <= self.executor.height:
                 break
-            found[:0] = candidate.transactions
+            yield candidate
             block_hash = candidate.block.header.parent_hash
-        return found
+
+    def in_flight(self, tip: BlockHeader) -> list[SignedTransaction]:
+        """Return the transactions of `tip` and of what it builds on, down to the head."""
+        blocks = list(self._flight(tip))
+        return [signed for candidate in reversed(blocks) for signed in candidate.transactions]
+
+    def _with_reveal(self, header: BlockHeader, parent: BlockHeader) -> BlockHeader:
+        """Return a header of this member with what it reveals."""
+        flight = [candidate.block.header for candidate in self._flight(parent)]
+        own = [one for one in reversed(flight) if one.leader == header.leader]
+        return replace(header, reveal=self._reveal(header, own))
 
     def earliest_ms(self, tip: BlockHeader) -> int:
         return tip.time_ms + self.parameters.block_interval_ms
@@ -147,6 +161,8 @@ class BlockMaker:
             committee_hash=executor.ledger.committee.hash,
             next_committee_hash=named,
         )
+        if not is_empty:  # what finalizes a boundary is no part of the chain
+            header = self._with_reveal(header, parent)
         block = Block(header, self._sign(header.encode()), hashes)
         self.hold(Candidate(block, chosen))
         return block

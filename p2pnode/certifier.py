@@ -4,6 +4,7 @@ The batch that nodes gossip is only a container (FORMATS.md 7): each commitment 
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from economics import cbor
@@ -11,6 +12,7 @@ from economics.commitments import STATEMENT_BYTES, Certificate, Commitment, Owne
 from economics.committee import Committee
 from economics.crypto import SIGNATURE_BYTES, Digest, Signature
 from economics.errors import Reason, Rejected
+from gossip.pubsub import Ignored
 
 BATCH_BYTES_MAX = 65_536
 BATCH_ENTRIES_MAX = 128
@@ -67,9 +69,12 @@ class _Tally:
 class Certifier:
     """Tallies of commitments by statement for one committee, and this node's own that are still to be gossiped."""
 
-    def __init__(self, *, chain_id: Digest, committee: Committee) -> None:
+    def __init__(
+        self, *, chain_id: Digest, committee: Committee, committee_of: Callable[[int], Committee | None]
+    ) -> None:
         self.chain_id = chain_id
         self.committee = committee
+        self._committee_of = committee_of
         self._tallies: OrderedDict[Digest, _Tally] = OrderedDict()
         self._unsent: OrderedDict[Digest, Entry] = OrderedDict()
 
@@ -81,6 +86,7 @@ class Certifier:
     def verify_batch(self, data: bytes, *, height: int) -> list[Entry]:
         """Return the entries of a batch that are of this epoch; raises `Rejected` if a signature does not hold.
 
+        Raises `Ignored` for a batch of the next epoch while its committee is not known here.
         Those of the epoch before or after are left out: their sender is at another block, which is no offence. Their
         signatures are checked all the same: a batch is passed on whole, and may be counted when the epoch has ended.
         """
@@ -89,10 +95,17 @@ class Certifier:
             tally = self._tallies.get(statement.hash)
             if tally is None or tally.statement_signature != statement_signature:
                 statement.verify(statement_signature, height=height)
-            is_near = abs(commitment.epoch - self.committee.epoch) == 1
-            committee = Committee(commitment.epoch, self.committee.members) if is_near else self.committee
-            commitment.verify(signature, committee=committee)  # the members are those of genesis in every epoch
+            commitment.verify(signature, committee=self._near(commitment.epoch))
         return [entry for entry in entries if entry[2].epoch == self.committee.epoch]
+
+    def _near(self, epoch: int) -> Committee:
+        """Return the committee of this epoch or the one before or after; this one's for any other, which refuses it."""
+        if abs(epoch - self.committee.epoch) != 1:
+            return self.committee
+        near = self._committee_of(epoch)
+        if near is None:
+            raise Ignored(f"of epoch {epoch}, whose committee is not known here")
+        return near
 
     def add(self, entry: Entry, *, own: bool = False) -> Certificate | None:
         """Count a commitment whose signatures have been checked; one of another epoch counts for nothing.

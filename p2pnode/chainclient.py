@@ -4,7 +4,8 @@ It trusts the genesis file, or a checkpoint, and no peer; what peers alone can t
 """
 
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,14 +15,13 @@ import trio
 from economics import cbor
 from economics.arguments import Operation
 from economics.blob import BlobId
-from economics.block import HEADER_BYTES, BlockHeader, Finality, genesis_header
+from economics.block import HEADER_BYTES, BlockHeader, Finality
 from economics.commitments import ReservationId
+from economics.committee import Committee
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
-from economics.genesis import Genesis
-from economics.ledger import Ledger
-from economics.light import Receipt, Trusted, is_stale, verify_final
+from economics.light import Receipt, Trusted, verify_final
 from economics.nodes import NodeEntry
 from economics.slots import account_key, blob_key, entry_slot, node_slot, state_key
 from economics.state import Account, BlobEntry, BlobSummary, Reservation, decode_value
@@ -34,11 +34,12 @@ from economics.transactions import (
 )
 from economics.tree import Proof, StateKey
 from p2pnode.chainsync import HEAD_BYTES_MAX, REPLY_BYTES_MAX, request_within, take_epochs
-from p2pnode.chainview import Head, HistoryRow, Outcome
-from p2pnode.errors import ConfigError, NetworkError, TooSlow, TransactionFailed
-from p2pnode.files import write_synced
+from p2pnode.chainview import Head, HistoryRow, Outcome, Seating
+from p2pnode.errors import NetworkError, TooSlow, TransactionFailed
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Members, Refused, ask_many
+from p2pnode.seating import addresses_of, prove_seating, with_addresses
+from p2pnode.trust import Trust
 
 WAIT_S = 10.0
 """Of one request for an outcome."""
@@ -57,6 +58,8 @@ NONCES_AHEAD_MAX = 256
 """Of the nonce that is proven: 64 wait at a member, and some blocks may be final but not proven yet."""
 SETTLE_S = 5.0
 """For what an account has under way to be shown by a final header: some blocks, or never if it cannot be executed."""
+SEATS_S = 20.0
+"""For a state of the epoch that has just begun: its first block comes soon after the boundary."""
 SUBMIT_S = 10.0
 """For members to take a transaction that some have taken already."""
 EXPIRY_AHEAD = 600
@@ -82,59 +85,67 @@ class ChainClient:
         self.members = members
         self.genesis = members.genesis
         self.clock_ms = clock_ms
-        self._cache = cache
+        self._trust = Trust(self.genesis, cache, clock_ms)
         self._spent: dict[OwnerId, int] = {}
         """The nonce after the last transaction of which this client knows the outcome."""
-        self.origin = trusted_genesis(self.genesis)
-        """Where trust begins: the genesis, or a checkpoint that the user named."""
-        self._trusted = self._load_trusted()
         self._keeping = trio.Lock()
-        self._order = list(range(self.members.count))
-        rotation = int.from_bytes(os.urandom(2), "big") % len(self._order)
-        self._order = self._order[rotation:] + self._order[:rotation]
+        self._order: list[NodeId] = []
+        """Whom to ask, the best first."""
+        self._rng = random.Random(os.urandom(16))
+        self._turn_to_committee()
+        members.committee = self._committee
+
+    @property
+    def origin(self) -> Trusted:
+        """Where trust begins."""
+        return self._trust.origin
 
     @property
     def trusted(self) -> Trusted:
         """The newest epoch that this client has followed."""
-        return self._trusted
+        return self._trust.newest
 
     # --- trust ---------------------------------------------------------------------------------------------------
 
-    def _load_trusted(self) -> Trusted:
-        """Return the newest epoch that this home has followed, else the genesis."""
-        if self._cache.exists():
-            try:
-                return Trusted.decode(self._cache.read_bytes(), chain_id=self.genesis.chain_id)
-            except Rejected as fault:
-                raise ConfigError(f"{self._cache} is no checkpoint of this network: remove it") from fault
-        return self.origin
-
     def trust(self, checkpoint: bytes) -> Trusted:
         """Begin from a checkpoint that the user vouches for, and keep it; raises `Rejected` as `read_checkpoint`."""
-        self._trusted = self.origin = read_checkpoint(checkpoint, self.genesis, now_ms=self.clock_ms())
-        keep_trusted(self._cache, self._trusted)
-        return self._trusted
+        self._trust.begin(checkpoint)
+        self._turn_to_committee()
+        return self.trusted
 
-    async def _follow(self, member: int) -> Trusted:
+    @property
+    def _committee(self) -> Committee:
+        """The newest committee that this client has followed to, with what is known of where its members are."""
+        seating = self._trust.seating
+        known = addresses_of(self.members.committee, *(() if seating is None else seating.committees))
+        return with_addresses(self.trusted.committee, known)
+
+    def _turn_to_committee(self) -> None:
+        """Ask the newest members first; those of genesis too, as any node that answers leads to the newest."""
+        newest = [member.node for member in self.trusted.committee.members]
+        founders = [member.node for member in self.genesis.members]
+        for nodes in (newest, founders):
+            self._rng.shuffle(nodes)
+        kept = [node for node in self._order if node in newest]  # in the order that experience has put them
+        self._order = list(dict.fromkeys((*kept, *newest, *founders)))
+
+    async def _follow(self, member: NodeId) -> Trusted:
         """Follow the committees as far as a member leads, and return the epoch that its next answer is to be of."""
-        begin = self._trusted
-        if is_stale(begin, now_ms=self.clock_ms(), parameters=self.genesis.parameters):
-            raise ConfigError(
-                "the newest epoch this client has followed is older than the unbonding time, so old keys could forge "
-                "what came after it: have a recent checkpoint from a source you trust (`p2pnode checkpoint` writes "
-                "one there) and name it with `p2pnode trust CHECKPOINT`"
-            )
+        begin = self.trusted
+        self._trust.verify_age()
         trail = await take_epochs(self.members, member, begin)
         if not trail:
             return begin
         newest = trail[-1][1]
         async with self._keeping:
-            if newest.epoch > self._trusted.epoch:  # another request may have followed further meanwhile
-                self._trusted = newest
-                await trio.to_thread.run_sync(keep_trusted, self._cache, newest)
+            if newest.epoch > self.trusted.epoch:  # another request may have followed further meanwhile
+                self._trust.newest, self._trust.seating = newest, None
+                self._turn_to_committee()
+                await self.members.seat(self._committee)
+                await trio.to_thread.run_sync(self._trust.keep_newest)
         return newest
 
-    async def _from_anyone(self, ask: Callable[[int], Awaitable[T]]) -> T:
+    async def _from_anyone(self, ask: Callable[[NodeId], Awaitable[T]]) -> T:
         """Return the first answer that holds; members that lie, fail or do not know are passed over."""
         last: Exception = NetworkError("this network has no members")
         for member in list(self._order):
@@ -150,14 +161,15 @@ class ChainClient:
             raise last
         raise NetworkError(f"no member gave an answer that holds, the last of them: {last}") from last
 
-    def _put_last(self, member: int) -> None:
-        """Ask a member that failed after all others from here on."""
-        self._order.remove(member)
-        self._order.append(member)
+    def _put_last(self, member: NodeId) -> None:
+        """Ask a node that failed after all others from here on."""
+        if member in self._order:
+            self._order.remove(member)
+            self._order.append(member)
 
     # --- proven --------------------------------------------------------------------------------------------------
 
-    async def _newest(self, ask: Callable[[int, bool], Awaitable[T]]) -> T:
+    async def _newest(self, ask: Callable[[NodeId, bool], Awaitable[T]]) -> T:
         """Return the first answer that holds and is not old; only if there is none, an old one: the chain may stand."""
         try:
             return await self._from_anyone(lambda member: ask(member, True))
@@ -173,7 +185,7 @@ class ChainClient:
     async def head(self) -> Head:
         """Return a member's head: final, and not old if any member has a newer one."""
 
-        async def ask(member: int, fresh: bool) -> Head:
+        async def ask(member: NodeId, fresh: bool) -> Head:
             trusted = await self._follow(member)
             reply, payload = await self.members.request(member, {"op": "head"}, size_max=HEAD_BYTES_MAX)
             if not reply.integer("height", high=1 << 62):
@@ -198,7 +210,7 @@ class ChainClient:
     async def prove(self, keys: Sequence[StateKey]) -> Proven:
         """Return the values of these keys, each proven; None where the state has none."""
 
-        async def ask(member: int, fresh: bool) -> Proven:
+        async def ask(member: NodeId, fresh: bool) -> Proven:
             trusted = await self._follow(member)
             _, payload = await self.members.request(
                 member, {"op": "state"}, size_max=REPLY_BYTES_MAX, payload=b"".join(keys)
@@ -239,6 +251,31 @@ class ChainClient:
         """Return what the chain says of nodes, proven; None for one that nobody registered."""
         values = (await self.prove([state_key(node_slot(node)) for node in nodes])).values
         return [None if value is None else NodeEntry.decode(value) for value in values]
+
+    async def seats(self, *, fresh: bool = False) -> Seating:
+        """Return who holds what. Unless it is to be `fresh`, what is known may serve for as long as it must be true by
+        this client's clock; raises `TooSlow` if the chain stands still where an epoch begins."""
+        known = self._trust.known_seating()
+        if known is not None and not fresh:
+            return known
+        with trio.move_on_after(SEATS_S):
+            while True:
+                trusted = self.trusted
+                found = await prove_seating(self._values, trusted)
+                if found is not None and trusted is self.trusted:
+                    return await self._keep_seating(found)
+                if trusted is self.trusted:  # a boundary is the head: the next block shows the epoch that it began
+                    await trio.sleep(PAUSE_S)
+        raise TooSlow(f"no member showed the state of the current epoch within {SEATS_S:.0f} s")
+
+    async def _values(self, keys: Sequence[StateKey]) -> tuple[bytes | None, ...]:
+        return (await self.prove(keys)).values
+
+    async def _keep_seating(self, seating: Seating) -> Seating:
+        self._trust.seating = seating
+        await self.members.seat(seating.current)
+        await trio.to_thread.run_sync(self._trust.keep_seating, seating)
+        return seating
 
     async def receipt(self, blob_id: BlobId) -> Receipt:
         """Return a receipt that proves offline, from where trust begins, that the network owes a blob.
@@ -282,7 +319,7 @@ class ChainClient:
             while (await self.account(owner)).nonce < target:  # noqa: ASYNC110 - members tell only when asked
                 await trio.sleep(SETTLE_S / 50)
 
-    async def _owned_keys(self, member: int, owner: OwnerId) -> list[StateKey]:
+    async def _owned_keys(self, member: NodeId, owner: OwnerId) -> list[StateKey]:
         keys: list[StateKey] = []
         while True:
             request: dict[str, cbor.Value] = {"first": len(keys), "op": "owned", "owner": bytes(owner)}
@@ -337,47 +374,46 @@ class ChainClient:
     async def _next_nonce(self, owner: OwnerId) -> int:
         """Return the nonce after all that members have executed and that waits there: newer than what can be proven."""
 
-        async def ask(member: int) -> int:
+        async def ask(member: NodeId) -> int:
             request: dict[str, cbor.Value] = {"op": "nonce", "owner": bytes(owner)}
             reply, _ = await request_within(self.members, member, request, size_max=0, deadline_s=WAIT_S)
             return reply.integer("nonce", high=1 << 62)
 
-        f = self._f
-        told, _ = await self._from_many(ask, shards=2 * f + 1, patience_s=NONCE_S)
+        trusted = None
+        while trusted is not self.trusted:  # it is for the newest committee to tell
+            trusted = self.trusted
+            told, _ = await self._from_many(ask, shards=2 * self._f + 1, patience_s=NONCE_S)
+            proven = (await self.account(owner)).nonce
         if not told:
             raise NetworkError("no member told the account's nonce")
-        proven = (await self.account(owner)).nonce
-        middle = self._middle(told)
+        middle = middle_of(told)
         return max(min(middle, proven + NONCES_AHEAD_MAX), proven, self._spent.get(owner, 0))
 
     @property
     def _f(self) -> int:
         """The shards of members that may lie."""
-        return self.genesis.committee.n - self.genesis.committee.quorum
-
-    def _middle(self, told: Mapping[int, int]) -> int:
-        """Return what members with half of the shards say at most: of 2f+1 shards no f choose it."""
-        weight, half = 0, self.genesis.committee.weight(told)
-        for member in sorted(told, key=lambda member: told[member]):
-            weight += self.genesis.committee.weight([member])
-            if 2 * weight >= half:
-                break
-        return told[member]
+        return self.trusted.committee.n - self.trusted.committee.quorum
 
     async def _from_many(
-        self, ask: Callable[[int], Awaitable[T]], *, shards: int, patience_s: float
-    ) -> tuple[dict[int, T], Exception | None]:
-        """Return the answers of members with so many shards, or of fewer, and the last failure."""
-        answers, faults = await ask_many(self.members, self._order, ask, shards=shards, patience_s=patience_s)
-        for member in faults:
-            self._put_last(member)
-        return answers, next(reversed(faults.values()), None)
+        self, ask: Callable[[NodeId], Awaitable[T]], *, shards: int, patience_s: float
+    ) -> tuple[list[tuple[T, int]], Exception | None]:
+        """Return what members with so many shards, or fewer, answer, each with its shards, and the last failure."""
+        members = self.members.seated(self._committee)
+        committee = members.committee
+        order = [index for node in self._order if (index := committee.index_of(node)) is not None]
+        answers, faults = await ask_many(
+            members, order, lambda index: ask(members.node_of(index)), shards=shards, patience_s=patience_s
+        )
+        for index in faults:
+            self._put_last(members.node_of(index))
+        told = [(answer, committee.members[index].shards) for index, answer in answers.items()]
+        return told, next(reversed(faults.values()), None)
 
     async def submit(self, signed: SignedTransaction) -> None:
         """Give a transaction to members of whom one is honest; raises a refusal if none takes it."""
         assert len(signed.raw) <= TRANSACTION_BYTES_MAX
 
-        async def give(member: int) -> None:
+        async def give(member: NodeId) -> None:
             await self.members.request(member, {"op": "submit"}, size_max=0, payload=signed.raw)
 
         taken, last = await self._from_many(give, shards=self._f + 1, patience_s=SUBMIT_S)
@@ -398,7 +434,7 @@ class ChainClient:
             await trio.sleep(min(PAUSE_S, max(0.0, until - trio.current_time())))
         raise TooSlow(f"the transaction was not in a final block within {deadline_s:.0f} s; it may still come")
 
-    async def _outcome(self, member: int, tx_hash: Digest, wait_s: float) -> HistoryRow | None:
+    async def _outcome(self, member: NodeId, tx_hash: Digest, wait_s: float) -> HistoryRow | None:
         request: dict[str, cbor.Value] = {"hash": bytes(tx_hash), "op": "outcome", "wait_ms": int(wait_s * 1000)}
         try:
             reply, raw = await request_within(
@@ -433,7 +469,7 @@ class ChainClient:
     async def history(self, owner: OwnerId, *, limit: int) -> list[HistoryRow]:
         """Return an account's newest transactions, as a member tells."""
 
-        async def ask(member: int) -> list[HistoryRow]:
+        async def ask(member: NodeId) -> list[HistoryRow]:
             request: dict[str, cbor.Value] = {
                 "height": 1 << 62,
                 "index": 0,
@@ -461,7 +497,7 @@ class ChainClient:
     async def blocks(self, *, limit: int) -> list[BlockHeader]:
         """Return the newest headers, newest first: linked to each other, the first of them proven final."""
 
-        async def ask(member: int) -> list[BlockHeader]:
+        async def ask(member: NodeId) -> list[BlockHeader]:
             head = await self.head()
             request: dict[str, cbor.Value] = {"count": limit, "height": head.height, "op": "headers"}
             _, payload = await self.members.request(member, request, size_max=REPLY_BYTES_MAX)
@@ -479,30 +515,11 @@ class ChainClient:
         return await self._from_anyone(ask)
 
 
-def read_checkpoint(data: bytes, genesis: Genesis, *, now_ms: int) -> Trusted:
-    """Return the epoch of a checkpoint; raises `Rejected` if it is none of this network, or too old to be trusted."""
-    trusted = Trusted.decode(data, chain_id=genesis.chain_id)
-    if is_stale(trusted, now_ms=now_ms, parameters=genesis.parameters):
-        raise Rejected(Reason.EXPIRED, "it is older than the unbonding time: have a newer one made")
-    return trusted
-
-
-def keep_trusted(cache: Path, trusted: Trusted) -> None:
-    """Write down the newest epoch followed; commands that run at the same time share the file."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    fresh = cache.with_name(f"{cache.name}.{os.getpid()}.new")
-    write_synced(fresh, (trusted.encode(),))
-    fresh.replace(cache)
-
-
-def trusted_genesis(genesis: Genesis) -> Trusted:
-    """Return what the genesis file alone makes trusted."""
-    ledger = Ledger.at_genesis(genesis)
-    header = genesis_header(
-        chain_id=genesis.chain_id,
-        time_ms=genesis.time_ms,
-        state_root=ledger.root,
-        committee_hash=ledger.committee.hash,
-        next_committee_hash=ledger.next_committee_hash,
-    )
-    return Trusted(header, ledger.committee)
+def middle_of(told: Sequence[tuple[int, int]]) -> int:
+    """Return what those with half of the shards say at most, of (number, shards): of 2f+1 shards no f choose it."""
+    weight, half = 0, sum(shards for _, shards in told)
+    for number, shards in sorted(told):
+        weight += shards
+        if 2 * weight >= half:
+            return number
+    raise AssertionError("somebody told a number")

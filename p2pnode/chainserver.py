@@ -16,6 +16,7 @@ from economics import cbor
 from economics.block import Block, BlockHeader, Finality
 from economics.crypto import DIGEST_BYTES, KEY_BYTES, Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
+from economics.fields import sized
 from economics.slots import state_key
 from economics.transactions import TRANSACTION_BYTES_MAX, SignedTransaction
 from economics.tree import StateKey, Tree
@@ -49,10 +50,6 @@ LARGE_PATIENCE = Patience(floor_bytes_per_s=131_072)
 PAYLOAD_BYTES_MAX = BODIES_MAX * DIGEST_BYTES
 
 Reply = tuple[Mapping[str, cbor.Value], tuple[bytes, ...]]
-
-
-def sized(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
 
 
 class ChainServer:

@@ -13,15 +13,15 @@ import trio
 
 from economics import cbor
 from economics.block import HEADER_BYTES, Block, BlockHeader, Finality, is_boundary, verify_successor
-from economics.crypto import Digest, Level, digest
+from economics.crypto import Digest, Level, NodeId, digest
 from economics.errors import Reason, Rejected
-from economics.fields import Fields
+from economics.fields import Fields, split_sized
 from economics.ledger import Ledger
 from economics.light import Boundary, Trusted, follow
 from economics.transactions import SignedTransaction
 from p2pnode.errors import TooSlow
 from p2pnode.executor import Candidate, Executor
-from p2pnode.members import REQUEST_FAULTS, Members, Refused
+from p2pnode.members import REQUEST_FAULTS, Members, Refused, Who, nickname
 from p2pnode.network.frames import Incoming
 from p2pnode.snapshots import CHUNK_BYTES_MAX
 
@@ -90,7 +90,7 @@ class ChainSync:
         *,
         executor: Executor,
         members: Members,
-        own: int | None,
+        own: NodeId,
         apply: Apply,
         rng: random.Random,
         snapshot_blocks: int,
@@ -102,16 +102,16 @@ class ChainSync:
         self._rng = rng
         self._snapshot_blocks = snapshot_blocks
         self._turn = trio.Lock()
-        self._faults: Counter[int] = Counter()
-        """How often each member was no help; they are asked in this order."""
+        self._faults: Counter[NodeId] = Counter()
+        """How often each node was no help; they are asked in this order."""
         self.blocks = 0
         """Blocks taken from peers since the start."""
 
-    async def catch_up(self, prefer: int | None = None) -> bool:
+    async def catch_up(self, prefer: NodeId | None = None) -> bool:
         """Ask members, one that is preferred first, until two have nothing newer; return whether the head moved."""
         async with self._turn:
             begin = self.executor.height
-            others = [index for index in range(self.members.count) if index != self.own]
+            others = self._others()
             self._rng.shuffle(others)
             others.sort(key=lambda member: self._faults[member])
             if prefer in others and not self._faults[prefer]:
@@ -124,10 +124,10 @@ class ChainSync:
                     await self._follow(member)
                     self._faults.pop(member, None)
                 except Refused as fault:
-                    log.debug("member %d refused: %s", member, fault)
+                    log.debug("node %s refused: %s", nickname(member), fault)
                     self._faults[member] += self.executor.height == before
                 except REQUEST_FAULTS as fault:
-                    log.debug("member %d is no help in catching up: %s", member, fault)
+                    log.debug("node %s is no help in catching up: %s", nickname(member), fault)
                     self._faults[member] += 1
                     continue
                 level += self.executor.height == before
@@ -135,8 +135,15 @@ class ChainSync:
                     break
             return self.executor.height > begin
 
-    async def _follow(self, member: int) -> None:
-        """Take from one member all that it has above the head."""
+    def _others(self) -> list[NodeId]:
+        """Return who may know more: the newest committees known here, and the first, should all of those have left."""
+        ledger, genesis = self.executor.ledger, self.executor.genesis
+        known = [ledger.committee, ledger.next_committee, genesis.committee]
+        nodes = (member.node for committee in known if committee is not None for member in committee.members)
+        return [node for node in dict.fromkeys(nodes) if node != self.own]
+
+    async def _follow(self, member: NodeId) -> None:
+        """Take from one node all that it has above the head."""
         reply, _ = await request_within(
             self.members, member, {"op": "head"}, size_max=HEAD_BYTES_MAX, deadline_s=HEAD_S
         )
@@ -155,7 +162,7 @@ class ChainSync:
                     raise
 
     async def _ask(
-        self, member: int, header: Mapping[str, cbor.Value], patience: Patience, *, size_max: int
+        self, member: NodeId, header: Mapping[str, cbor.Value], patience: Patience, *, size_max: int
     ) -> tuple[Incoming, bytes]:
         """Ask once, for as long as there is patience with this member."""
         begin = trio.current_time()
@@ -166,7 +173,7 @@ class ChainSync:
         finally:
             patience.spend(trio.current_time() - begin)
 
-    async def _take_blocks(self, member: int, patience: Patience) -> None:
+    async def _take_blocks(self, member: NodeId, patience: Patience) -> None:
         first = self.executor.height + 1
         request: dict[str, cbor.Value] = {"count": BLOCKS_AT_ONCE, "first": first, "op": "blocks"}
         reply, payload = await self._ask(member, request, patience, size_max=REPLY_BYTES_MAX)
@@ -215,7 +222,7 @@ class ChainSync:
 
     # --- snapshots -----------------------------------------------------------------------------------------------
 
-    async def _take_snapshot(self, member: int, *, ahead_min: int = 0) -> bool:
+    async def _take_snapshot(self, member: NodeId, *, ahead_min: int = 0) -> bool:
         """Follow the committees to the member's newest snapshot and put its state in place of ours.
 
         Returns whether it was taken: not unless its height, which is proven first, is more than `ahead_min` above ours.
@@ -240,15 +247,13 @@ class ChainSync:
             if not chunk:
                 raise Rejected(Reason.MALFORMED, "a snapshot's chunk holds something")
             patience.earn(size=len(chunk))
-            fields = Fields(chunk, "a snapshot's chunk")
-            while fields.left:
-                values.append(fields.take_sized(4))
+            values += split_sized(chunk, "a snapshot's chunk")
         if not await executor.install([item for item, _ in trail], values, root=root):
             return False
         log.info("took the state at the end of epoch %d, height %d, from a snapshot", boundary.epoch, boundary.height)
         return True
 
-    async def _take_trail(self, member: int) -> list[tuple[Boundary, Trusted]]:
+    async def _take_trail(self, member: NodeId) -> list[tuple[Boundary, Trusted]]:
         """Return the proven boundaries from the current epoch on; raises `TooSlow` where they take too long."""
         start = Trusted(self.executor.root_header, self.executor.ledger.committee)
         with trio.move_on_after(TRAIL_S):
@@ -266,7 +271,7 @@ class ChainSync:
         return header.state_root
 
 
-async def take_epochs(members: Members, member: int, trusted: Trusted) -> list[tuple[Boundary, Trusted]]:
+async def take_epochs(members: Members, member: Who, trusted: Trusted) -> list[tuple[Boundary, Trusted]]:
     """Return the boundaries that a member knows from a trusted epoch on, each checked, with what it makes trusted."""
     genesis = members.genesis
     trail: list[tuple[Boundary, Trusted]] = []
@@ -287,7 +292,7 @@ async def take_epochs(members: Members, member: int, trusted: Trusted) -> list[t
 
 async def request_within(
     members: Members,
-    member: int,
+    member: Who,
     header: Mapping[str, cbor.Value],
     *,
     size_max: int,
@@ -301,13 +306,13 @@ async def request_within(
 
 
 async def pull_bodies(
-    members: Members, own: int, hashes: Sequence[Digest], sender: int | None, *, bytes_max: int
+    members: Members, own: NodeId, hashes: Sequence[Digest], sender: int | None, *, bytes_max: int
 ) -> list[bytes]:
     """Fetch transactions by their hashes, from one member first; raises the last fault if nobody has them all.
 
     What does not hash to what was asked for counts as not sent: whoever is asked next may have it.
     """
-    others = [index for index in range(members.count) if index != own]
+    others = [index for index in range(members.count) if members.node_of(index) != own]
     if sender in others:
         others.remove(sender)
         others.insert(0, sender)

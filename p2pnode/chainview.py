@@ -6,8 +6,10 @@ from typing import Protocol
 from economics.arguments import Operation
 from economics.blob import BlobId
 from economics.block import BlockHeader
+from economics.committee import Committee
 from economics.crypto import Digest, OwnerId
 from economics.genesis import Genesis
+from economics.nodes import Terms
 from economics.state import Account, BlobEntry, BlobSummary, Reservation
 from economics.transactions import SignedTransaction
 from p2pnode.keys import Key
@@ -46,8 +48,33 @@ class HistoryRow:
     signed: SignedTransaction
 
 
+@dataclass(frozen=True, slots=True)
+class Seating:
+    """Who holds what now, and on which terms, proven."""
+
+    current: Committee
+    """The committee of the current epoch, its members with their addresses."""
+    source: Committee | None
+    """Who holds what was certified before `since_epoch`; None once the current members have taken it over."""
+    since_epoch: int
+    """Since when exactly these members hold exactly these shards."""
+    terms: Terms
+
+    @property
+    def is_handed_over(self) -> bool:
+        return self.source is None
+
+    @property
+    def committees(self) -> tuple[Committee, ...]:
+        return (self.current,) if self.source is None else (self.source, self.current)
+
+    def readers(self, certified_epoch: int) -> tuple[Committee, ...]:
+        """Return whom to ask for a blob that was certified in this epoch, one committee after the other."""
+        return (self.current,) if certified_epoch >= self.since_epoch else self.committees
+
+
 class Chain(Protocol):
-    """The chain of one network. What `head`, `account`, `blob`, `entries` and `reservations` return is proven."""
+    """The chain of one network. What all return but `history`, `transaction` and outcomes is proven."""
 
     @property
     def genesis(self) -> Genesis: ...
@@ -61,6 +88,11 @@ class Chain(Protocol):
     async def entries(self, owner: OwnerId) -> list[BlobEntry]: ...
 
     async def reservations(self, owner: OwnerId) -> list[Reservation]: ...
+
+    async def seats(self, *, fresh: bool = False) -> Seating:
+        """Return who holds what. Unless it is to be `fresh`, what is known may serve for as long as it must be true by
+        this client's clock."""
+        ...
 
     async def transact(self, key: Key, operation: Operation, *, deadline_s: float = 30.0) -> Outcome:
         """Have a transaction executed; raises `TransactionFailed`, or `TooSlow` where nothing is known of it."""

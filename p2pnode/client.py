@@ -30,8 +30,8 @@ from p2pnode.kernel import load_kernel
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, shorten
 from p2pnode.network.host import open_network
-from p2pnode.node import bootstrap_of, clock_ms, dialler, storage_protocol
-from p2pnode.participant import chain_protocol
+from p2pnode.node import bootstrap_of, clock_ms, dialler
+from p2pnode.protocols import chain_protocol, storage_protocol
 from p2pnode.upload import file_length, read_segments
 
 STATUS_BYTES_MAX = 65_536
@@ -159,11 +159,11 @@ def clean(value: object) -> object:
 
 def once_a_member(on_fault: Callable[[Fault], None]) -> Callable[[Fault], None]:
     """Return how to tell of a member's first fault alone: one that is down fails in each protocol."""
-    told: set[int] = set()
+    told: set[str] = set()
 
     def tell(fault: Fault) -> None:
-        if fault.member not in told:
-            told.add(fault.member)
+        if fault.node not in told:
+            told.add(fault.node)
             on_fault(fault)
 
     return tell

@@ -50,7 +50,7 @@ class Reader:
 
     def __init__(self, *, members: Members, codec: Codec, rng: random.Random) -> None:
         self.members = members
-        self.committee = members.genesis.committee
+        self.committee = members.committee
         self.code = members.genesis.code
         self.codec = codec
         self.rng = rng

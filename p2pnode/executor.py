@@ -78,6 +78,10 @@ class Executor:
         """What proves the head final; None at genesis."""
         self.root_header = self._epoch_root()
         """The root of the current epoch: what its view 0 stands for."""
+        self.round_ledger: Ledger | None = None
+        """The state after the block that began the newest round of challenges; None if that was not executed here."""
+        self.round_since = 0.0
+        """When that block was executed here, by trio's clock."""
         self.advanced = trio.Event()
         """Set, and replaced, whenever the head moves."""
         self._states: OrderedDict[int, _State] = OrderedDict({self.ledger.height: _State.of(self.ledger)})
@@ -133,6 +137,11 @@ class Executor:
         while self.height <= height:
             await self.advanced.wait()
 
+    async def wait_epoch_beyond(self, epoch: int) -> None:
+        """Wait until an epoch has ended."""
+        while self.ledger.epoch <= epoch:
+            await self.advanced.wait()
+
     async def apply(self, candidates: Sequence[Candidate], finality: Finality) -> tuple[Receipt, ...]:
         """Execute final blocks that follow the head, all of one epoch, and store them; `finality` is of the last one.
 
@@ -143,15 +152,18 @@ class Executor:
             if not fresh:
                 return ()
             with trio.CancelScope(shield=True):  # half done it would be on disk and not in memory
-                ledger, receipts, states = await trio.to_thread.run_sync(self._execute, fresh, finality)
+                ledger, receipts, states, began = await trio.to_thread.run_sync(self._execute, fresh, finality)
+                if began is not None:
+                    self.round_ledger, self.round_since = began, trio.current_time()
                 self._take(ledger, states, fresh[-1].block.header, finality)
             return receipts
 
     def _execute(
         self, candidates: Sequence[Candidate], finality: Finality
-    ) -> tuple[Ledger, tuple[Receipt, ...], dict[int, "_State"]]:
-        """For a worker thread."""
+    ) -> tuple[Ledger, tuple[Receipt, ...], dict[int, "_State"], Ledger | None]:
+        """For a worker thread. The last is the state in which a round began, if one did and is not over with it."""
         ledger = self.ledger.fork()
+        began: Ledger | None = None
         changes: dict[bytes, bytes | None] = {}
         rows: list[FinalBlock] = []
         receipts: list[Receipt] = []
@@ -161,6 +173,8 @@ class Executor:
             self._verify_executed(header, states.get(header.executed_height))
             committee = ledger.committee
             applied = ledger.apply(header, item.transactions)
+            if applied.round_began and not applied.epoch_ended:
+                began = ledger.fork()
             changes.update(applied.changes.items())
             receipts += applied.receipts
             states[header.height] = _State.of(ledger)
@@ -169,7 +183,7 @@ class Executor:
         self.store.append(rows, finality=finality, changes=changes)
         if ledger.epoch != self.ledger.epoch:
             self._write_snapshot(self.ledger.epoch, ledger)
-        return ledger, tuple(receipts), states
+        return ledger, tuple(receipts), states, began
 
     def _verify_executed(self, header: BlockHeader, recent: "_State | None") -> None:
         """Raise `Diverged` unless a final header says of the state it has executed what is known of that here."""
@@ -223,6 +237,7 @@ class Executor:
             with trio.CancelScope(shield=True):
                 ledger = await trio.to_thread.run_sync(load)
                 self._states.clear()
+                self.round_ledger = None
                 self._take(ledger, {boundary.height: _State.of(ledger)}, boundary, trail[-1].finality)
             return True
 

@@ -40,6 +40,10 @@ class Config:
     """Seconds between two spot checks of other members; 0 for none."""
     snapshot_blocks: int = 5_000
     """Behind by more blocks than this, and by an epoch, a node takes a snapshot: some minutes of executing."""
+    repair_bytes_per_s: int = 0
+    """At which slivers that this node owes are fetched; 0 for as fast as it goes."""
+    scrub_bytes_per_s: int = 4 << 20
+    """At which the slivers on the disk are checked, faster where that takes more than a week; 0 for no checks."""
     unclosed_peer_bytes_max: int = UploadLimits().unclosed_peer_bytes_max
     unclosed_bytes_max: int = UploadLimits().unclosed_bytes_max
 

@@ -11,7 +11,7 @@ import trio
 
 from economics.block import Proposal
 from economics.consensus import Effect, Keep, Persist, Quiet
-from economics.fields import Fields
+from economics.fields import sized, split_sized
 from economics.genesis import Genesis
 from economics.transactions import SignedTransaction
 from economics.votes import SignedVote, VoteCertificate
@@ -45,9 +45,7 @@ class Record:
 
 def encode_kept(proposal: Proposal, transactions: Sequence[SignedTransaction]) -> bytes:
     """Return a proposal and the bodies of its transactions as one record."""
-    head = proposal.encode()
-    bodies = (len(signed.raw).to_bytes(4, "big") + signed.raw for signed in transactions)
-    return b"".join((len(head).to_bytes(4, "big"), head, *bodies))
+    return b"".join((sized(proposal.encode()), *(sized(signed.raw) for signed in transactions)))
 
 
 class Journal:
@@ -121,11 +119,9 @@ class Journal:
 
     def _decode_kept(self, body: bytes) -> tuple[Proposal, Candidate]:
         chain_id, limit = self.genesis.chain_id, self.genesis.parameters.block_transactions_max
-        fields = Fields(body, "a kept proposal")
-        proposal = Proposal.decode(fields.take_sized(4), chain_id=chain_id, transactions_max=limit)
-        transactions: list[SignedTransaction] = []
-        while fields.left:
-            transactions.append(SignedTransaction.decode(fields.take_sized(4), chain_id=chain_id))
+        head, *bodies = split_sized(body, "a kept proposal")
+        proposal = Proposal.decode(head, chain_id=chain_id, transactions_max=limit)
+        transactions = (SignedTransaction.decode(raw, chain_id=chain_id) for raw in bodies)
         return proposal, Candidate(proposal.block, tuple(transactions))
 
 

@@ -14,9 +14,10 @@ from enum import IntEnum
 import trio
 
 from economics.committee import Committee
+from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from p2pnode.errors import NetworkError
-from p2pnode.members import Members, give_up
+from p2pnode.members import Members, give_up, nickname
 from p2pnode.network.stream import Patience, Stream
 
 log = logging.getLogger("p2pnode.links")
@@ -79,6 +80,8 @@ class _Outbox:
         self.bulk_size = 0
         self.dropped = 0
         self.news = trio.Event()
+        self.scope = trio.CancelScope()
+        """Of what feeds the member's stream."""
 
     def put(self, frame: bytes) -> None:
         self.frames.append(frame)
@@ -110,29 +113,49 @@ class _Outbox:
         return taken
 
 
-Receive = Callable[[int, FrameType, bytes], Awaitable[None]]
-"""Takes (sender's index, type, body); raises `Rejected` to have the stream ended."""
+Receive = Callable[[NodeId, FrameType, bytes], Awaitable[None]]
+"""Takes (sender, type, body); raises `Rejected` to have the stream ended."""
 
 
 class Links:
-    """One member's streams to and from all others."""
+    """One member's streams to and from all others of its committee; those of who stays outlast a change of it."""
 
     def __init__(
-        self, *, members: Members, committee: Committee, own: int, receive: Receive, greet: Callable[[], bytes]
+        self, *, members: Members, committee: Committee, own: NodeId, receive: Receive, greet: Callable[[], bytes]
     ) -> None:
         self.members = members
         self.committee = committee
         self.own = own
         self._receive = receive
         self._greet = greet
-        self._outboxes = {index: _Outbox() for index in range(len(committee.members)) if index != own}
-        self._inbound: dict[int, Stream] = {}
-        self._shunned: dict[int, float] = {}
-        self.up: set[int] = set()
+        self._outboxes: dict[NodeId, _Outbox] = {}
+        self._inbound: dict[NodeId, Stream] = {}
+        self._shunned: dict[NodeId, float] = {}
+        self._nursery: trio.Nursery | None = None
+        self.up: set[NodeId] = set()
         """Members that this node's stream leads to."""
+        self._open_outboxes()
 
-    def send(self, member: int, frame: bytes) -> None:
-        self._outboxes[member].put(frame)
+    def _open_outboxes(self) -> None:
+        for member in self.committee.members:
+            if member.node != self.own and member.node not in self._outboxes:
+                self._outboxes[member.node] = outbox = _Outbox()
+                if self._nursery is not None:
+                    self._nursery.start_soon(self._feed, member.node, outbox)
+
+    async def seat(self, committee: Committee) -> None:
+        """Go on with the members of another committee; the streams of those who left are ended."""
+        self.committee = committee
+        for node in [node for node in self._outboxes if committee.index_of(node) is None]:
+            self._outboxes.pop(node).scope.cancel()
+        self._open_outboxes()
+        for node in [node for node in self._inbound if committee.index_of(node) is None]:
+            await give_up(self._inbound.pop(node))
+        await self.members.seat(committee)
+
+    def send(self, member: NodeId, frame: bytes) -> None:
+        if member in self._outboxes:
+            self._outboxes[member].put(frame)
 
     def broadcast(self, frame: bytes) -> None:
         for outbox in self._outboxes.values():
@@ -143,44 +166,54 @@ class Links:
         for outbox in self._outboxes.values():
             outbox.put_bulk(frame)
 
-    async def shun(self, member: int) -> None:
+    async def shun(self, member: NodeId) -> None:
         """End a member's stream and take no other for a while."""
         self._shunned[member] = trio.current_time() + SHUN_S
         stream = self._inbound.pop(member, None)
         if stream is not None:
-            log.warning("member %d sent what no honest one sends: not listened to for %d s", member, SHUN_S)
+            log.warning("node %s sent what no honest one sends: not listened to for %d s", nickname(member), SHUN_S)
             await stream.reset()
 
-    def is_shunned(self, member: int) -> bool:
+    def is_shunned(self, member: NodeId) -> bool:
         return trio.current_time() < self._shunned.get(member, -math.inf)
 
     async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            for member, outbox in self._outboxes.items():
-                nursery.start_soon(self._feed, member, outbox)
+        """Keep the streams until cancelled; then those from others end too."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for node, outbox in self._outboxes.items():
+                    nursery.start_soon(self._feed, node, outbox)
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            while self._inbound:
+                await give_up(self._inbound.popitem()[1])
 
-    async def _feed(self, member: int, outbox: _Outbox) -> None:
-        """Keep a stream to a member and send what its outbox holds, for ever."""
+    async def _feed(self, member: NodeId, outbox: _Outbox) -> None:
+        """Keep a stream to a member and send what its outbox holds, until it leaves the committee."""
         pause = RETRY_S_MIN
-        while True:
-            try:
-                stream = await self.members.open_stream(member)
-            except NetworkError as fault:
-                log.debug("no stream to member %d: %s", member, fault)
+        with outbox.scope:
+            while True:
+                try:
+                    stream = await self.members.open_stream(member)
+                except NetworkError as fault:
+                    log.debug("no stream to node %s: %s", nickname(member), fault)
+                else:
+                    begun = trio.current_time()
+                    try:
+                        await self._feed_stream(member, stream, outbox)
+                    except NetworkError as fault:
+                        log.debug("the stream to node %s ended: %s", nickname(member), fault)
+                    finally:
+                        self.up.discard(member)
+                        await give_up(stream)
+                    if trio.current_time() - begun > RETRY_S_MAX:
+                        pause = RETRY_S_MIN
                 await trio.sleep(pause)
                 pause = min(2 * pause, RETRY_S_MAX)
-                continue
-            pause = RETRY_S_MIN
-            try:
-                await self._feed_stream(member, stream, outbox)
-            except NetworkError as fault:
-                log.debug("the stream to member %d ended: %s", member, fault)
-            finally:
-                self.up.discard(member)
-                await give_up(stream)
-            await trio.sleep(pause)
 
-    async def _feed_stream(self, member: int, stream: Stream, outbox: _Outbox) -> None:
+    async def _feed_stream(self, member: NodeId, stream: Stream, outbox: _Outbox) -> None:
         """Send on one stream until it ends; returns when the member ends it."""
         self.up.add(member)
         await stream.send(self._greet())
@@ -203,8 +236,8 @@ class Links:
 
     async def handle(self, stream: Stream) -> None:
         """Take the frames of one member's stream; a later stream of the same member ends an earlier one."""
-        sender = self.committee.index_of(stream.peer)
-        if sender is None or sender == self.own or self.is_shunned(sender):
+        sender = stream.peer
+        if self.committee.index_of(sender) is None or sender == self.own or self.is_shunned(sender):
             await stream.reset()
             return
         old = self._inbound.pop(sender, None)
@@ -212,19 +245,19 @@ class Links:
         if old is not None:
             await old.reset()
         try:
-            await self._take_frames(sender, stream)
+            await self._take_frames(stream)
         except Rejected as fault:
-            log.warning("member %d broke the rules of its stream: %s", sender, fault)
+            log.warning("node %s broke the rules of its stream: %s", nickname(sender), fault)
             await self.shun(sender)
             await stream.reset()
         finally:
             if self._inbound.get(sender) is stream:
                 del self._inbound[sender]
 
-    async def _take_frames(self, sender: int, stream: Stream) -> None:
+    async def _take_frames(self, stream: Stream) -> None:
         stream.patience = PATIENT
         buffer = bytearray()
         while data := await stream.receive_some(READ_BYTES):
             buffer += data
             for kind, body in split_frames(buffer):
-                await self._receive(sender, kind, body)
+                await self._receive(stream.peer, kind, body)

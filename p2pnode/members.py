@@ -1,8 +1,12 @@
-"""A client's way to the members of the committee: dials, asks, and remembers who failed and how. Judges no blob."""
+"""The way to the members of a committee: dials, asks, and remembers who failed and how. Judges no blob.
+
+Committees change, nodes stay: streams, their number and faults are kept by node.
+"""
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -10,6 +14,8 @@ import trio
 
 from dht.discovery import Discovery
 from economics import cbor
+from economics.committee import Committee
+from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
 from p2pnode.errors import NetworkError, NodeError, PeerUnreachable, ProtocolUnsupported, StreamBroken, TooSlow
@@ -30,6 +36,8 @@ DETAIL_CHARS_MAX = 160
 """Of a peer's own words about an error: they end up in logs, on terminals and in this node's own status."""
 
 T = TypeVar("T")
+Who = int | NodeId
+"""A member by its index in the committee that is asked, or any node by its ID."""
 
 
 class FaultKind(StrEnum):
@@ -45,20 +53,27 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The first thing that a member did wrong in this run."""
+    """The first thing that a node did wrong in this run."""
 
-    member: int
+    member: int | None
+    """Its index in the committee, None for a node that is no member."""
     node: str
     kind: FaultKind
     detail: str
 
     def __str__(self) -> str:
-        return f"node {self.member} ({self.node[:8]}) {self.kind}: {self.detail}"
+        name = self.node[:8] if self.member is None else f"{self.member} ({self.node[:8]})"
+        return f"node {name} {self.kind}: {self.detail}"
 
     @property
     def word(self) -> str:
         """How to announce it: a lie is caught, anything else may be bad luck."""
         return "caught" if self.kind is FaultKind.WRONG_BYTES else "without"
+
+
+def nickname(node: NodeId) -> str:
+    """Return how a node is called in logs."""
+    return build_key_text(node)[:8]
 
 
 def shorten(text: str) -> str:
@@ -108,8 +123,23 @@ def verify_reply(message: Incoming) -> None:
     raise Refused(reason, message.text("detail"), retry=message.header.get("retry") is True)
 
 
+class _Nodes:
+    """What is kept of each node, whichever committees it is a member of."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self.founders = {member.node: member.addresses for member in genesis.members}
+        self.faults: dict[NodeId, Fault] = {}
+        self.idle: defaultdict[NodeId, list[Stream]] = defaultdict(list)
+        self.room: defaultdict[NodeId, trio.CapacityLimiter] = defaultdict(
+            lambda: trio.CapacityLimiter(REQUESTS_AT_ONCE)
+        )
+
+
 class Members:
-    """Streams to the members, by their index; one request at a time on each."""
+    """Streams to the members of one committee at a time, and to any other node; one request at a time on each.
+
+    Who names members by their index over an `await` needs a committee that stays: its own `seated` one.
+    """
 
     def __init__(
         self,
@@ -118,62 +148,106 @@ class Members:
         protocol: str,
         discovery: Discovery | None,
         *,
+        committee: Committee | None = None,
         on_fault: Callable[[Fault], None] = lambda fault: None,
     ) -> None:
         self.network = network
         self.genesis = genesis
         self.protocol = protocol
         self.discovery = discovery
-        self.faults: dict[int, Fault] = {}
+        self.committee = genesis.committee if committee is None else committee
+        """Who is asked, and what each one's answer weighs; without any other, that of genesis."""
         self._on_fault = on_fault
-        self._idle: defaultdict[int, list[Stream]] = defaultdict(list)
-        self._room: defaultdict[int, trio.CapacityLimiter] = defaultdict(lambda: trio.CapacityLimiter(REQUESTS_AT_ONCE))
+        self._nodes = _Nodes(genesis)
 
     @property
     def count(self) -> int:
-        return len(self.genesis.members)
+        return len(self.committee.members)
 
-    def blame(self, member: int, fault: Exception) -> None:
-        """Remember what a member did; it is asked last from here on. A refusal that says "not here" is no fault."""
-        if member in self.faults or (isinstance(fault, Refused) and fault.reason is Reason.NOT_FOUND):
+    def seated(self, committee: Committee) -> "Members":
+        """Return the way to another committee's members; both share the streams and faults of each node."""
+        other = copy(self)
+        other.committee = committee
+        return other
+
+    async def seat(self, committee: Committee) -> None:
+        """Ask another committee from here on; idle streams to nodes that are no members of it are ended."""
+        self.committee = committee
+        for node in [node for node in self._nodes.idle if committee.index_of(node) is None]:
+            await self._hang_up(node)
+
+    async def _hang_up(self, node: NodeId) -> None:
+        for stream in self._nodes.idle.pop(node, []):
+            await give_up(stream)
+
+    def node_of(self, who: Who) -> NodeId:
+        return self.committee.members[who].node if isinstance(who, int) else who
+
+    def _addresses(self, node: NodeId) -> tuple[str, ...]:
+        """Return where a node said on chain that it is, else what the genesis file says."""
+        index = self.committee.index_of(node)
+        known = () if index is None else self.committee.members[index].addresses
+        return known or self._nodes.founders.get(node, ())
+
+    @property
+    def faults(self) -> Mapping[int, Fault]:
+        """What members did, by their index."""
+        found = ((self.committee.index_of(node), fault) for node, fault in self._nodes.faults.items())
+        return {index: replace(fault, member=index) for index, fault in found if index is not None}
+
+    def fault(self, who: Who) -> Fault | None:
+        return self._nodes.faults.get(self.node_of(who))
+
+    def blame(self, who: Who, fault: Exception) -> None:
+        """Remember what a node did; it is asked last from here on. A refusal that says "not here" is no fault."""
+        node = self.node_of(who)
+        if node in self._nodes.faults or (isinstance(fault, Refused) and fault.reason is Reason.NOT_FOUND):
             return
-        node = build_key_text(self.genesis.members[member].node)
-        self.faults[member] = Fault(member, node, kind_of(fault), str(fault))
-        self._on_fault(self.faults[member])
+        found = Fault(self.committee.index_of(node), build_key_text(node), kind_of(fault), str(fault))
+        self._nodes.faults[node] = found
+        self._on_fault(found)
 
-    async def open_stream(self, member: int) -> Stream:
-        """Open a stream: first at the addresses of the genesis file, then at those that the DHT knows now."""
-        known = self.genesis.members[member]
+    def forgive(self, who: Who) -> None:
+        """Forget what a node did: it has done better since."""
+        self._nodes.faults.pop(self.node_of(who), None)
+
+    def forgive_all(self) -> None:
+        self._nodes.faults.clear()
+
+    async def open_stream(self, who: Who) -> Stream:
+        """Open a stream: first at the addresses that the chain or the genesis file names, then at those that the DHT
+        knows now."""
+        node = self.node_of(who)
+        known = self._addresses(node)
         try:
-            return await self.network.open_stream(
-                known.node, self.protocol, addresses=known.addresses, deadline_s=DIAL_S
-            )
+            return await self.network.open_stream(node, self.protocol, addresses=known, deadline_s=DIAL_S)
         except (PeerUnreachable, TooSlow):
             if self.discovery is None:
                 raise
-        addresses = await self.discovery.find_node(known.node, fresh=True)
-        if not addresses or set(addresses) <= set(known.addresses):
+        addresses = await self.discovery.find_node(node, fresh=True)
+        if not addresses or set(addresses) <= set(known):
             raise PeerUnreachable("no answer at any known address")
-        return await self.network.open_stream(known.node, self.protocol, addresses=addresses, deadline_s=DIAL_S)
+        return await self.network.open_stream(node, self.protocol, addresses=addresses, deadline_s=DIAL_S)
 
     async def request(
-        self, member: int, header: Mapping[str, cbor.Value], *, size_max: int, payload: bytes = b""
+        self, who: Who, header: Mapping[str, cbor.Value], *, size_max: int, payload: bytes = b""
     ) -> tuple[Incoming, bytes]:
         """Ask once and return (reply, its payload of at most `size_max` bytes).
 
         Raises what `REQUEST_FAULTS` lists. A kept stream that turns out dead is replaced by a new one once.
         """
-        async with self._room[member]:
-            if self._idle[member]:
+        node = self.node_of(who)
+        idle = self._nodes.idle
+        async with self._nodes.room[node]:
+            if idle[node]:
                 try:
-                    return await self._request_on(self._idle[member].pop(), member, header, size_max, payload)
+                    return await self._request_on(idle[node].pop(), node, header, size_max, payload)
                 except StreamBroken:
-                    for stale in self._idle.pop(member, []):
-                        await give_up(stale)
-            return await self._request_on(await self.open_stream(member), member, header, size_max, payload)
+                    await self._hang_up(node)
+            return await self._request_on(await self.open_stream(node), node, header, size_max, payload)
 
     async def _request_on(
-        self, stream: Stream, member: int, header: Mapping[str, cbor.Value], size_max: int, payload: bytes
+        self, stream: Stream, node: NodeId, header: Mapping[str, cbor.Value], size_max: int, payload: bytes
     ) -> tuple[Incoming, bytes]:
         reusable = False
         try:
@@ -188,7 +262,7 @@ class Members:
             return message, answer
         finally:
             if reusable:
-                self._idle[member].append(stream)
+                self._nodes.idle[node].append(stream)
             else:
                 await give_up(stream)
 
@@ -198,10 +272,12 @@ async def ask_many(
 ) -> tuple[dict[int, T], dict[int, Exception]]:
     """Ask members at once, in this order no more than needed, until those with so many shards have answered.
 
+    The committee must stay while they are asked.
+
     One that fails is replaced by the next, and so is, after `HEDGE_S`, one that is slow. Once one has answered the
     others have `patience_s`. Returns the answers, and how others failed.
     """
-    committee = members.genesis.committee
+    committee = members.committee
     answers: dict[int, T] = {}
     faults: dict[int, Exception] = {}
     slow = TooSlow("no answer in time")

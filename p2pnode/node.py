@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,8 @@ from economics.ledger import Ledger
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour, speaker
+from p2pnode.answers import Answers
+from p2pnode.audit import Auditor
 from p2pnode.backup import clear_restored, is_restored, mark_restored, set_chain_aside
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
@@ -39,16 +41,21 @@ from p2pnode.kernel import Kernel, load_kernel
 from p2pnode.keys import Key
 from p2pnode.members import Members
 from p2pnode.network.host import Network, open_network
-from p2pnode.participant import (
-    Participant,
+from p2pnode.participant import Participant
+from p2pnode.protocols import (
     blocks_topic,
     chain_protocol,
+    commitments_topic,
     consensus_protocol,
+    storage_protocol,
     transactions_topic,
 )
+from p2pnode.rounds import Rounds
+from p2pnode.serving import Serving
 from p2pnode.snapshots import Snapshots
-from p2pnode.storage import StorageServer
+from p2pnode.storage import Operation, StorageServer
 from p2pnode.store import SliverStore
+from p2pnode.upkeep import Upkeep
 from p2pnode.version import VERSION
 from p2pnode.votelog import Replay, VoteLog
 from p2pnode.watch import Watch
@@ -67,14 +74,6 @@ STREAMS_PER_PEER = 16
 
 def clock_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def storage_protocol(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/storage/2"
-
-
-def commitments_topic(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/commitments/1"
 
 
 def bootstrap_of(genesis: Genesis, config: Config) -> list[tuple[NodeId, Sequence[str]]]:
@@ -129,25 +128,22 @@ class Node:
         self.kernel = kernel
         self.started = trio.current_time()
         codec = Codec(genesis.code, kernel)
-        index = genesis.committee.index_of(self.node_id)
-        self.index = index
         self.store = SliverStore(
-            home.store_path,
-            codec=codec,
-            chain_id=genesis.chain_id,
-            shards=() if index is None else genesis.committee.shards_of(index),
-            quota_bytes=config.quota_bytes,
+            home.store_path, codec=codec, chain_id=genesis.chain_id, quota_bytes=config.quota_bytes
         )
         self.executor = executor
+        self.rounds = Rounds(executor=executor, store=self.store)
         self.admission = Admission(
-            config.upload_limits,
-            code=genesis.code,
-            shards=len(self.store.shards),
-            ledger=lambda: executor.ledger,
+            config.upload_limits, code=genesis.code, node=self.node_id, ledger=lambda: executor.ledger
         )
-        self.certifier = Certifier(chain_id=genesis.chain_id, committee=executor.ledger.committee)
+        self.certifier = Certifier(
+            chain_id=genesis.chain_id,
+            committee=executor.ledger.committee,
+            committee_of=lambda epoch: executor.ledger.committee_of(epoch),
+        )
         self.watch: Watch | None = None
         self.participant: Participant | None = None
+        self.upkeep: Upkeep | None = None
         self._restore()
         self.server = StorageServer(
             genesis=genesis,
@@ -160,8 +156,21 @@ class Node:
             ledger=lambda: executor.ledger,
             status=self.status,
             on_commitment=self.handle_own_commitment,
+            operations=dict(self._operations(codec)),
             manner=MANNERS[behaviour],
         )
+
+    def _operations(self, codec: Codec) -> Mapping[str, Operation]:
+        serving = Serving(
+            store=self.store, codec=codec, ledger=lambda: self.executor.ledger, is_frozen=self.rounds.is_frozen
+        )
+        answers = Answers(rounds=self.rounds, store=self.store, codec=codec, node=self.node_id)
+        return {**serving.operations(), **answers.operations()}
+
+    @property
+    def index(self) -> int | None:
+        """This node's place in the committee of the current epoch."""
+        return self.executor.ledger.committee.index_of(self.node_id)
 
     def _restore(self) -> None:
         """Take up what the store holds: statements signed for, and commitments that have no certificate yet."""
@@ -184,6 +193,7 @@ class Node:
             "corrupt_slivers": self.store.corrupt_slivers,
             "kernel": self.kernel.name,
             "node": build_key_text(self.node_id),
+            "upkeep": None if self.upkeep is None else self.upkeep.status(),
             "quota_bytes": self.store.quota_bytes,
             "refused": {f"{peer} {reason}": count for (peer, reason), count in self.server.refused.most_common(32)},
             "unclosed_bytes": self.store.unclosed_bytes,
@@ -210,7 +220,7 @@ class Node:
         certificate = self.certifier.add(entry, own=own)
         if certificate is None:
             return
-        if self.participant is not None and self.participant.operator is not None:
+        if self.participant is not None:
             self.participant.operator.certify(certificate)
         try:
             if await trio.to_thread.run_sync(self.store.put_certificate, certificate):
@@ -222,29 +232,43 @@ class Node:
         """At the start and in each new epoch sign again what is not on chain yet, and tally for the new committee."""
         await self.server.sign_again()
         while True:
-            epoch = self.certifier.committee.epoch
-            while self.executor.ledger.epoch == epoch:
-                await self.executor.advanced.wait()
+            await self.executor.wait_epoch_beyond(self.certifier.committee.epoch)
             self.certifier.begin_epoch(self.executor.ledger.committee)
             await self.server.sign_again()
 
     async def gossip_commitments(self, gossip: Gossip) -> None:
         """Send own commitments in batches, only when there is news."""
-        pause = max(1.0, BATCH_SECONDS_PER_MEMBER * len(self.genesis.members))
         while True:
-            await trio.sleep(pause)
+            await trio.sleep(max(1.0, BATCH_SECONDS_PER_MEMBER * len(self.executor.ledger.committee.members)))
             batch = self.certifier.take_batch()
             if batch is not None:
                 await gossip.publish(commitments_topic(self.genesis), batch)
 
     async def watch_members(self, network: Network, discovery: Discovery, pause_s: float) -> None:
-        """Spot-check the other members for as long as the node runs; nothing to do for a node without shards."""
-        if self.index is None or not pause_s:
+        """Spot-check the other members for as long as the node runs; who holds no blob has nothing to check them by."""
+        if not pause_s:
             return
-        members = Members(network, self.genesis, storage_protocol(self.genesis), discovery)
+        committee = self.executor.ledger.committee
+        members = Members(network, self.genesis, storage_protocol(self.genesis), discovery, committee=committee)
         rng = random.Random(os.urandom(16))
-        self.watch = Watch(members=members, store=self.store, codec=self.server.codec, own_index=self.index, rng=rng)
-        await self.watch.run(pause_s)
+        self.watch = Watch(members=members, store=self.store, codec=self.server.codec, own=self.node_id, rng=rng)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.watch.run, pause_s)
+            while True:
+                await self.executor.wait_epoch_beyond(members.committee.epoch)
+                await members.seat(self.executor.ledger.committee)
+
+    async def audit(self, network: Network, discovery: Discovery, participant: Participant) -> None:
+        """Audit the challenged members of each round in which this node has a seat."""
+        auditor = Auditor(
+            rounds=self.rounds,
+            store=self.store,
+            codec=self.server.codec,
+            members=Members(network, self.genesis, storage_protocol(self.genesis), discovery),
+            node=self.node_id,
+            want=participant.operator.want,
+        )
+        await auditor.run()
 
     async def announce(self, discovery: Discovery) -> None:
         """Put the node's record where others look for it; failing that, say so and leave it to the next refresh."""
@@ -299,8 +323,12 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                     node.participant = participant = join(
                         chain, node, network, discovery, gossip, config=config, behaviour=behaviour
                     )
+                    node.upkeep = upkeep = keep_up(node, network, discovery, config=config)
                     nursery.start_soon(participant.run)
+                    nursery.start_soon(upkeep.run)
                     nursery.start_soon(node.watch_epochs)
+                    nursery.start_soon(node.rounds.run)
+                    nursery.start_soon(node.audit, network, discovery, participant)
                     nursery.start_soon(node.gossip_commitments, gossip)
                     nursery.start_soon(node.announce, discovery)
                     nursery.start_soon(node.watch_members, network, discovery, config.spot_check_s)
@@ -371,7 +399,7 @@ def join(
     behaviour: Behaviour,
 ) -> Participant:
     """Return this node's part in the chain, its protocols served from here on."""
-    genesis = node.genesis
+    genesis, committee = node.genesis, chain.executor.ledger.committee
     participant = Participant(
         executor=chain.executor,
         key=node.key,
@@ -382,16 +410,34 @@ def join(
             on_silenced=lambda: mark_restored(chain.home),
             on_loud=chain.end_quiet,
         ),
-        chain_members=Members(network, genesis, chain_protocol(genesis), discovery),
-        consensus_members=Members(network, genesis, consensus_protocol(genesis), discovery),
+        chain_members=Members(network, genesis, chain_protocol(genesis), discovery, committee=committee),
+        consensus_members=Members(network, genesis, consensus_protocol(genesis), discovery, committee=committee),
         gossip=gossip,
         snapshot_blocks=config.snapshot_blocks,
         speak=speaker(behaviour, sign=node.key.sign, chain_id=genesis.chain_id),
     )
     network.serve(chain_protocol(genesis), participant.server.handle, streams_per_peer=STREAMS_PER_PEER)
-    if participant.links is not None:
-        network.serve(consensus_protocol(genesis), participant.links.handle, streams_per_peer=2)
+    network.serve(consensus_protocol(genesis), participant.membership.handle, streams_per_peer=2)
     return participant
+
+
+def keep_up(node: Node, network: Network, discovery: Discovery, *, config: Config) -> Upkeep:
+    """Return what cares for this node's slivers, what it answers to others answered from here on."""
+    assert node.participant is not None
+    upkeep = Upkeep(
+        executor=node.executor,
+        key=node.key,
+        store=node.store,
+        codec=node.server.codec,
+        admission=node.admission,
+        members=Members(network, node.genesis, storage_protocol(node.genesis), discovery),
+        operator=node.participant.operator,
+        repair_bytes_per_s=config.repair_bytes_per_s,
+        scrub_bytes_per_s=config.scrub_bytes_per_s,
+        rng=random.Random(os.urandom(16)),
+    )
+    node.server.operations.update(upkeep.operations())
+    return upkeep
 
 
 async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> None:
@@ -401,11 +447,11 @@ async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> No
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             ready = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}
             print(json.dumps({"event": "ready", **ready}), flush=True)
-            log.info("ready: %d shards, %s", len(node.store.shards), ", ".join(network.addresses()))
+            log.info("ready: %d shards, %s", len(node.server.shards), ", ".join(network.addresses()))
             if node.store.foreign_files:
                 log.warning("%d files of the store are damaged or foreign, and left alone", node.store.foreign_files)
-            if not node.store.shards:
-                log.info("this node is no member: it holds nothing, follows the chain, helps with DHT and gossip")
+            if not node.server.shards:
+                log.info("this node has no seat: it follows the chain, and helps with DHT and gossip")
             if behaviour is not Behaviour.HONEST:
                 log.warning("this node is an adversary: %s", behaviour)
             async for number in signals:

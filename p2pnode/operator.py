@@ -1,6 +1,7 @@
 """This node's own transactions, signed by its operator key: one at a time, each only while it is still wanted.
 
-They are what anyone may send: the certificate of an upload whose client went away, and evidence of an equivocation.
+They are what anyone may send, as a certificate whose client went away, and what this node alone can: its reports, its
+commitment to the beacon. It needs no seat for them, only FROST for their fees.
 """
 
 import logging
@@ -15,6 +16,7 @@ from economics.arguments import Certify, Evidence, Operation
 from economics.commitments import Certificate
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
+from economics.genesis import build_key_text
 from economics.ledger import Ledger
 from economics.transactions import (
     SignedTransaction,
@@ -27,24 +29,33 @@ from p2pnode.keys import Key
 
 log = logging.getLogger("p2pnode.operator")
 
-QUEUE_MAX = 256
+CERTIFICATES_MAX = 256
+TASKS_MAX = 1_024
+"""However many certificates wait, there is room for the rest: a few names an epoch."""
+assert CERTIFICATES_MAX < TASKS_MAX
 CERTIFY_AFTER_S = 6.0
 """A client that is still there certifies for itself well before."""
 STAGGER_S = 1.0
 """Members take turns by their index: whoever is later finds it done."""
 EXPIRY_HEIGHTS = 200
 SETTLE_S = 10.0
-"""How long one transaction is waited for before the next is sent."""
+"""How long one transaction is waited for before the next is sent, and until it is tried again."""
+POOR_S = 60.0
+"""Until a node that could not pay a fee tries again."""
+COMPLAIN_S = 86_400.0
+"""Once a day it says that it cannot: one line, not one for each attempt."""
 
 IsWanted = Callable[[Ledger], bool]
+Make = Callable[[Ledger], Operation | None]
+"""Returns the operation as it is to be sent now, None while there is nothing to send yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One operation, from when on it is sent, and whether it is still wanted then."""
+    """What is wanted, from when on it is sent, and whether it still is then."""
 
     at: float
-    operation: Operation
+    operation: Operation | Make
     is_wanted: IsWanted
 
 
@@ -56,19 +67,37 @@ class Operator:
         *,
         executor: Executor,
         key: Key,
-        index: int,
         submit: Callable[[SignedTransaction], Awaitable[None]],
     ) -> None:
         self.executor = executor
         self.key = key
         self.owner = OwnerId(key.public)
-        self.index = index
         self._submit = submit
         self._tasks: OrderedDict[bytes, _Task] = OrderedDict()
         self._news = trio.Event()
+        self._complained = -inf
+
+    def want(self, name: bytes, operation: Operation | Make, is_wanted: IsWanted, after_s: float = 0.0) -> None:
+        """Have an operation executed, once, while `is_wanted` says so of the newest ledger; a name waits only once.
+
+        It is sent until it is in a final block, whatever it does there: nobody pays twice for what fails.
+        """
+        if name in self._tasks:
+            return
+        if len(self._tasks) >= TASKS_MAX:
+            log.error("%d own transactions wait already: another is not sent", TASKS_MAX)
+            return
+        self._tasks[name] = _Task(trio.current_time() + after_s, operation, is_wanted)
+        self._news.set()
+
+    def _turn_s(self) -> float | None:
+        """Return how long this member leaves the others time to do what any of them can; None for no member."""
+        ledger = self.executor.ledger
+        index = ledger.committee.index_of(NodeId(self.key.public))
+        return None if index is None else (index - ledger.height) % len(ledger.committee.members) * STAGGER_S
 
     def certify(self, certificate: Certificate) -> None:
-        """See to it that a certificate reaches the chain, should its client not do so."""
+        """See to it that a certificate reaches the chain, should its client not do so: a member's duty."""
         statement = certificate.statement
         units = self.executor.genesis.code.encoded_units(statement.length)
 
@@ -86,8 +115,9 @@ class Operator:
                 and ledger.entry(statement.blob_id, statement.reservation) is None
             )
 
-        if len(self._tasks) < QUEUE_MAX:
-            self._add(statement.hash, CERTIFY_AFTER_S, Certify(certificate), is_wanted)
+        turn_s = self._turn_s()
+        if turn_s is not None and len(self._tasks) < CERTIFICATES_MAX:
+            self.want(statement.hash, Certify(certificate), is_wanted, CERTIFY_AFTER_S + turn_s)
 
     def accuse(self, evidence: Evidence, *, node: NodeId, epoch: int, view: int) -> None:
         """Report an equivocation, once; however many certificates wait, as there is one report a member and epoch."""
@@ -95,14 +125,8 @@ class Operator:
         def is_wanted(ledger: Ledger) -> bool:
             return not ledger.is_punished(node, epoch=epoch, view=view)
 
-        self._add(node + epoch.to_bytes(8, "big") + view.to_bytes(8, "big"), 0.0, evidence, is_wanted)
-
-    def _add(self, name: bytes, after_s: float, operation: Operation, is_wanted: IsWanted) -> None:
-        if name in self._tasks:
-            return
-        turn = (self.index - self.executor.height) % max(1, len(self.executor.ledger.committee.members))
-        self._tasks[name] = _Task(trio.current_time() + after_s + turn * STAGGER_S, operation, is_wanted)
-        self._news.set()
+        name = node + epoch.to_bytes(8, "big") + view.to_bytes(8, "big")
+        self.want(name, evidence, is_wanted, self._turn_s() or 0.0)
 
     async def run(self) -> None:
         while True:
@@ -112,15 +136,24 @@ class Operator:
                 await self._news.wait()
             if name is None or self._news.is_set():  # what came may be due before what was waited for
                 continue
-            task = self._tasks[name]
-            del self._tasks[name]
-            if task.is_wanted(self.executor.ledger) and not await self._send(task.operation):
-                self._tasks[name] = replace(task, at=trio.current_time() + SETTLE_S)
+            pause_s = await self._try(self._tasks[name])
+            if pause_s is None:
+                del self._tasks[name]
+            else:
+                self._tasks[name] = replace(self._tasks[name], at=trio.current_time() + pause_s)
 
-    async def _send(self, operation: Operation) -> bool:
-        """Send one transaction and wait until it is in a final block, or for a while; False if it is to be sent again.
+    async def _try(self, task: _Task) -> float | None:
+        """Do what is still wanted; return in how many seconds to try again, None if that is not needed."""
+        ledger = self.executor.ledger
+        if not task.is_wanted(ledger):
+            return None
+        operation = task.operation(ledger) if callable(task.operation) else task.operation
+        return SETTLE_S if operation is None else await self._send(operation)
 
-        That is while the last one still waits, or the mempool is full.
+    async def _send(self, operation: Operation) -> float | None:
+        """Send one transaction and wait until it is in a final block, or for a while; return as `_try` does.
+
+        It is to be sent again while the last one still waits, the mempool is full or the fee cannot be paid.
         """
         ledger = self.executor.ledger
         nonce = ledger.account(self.owner).nonce
@@ -132,13 +165,26 @@ class Operator:
         try:
             await self._submit(signed)
         except Rejected as fault:
-            log.warning("own transaction refused: %s", fault)
-            return fault.reason not in (Reason.WRONG_NONCE, Reason.OVER_BUDGET)
+            return self._pause_after(fault)
         with trio.move_on_after(SETTLE_S):
             while self.executor.ledger.account(self.owner).nonce <= nonce:
                 await self.executor.advanced.wait()
-        log.info("sent %s, transaction %s", type(operation).__name__.lower(), short(signed.hash))
-        return True
+            log.info("sent %s, transaction %s", type(operation).__name__.lower(), short(signed.hash))
+            return None
+        return SETTLE_S
+
+    def _pause_after(self, fault: Rejected) -> float | None:
+        if fault.reason is Reason.UNFUNDED:
+            if trio.current_time() - self._complained >= COMPLAIN_S:
+                self._complained = trio.current_time()
+                account = build_key_text(self.owner)
+                log.warning("own transactions wait until account %s has FROST for their fees: send it some", account)
+            return POOR_S
+        if fault.reason in (Reason.WRONG_NONCE, Reason.OVER_BUDGET):
+            log.debug("own transaction not taken yet: %s", fault)
+            return SETTLE_S
+        log.warning("own transaction refused: %s", fault)
+        return None
 
 
 def short(tx_hash: Digest) -> str:

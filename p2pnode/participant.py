@@ -15,24 +15,26 @@ from economics import cbor
 from economics.arguments import Certify, Evidence
 from economics.block import HEADER_BYTES, BlockHeader, Finality
 from economics.consensus import Guilty
-from economics.crypto import Digest, NodeId, Signature
+from economics.crypto import Digest, NodeId
 from economics.errors import Reason, Rejected
-from economics.fields import Fields
-from economics.genesis import Genesis
+from economics.fields import sized, split_sized
 from economics.transactions import BLOCK_BYTES_MAX, SignedTransaction
 from economics.votes import SignedVote
 from gossip.pubsub import Bucket, Gossip, Ignored
 from p2pnode.blockmaker import BlockMaker
-from p2pnode.chainserver import ChainServer, sized
+from p2pnode.chainserver import ChainServer
 from p2pnode.chainsync import ChainSync, pull_bodies
 from p2pnode.executor import Candidate, Executor
 from p2pnode.journal import Binding
 from p2pnode.keys import Key
 from p2pnode.links import FrameType, Links, build_frame
 from p2pnode.members import Members
+from p2pnode.membership import Membership
 from p2pnode.mempool import NONCES_AHEAD_MAX, Mempool
+from p2pnode.onion import Revealer
 from p2pnode.operator import Operator
-from p2pnode.validator import Speak, Validator, speak_honestly
+from p2pnode.protocols import blocks_topic, transactions_topic
+from p2pnode.validator import Speak, speak_honestly
 
 log = logging.getLogger("p2pnode.participant")
 
@@ -75,30 +77,6 @@ MISDEEDS = frozenset(
 """What no honest member passes on: it has checked the same. The rest depends on the state, which may differ."""
 
 
-def chain_protocol(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/chain/2"
-
-
-def consensus_protocol(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/consensus/2"
-
-
-def transactions_topic(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/transactions/1"
-
-
-def blocks_topic(genesis: Genesis) -> str:
-    return f"/p2pnode/{genesis.chain_tag}/blocks/1"
-
-
-def split_sized(data: bytes, what: str) -> list[bytes]:
-    fields = Fields(data, what)
-    parts: list[bytes] = []
-    while fields.left:
-        parts.append(fields.take_sized(4))
-    return parts
-
-
 class Participant:
     """What one running node knows and does of the chain."""
 
@@ -117,84 +95,66 @@ class Participant:
     ) -> None:
         self.executor = executor
         self.genesis = executor.genesis
-        self.own = executor.ledger.committee.index_of(NodeId(key.public))
+        self.node = NodeId(key.public)
         self.mempool = Mempool()
         self.gossip = gossip
         self.refused: Counter[Reason] = Counter()
         """Transactions refused, by reason."""
-        self.operator = (
-            None if self.own is None else Operator(executor=executor, key=key, index=self.own, submit=self.submit)
-        )
-        """None where this node is no member: it owes the chain nothing, and has no turn."""
-        self.links: Links | None = None
-        self.validator: Validator | None = None
-        self._sign: Callable[[bytes], Signature] = key.sign
+        self.operator = Operator(executor=executor, key=key, submit=self.submit)
         self._members = chain_members
         self._fresh: deque[bytes] = deque()
         self._is_fresh = trio.Event()
-        self._send_incoming, self._incoming = trio.open_memory_channel[tuple[int | None, bytes]](INCOMING_MAX)
-        self._queued: Counter[int | None] = Counter()
+        self._send_incoming, self._incoming = trio.open_memory_channel[tuple[NodeId | None, bytes]](INCOMING_MAX)
+        self._queued: Counter[NodeId | None] = Counter()
         self._gossip_checks = Bucket(burst=GOSSIP_CHECKS_BURST, per_s=GOSSIP_CHECKS_PER_S)
         self._checkers = trio.CapacityLimiter(1)
         """Threads for certificates that anybody may submit: journal and executor must not wait for them."""
         self._behind = trio.Event()
-        self._ahead: int | None = None
+        self._ahead: NodeId | None = None
         self._announced = 0
         """The highest block whose announcement was passed on."""
         self._accused: set[tuple[int, int]] = set()
         """(member, epoch) of reported equivocations."""
-        self.maker = BlockMaker(
+        self.revealer = Revealer(executor=executor, node=self.node, seed=key.seed, want=self.operator.want)
+        maker = BlockMaker(
             executor=executor,
             mempool=self.mempool,
             sign=key.sign,
             clock_ms=clock_ms,
             pull=self._pull,
+            reveal=self.revealer.reveal,
         )
-        if self.own is not None:
-            self._make_validator(self.own, clock_ms, binding, consensus_members, speak)
-        rng = random.Random(os.urandom(16))
+        self.membership = Membership(
+            executor=executor,
+            maker=maker,
+            binding=binding,
+            key=key,
+            members=consensus_members,
+            clock_ms=clock_ms,
+            take=self._take_batch,
+            on_guilty=self._accuse,
+            on_behind=self.fall_behind,
+            speak=speak,
+        )
         self.sync = ChainSync(
             executor=executor,
             members=chain_members,
-            own=self.own,
+            own=self.node,
             apply=self.apply,
-            rng=rng,
+            rng=random.Random(os.urandom(16)),
             snapshot_blocks=snapshot_blocks,
         )
         self.server = ChainServer(
             executor=executor,
             submit=self.submit,
-            waiting=self.maker.transaction,
+            waiting=maker.transaction,
             next_nonce=lambda owner: self.mempool.next_nonce(owner, ledger=executor.ledger),
         )
 
-    def _make_validator(
-        self,
-        own: int,
-        clock_ms: Callable[[], int],
-        binding: Binding,
-        members: Members,
-        speak: Speak,
-    ) -> None:
-        self.links = Links(
-            members=members,
-            committee=self.executor.ledger.committee,
-            own=own,
-            receive=self._receive,
-            greet=lambda: self.validator.greet() if self.validator is not None else b"",
-        )
-        self.validator = Validator(
-            executor=self.executor,
-            maker=self.maker,
-            binding=binding,
-            links=self.links,
-            sign=self._sign,
-            own=own,
-            clock_ms=clock_ms,
-            on_guilty=self._accuse,
-            on_behind=self.fall_behind,
-            speak=speak,
-        )
+    @property
+    def links(self) -> Links | None:
+        """The streams to the other members; None where this node has no seat in the current epoch."""
+        return None if self.membership.own is None else self.membership.links
 
     async def run(self) -> None:
         """Take part until cancelled."""
@@ -211,26 +171,31 @@ class Participant:
             handle=self._handle_announcement,
         )
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.membership.run)
+            nursery.start_soon(self.operator.run)
+            nursery.start_soon(self.revealer.run)
+            nursery.start_soon(self._follow_epochs)
             nursery.start_soon(self._keep_up)
+            nursery.start_soon(self._poll)
+            nursery.start_soon(self._announce)
             nursery.start_soon(self._pass_on)
             nursery.start_soon(self._take_incoming)
             nursery.start_soon(self._tidy)
-            if self.operator is not None:
-                nursery.start_soon(self.operator.run)
-            if self.validator is None:
-                nursery.start_soon(self._poll)
-            if self.validator is not None and self.links is not None:
-                nursery.start_soon(self._announce)
-                nursery.start_soon(self.links.run)
-                nursery.start_soon(self.validator.run)
+
+    async def _follow_epochs(self) -> None:
+        """At the start and in each new epoch turn to its committee."""
+        while True:
+            committee = self.executor.ledger.committee
+            await self._members.seat(committee)
+            await self.executor.wait_epoch_beyond(committee.epoch)
 
     def status(self) -> dict[str, cbor.Value]:
-        validator = self.validator
+        validator, links = self.membership.validator, self.links
         return {
             "epoch": self.executor.ledger.epoch,
             "height": self.executor.height,
             "leader": None if validator is None else validator.engine.leader,
-            "links": 0 if self.links is None else len(self.links.up),
+            "links": 0 if links is None else len(links.up),
             "mempool": len(self.mempool),
             "quiet": validator is not None and validator.is_quiet,
             "refused_messages": {} if validator is None else {str(key): n for key, n in validator.refused.items()},
@@ -270,8 +235,8 @@ class Participant:
         operation = signed.transaction.operation
         if isinstance(operation, Certify) and operation.certificate.epoch == ledger.epoch:
             ledger.remember_certificate(operation.certificate)
-        if self.mempool.add(signed, ledger=ledger) and self.validator is not None:
-            self.validator.transaction_came()
+        if self.mempool.add(signed, ledger=ledger) and self.membership.validator is not None:
+            self.membership.validator.transaction_came()
 
     async def _pass_on(self) -> None:
         """Send fresh transactions to the other members, or gossip them from a node that is none."""
@@ -281,30 +246,27 @@ class Participant:
                 await self._is_fresh.wait()
             await trio.sleep(FORWARD_S)
             while self._fresh:
+                links = self.links
                 batch: list[bytes] = []
                 size = 0
-                limit = GOSSIP_BYTES_MAX if self.links is None else BATCH_BYTES_MAX
-                count = GOSSIP_TRANSACTIONS_MAX if self.links is None else len(self._fresh)
+                limit = GOSSIP_BYTES_MAX if links is None else BATCH_BYTES_MAX
+                count = GOSSIP_TRANSACTIONS_MAX if links is None else len(self._fresh)
                 while self._fresh and len(batch) < count and size + len(self._fresh[0]) + 4 <= limit:
                     batch.append(sized(self._fresh.popleft()))
                     size += len(batch[-1])
-                if self.links is not None:
-                    self.links.broadcast_bulk(build_frame(FrameType.TRANSACTIONS, b"".join(batch)))
+                if links is not None:
+                    links.broadcast_bulk(build_frame(FrameType.TRANSACTIONS, b"".join(batch)))
                 else:
                     await self.gossip.publish(transactions_topic(self.genesis), b"".join(batch))
                     await trio.sleep(GOSSIP_S)
 
-    async def _receive(self, sender: int, kind: FrameType, body: bytes) -> None:
-        """Take one frame of a member."""
-        if kind is not FrameType.TRANSACTIONS:
-            assert self.validator is not None
-            await self.validator.receive(sender, kind, body)
-            return
+    async def _take_batch(self, sender: NodeId, body: bytes) -> None:
+        """Take the transactions that a member passes on."""
         if len(body) > BATCH_BYTES_MAX:
             raise Rejected(Reason.TOO_LARGE, f"a batch of {len(body)} bytes")
         self._enqueue(sender, body)
 
-    def _enqueue(self, sender: int | None, body: bytes) -> None:
+    def _enqueue(self, sender: NodeId | None, body: bytes) -> None:
         """Have a batch checked; `sender` is None for what was gossiped."""
         try:
             if self._queued[sender] >= SENDER_INCOMING_MAX:
@@ -321,15 +283,16 @@ class Participant:
             checked = await trio.to_thread.run_sync(self._check_batches, [body for _, body in batches])
             for (sender, _), (fresh, refused) in zip(batches, checked, strict=True):
                 self.refused.update(refused)
-                if sender is not None and self.links is not None and MISDEEDS & refused.keys():
-                    await self.links.shun(sender)
+                links = self.links
+                if sender is not None and links is not None and MISDEEDS & refused.keys():
+                    await links.shun(sender)
                 for signed in fresh:
                     try:
                         self._add(signed)
                     except Rejected as fault:
                         self.refused[fault.reason] += 1
 
-    async def _next_batches(self) -> list[tuple[int | None, bytes]]:
+    async def _next_batches(self) -> list[tuple[NodeId | None, bytes]]:
         """Return what waits to be checked, once there is something, but nothing of who is shunned by now."""
         batches = [await self._incoming.receive()]
         while len(batches) < BATCHES_AT_ONCE:
@@ -392,25 +355,28 @@ class Participant:
             signed.verify(parameters=self.genesis.parameters)
 
     async def _handle_gossip(self, author: NodeId, data: bytes) -> None:
-        if self.own is not None:
+        if self.membership.own is not None:
             self._enqueue(None, data)
 
     async def _pull(self, hashes: Sequence[Digest], sender: int | None) -> list[bytes]:
-        assert self.own is not None
-        return await pull_bodies(self._members, self.own, hashes, sender, bytes_max=BLOCK_BYTES_MAX)
+        """Fetch bodies from the validator's committee; `sender` is one of its members."""
+        validator = self.membership.validator
+        committee = self.executor.ledger.committee if validator is None else validator.committee
+        members = self._members.seated(committee)
+        return await pull_bodies(members, self.node, hashes, sender, bytes_max=BLOCK_BYTES_MAX)
 
     # --- blocks --------------------------------------------------------------------------------------------------
 
     async def apply(self, candidates: Sequence[Candidate], finality: Finality) -> None:
         """Execute final blocks that came by a catch-up."""
-        if self.validator is not None:
-            await self.validator.apply(candidates, finality)
+        if self.membership.validator is not None:
+            await self.membership.validator.apply(candidates, finality)
         else:
             await self.executor.apply(candidates, finality)
             executed = [signed for item in candidates for signed in item.transactions]
             self.mempool.drop_executed(executed, ledger=self.executor.ledger)
 
-    def fall_behind(self, member: int | None) -> None:
+    def fall_behind(self, member: NodeId | None) -> None:
         """Say that others may have gone on without this node; a member who showed it is asked first."""
         self._ahead = member
         self._behind.set()
@@ -423,28 +389,33 @@ class Participant:
             self._behind = trio.Event()
             if await self.sync.catch_up(self._ahead):
                 self.mempool.review(ledger=self.executor.ledger)
-                if self.validator is not None:
-                    self.validator.synced()
+                if self.membership.validator is not None:
+                    self.membership.validator.synced()
             await trio.sleep(CATCH_UP_S)
 
     async def _poll(self) -> None:
-        """Ask for news where none came for a while."""
+        """Ask for news where none came for a while; a member's validator sees to that itself."""
         height = -1
         while True:
-            if height == self.executor.height:
+            if self.membership.own is None and height == self.executor.height:
                 self.fall_behind(None)
             height = self.executor.height
             await trio.sleep(POLL_S)
 
     async def _announce(self) -> None:
-        """Tell those who are no members of new final blocks: the leader of the newest does, at most once a second."""
+        """Tell those who are no members of new final blocks: the leader of the newest does, at most once a second.
+
+        Of a boundary too, whether or not it has a seat in the epoch that begins: new members wait for it.
+        """
         told = self.executor.height
         while True:
             await self.executor.wait_beyond(told)
             told = self.executor.height
-            finality = self.executor.finality
-            if self.executor.head.leader == self.own and finality is not None:
-                data = self.executor.head.encode() + finality.encode()
+            head, finality = self.executor.head, self.executor.finality
+            committee = self.executor.ledger.committee_of(head.epoch)
+            leads = committee is not None and committee.index_of(self.node) == head.leader
+            if leads and finality is not None:
+                data = head.encode() + finality.encode()
                 if len(data) <= GOSSIP_BYTES_MAX:  # a proof with many links, in the midst of a catch-up, is no news
                     await self.gossip.publish(blocks_topic(self.genesis), data)
             await trio.sleep(ANNOUNCE_S)
@@ -459,17 +430,16 @@ class Participant:
         ledger = self.executor.ledger
         if header.height <= self._announced or header.height < self.executor.height - ANNOUNCED_BEHIND_MAX:
             raise Ignored("no news")
-        for committee in filter(None, (ledger.committee, ledger.next_committee)):
-            if header.epoch == committee.epoch:
-                finality.verify(header, committee=committee)
-                self._announced = header.height
-                return
-        raise Ignored("of an epoch whose committee is not known here")
+        committee = ledger.committee_of(header.epoch)
+        if committee is None:
+            raise Ignored("of an epoch whose committee is not known here")
+        finality.verify(header, committee=committee)
+        self._announced = header.height
 
     async def _handle_announcement(self, author: NodeId, data: bytes) -> None:
         header = BlockHeader.decode(data[:HEADER_BYTES], chain_id=self.genesis.chain_id)
-        if self.own is None and header.height > self.executor.height:
-            self.fall_behind(self.executor.ledger.committee.index_of(author))
+        if self.membership.own is None and header.height > self.executor.height:
+            self.fall_behind(author)
 
     # --- evidence ------------------------------------------------------------------------------------------------
 
@@ -482,7 +452,9 @@ class Participant:
         if (index, epoch) in self._accused:
             return  # once an epoch: it is slashed each time, and each time costs every node a block
         self._accused = {key for key in self._accused if key[1] == epoch} | {(index, epoch)}
-        node = self.executor.ledger.committee.members[index].node
+        committee = self.executor.ledger.committee_of(epoch)
+        if committee is None:
+            return  # so long ago that nobody is punished for it any more
+        node = committee.members[index].node
         log.warning("caught: member %d signed two things that contradict each other in view %d", index, view)
-        assert self.operator is not None
         self.operator.accuse(Evidence(first, second), node=node, epoch=epoch, view=view)

@@ -128,7 +128,7 @@ class Publisher:
             except TooFewNodes as few:
                 met = any(fault.detail.startswith(Reason.WRONG_EPOCH) for fault in self.client.members.faults.values())
                 if met and left:
-                    self.client.members.faults.clear()
+                    self.client.members.forgive_all()
                     continue
                 reserved = reserving.reserved
                 if few.unpaid and reserved is not None and await self._find_entry(blob_id, reserved.reservation):

@@ -14,6 +14,7 @@ from pathlib import Path
 from struct import Struct
 
 from economics.crypto import Digest
+from economics.fields import sized
 from p2pnode.files import make_directory, replace_synced, sync_directory
 
 MAGIC = b"p2pnode state 1\n"
@@ -114,11 +115,12 @@ def _chunks(values: Iterable[bytes]) -> Iterator[bytes]:
     parts: list[bytes] = []
     size = 0
     for value in values:
-        assert len(value) + _LENGTH.size <= CHUNK_BYTES_MAX
-        if size + _LENGTH.size + len(value) > CHUNK_BYTES_MAX:
+        part = sized(value)
+        assert len(part) <= CHUNK_BYTES_MAX
+        if size + len(part) > CHUNK_BYTES_MAX:
             yield b"".join(parts)
             parts, size = [], 0
-        parts += (_LENGTH.pack(len(value)), value)
-        size += _LENGTH.size + len(value)
+        parts.append(part)
+        size += len(part)
     if parts:
         yield b"".join(parts)

@@ -1,18 +1,18 @@
-"""The node's side of the storage protocol (FORMATS.md 7): takes uploads, signs for them, serves slivers.
+"""The node's side of the storage protocol (FORMATS.md 7): takes uploads and signs for them; others answer the rest.
 
 It holds no more of a peer's bytes than one message, checks before it stores, and stores before it signs.
 """
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import trio
 
 from economics import cbor
-from economics.blob import HEADER_FIXED_BYTES, BlobId, Header, Root, SegmentMetadata, header_bytes
+from economics.blob import HEADER_FIXED_BYTES, Header, Root, SegmentMetadata, header_bytes
 from economics.commitments import (
     STATEMENT_BYTES,
     TICKET_BYTES,
@@ -34,7 +34,9 @@ from p2pnode.codec import Codec, Kind
 from p2pnode.errors import SpaceError, TooSlow
 from p2pnode.network.frames import Incoming, receive_message_or_end, send_message
 from p2pnode.network.stream import Patience, Stream
-from p2pnode.store import BlobRecord, CorruptSliver, Entry, Pair, SliverStore
+from p2pnode.records import Entry
+from p2pnode.sliverfile import Pair
+from p2pnode.store import CorruptSliver, SliverStore
 
 log = logging.getLogger("p2pnode.storage")
 
@@ -42,9 +44,10 @@ PAYLOAD_BUDGET_BYTES = 128 << 20
 """Payloads in memory at once, over all peers: a home node has 256 MiB to give."""
 HEADER_BYTES_MAX = HEADER_FIXED_BYTES + HEADER_ROOTS_MAX * DIGEST_BYTES
 """The header of the largest blob at the default segment size, 4 MiB."""
+RETRIED = (Reason.OVER_BUDGET, Reason.NOT_FOUND, Reason.INCOMPLETE, Reason.WRONG_EPOCH)
+"""The same request may succeed later."""
 REFUSED_MAX = 1_024
 """Peers whose refusals are counted: a key costs nothing to make, and who came first stays named."""
-WITH_PAYLOAD = ("have", "segment", "close")
 UPLOADING = Patience(idle_s=60.0)
 """Who has sent all of an upload may wait for its reservation before it closes: twice a client's deadline for that."""
 LAG_S = 3.0
@@ -59,6 +62,18 @@ FAIR_S = 2.0
 Reply = tuple[Mapping[str, cbor.Value], tuple[bytes | memoryview, ...]]
 Manner = Callable[[Stream, str, Reply], Awaitable[None]]
 """How a reply to an operation is put on the stream; adversaries have another one."""
+EPOCHS_MAX = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation that another module answers."""
+
+    answer: Callable[[NodeId, Incoming, bytes], Awaitable[Reply]]
+    """Takes the peer, the request and its payload; raises `Rejected`, `SpaceError` and `CorruptSliver`."""
+    payload_max: int = 0
+    reply_bytes: Callable[[Incoming], int] = lambda message: 0
+    """The size of a reply that a slow reader could pile up, before anything of it is in memory."""
 
 
 async def send_honestly(stream: Stream, operation: str, reply: Reply) -> None:
@@ -138,6 +153,8 @@ class _Session:
     stream: Stream
     upload: OpenUpload
     ticket: Ticket | None = None
+    shards: tuple[int, ...] = ()
+    """What this node held when the upload was opened, which is what the client deals to it."""
     roots: set[Root] = field(default_factory=set)
 
 
@@ -157,12 +174,11 @@ class StorageServer:
         ledger: Callable[[], Ledger],
         status: Callable[[], dict[str, cbor.Value]],
         on_commitment: Callable[[CommitmentEntry], Awaitable[None]],
+        operations: dict[str, Operation],
         manner: Manner = send_honestly,
     ) -> None:
         self.genesis = genesis
         self.node = node
-        self.index = genesis.committee.index_of(node)
-        """This node's place in every committee so far: they have the same members."""
         self.store = store
         self.codec = codec
         self.admission = admission
@@ -171,6 +187,8 @@ class StorageServer:
         self._ledger = ledger
         self.status = status
         self.on_commitment = on_commitment
+        self.operations = operations
+        """What else can be asked, by name; more may come with what answers it."""
         self.manner = manner
         self.refused: Counter[tuple[str, Reason]] = Counter()
         """Refusals by (peer, reason): who misbehaved, or met a budget."""
@@ -180,6 +198,16 @@ class StorageServer:
     @property
     def code(self) -> Code:
         return self.codec.code
+
+    @property
+    def index(self) -> int | None:
+        """This node's place in the committee of the current epoch."""
+        return self._ledger().committee.index_of(self.node)
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """What this node holds in the current epoch, ascending."""
+        return self._ledger().committee.shards_of_node(self.node)
 
     def height(self) -> int:
         """Return the height that tickets and statements are judged at: that of the newest final block executed here."""
@@ -210,7 +238,8 @@ class StorageServer:
         """Answer one request; return False if the stream cannot go on, because a payload was refused unread."""
         operation = message.header.get("op")
         try:
-            size = self._reply_bytes(message)
+            other = self.operations.get(str(operation))
+            size = 0 if other is None else other.reply_bytes(message)
             async with self._replies.taken(session.stream.peer, size):
                 reply = await self._dispatch(session, message)
                 with self._replies.moving(size):
@@ -233,34 +262,35 @@ class StorageServer:
             self.refused[peer, reason] += 1
             if self.refused[peer, reason] == 1 and reason is not Reason.NOT_FOUND:  # a peer must not fill the log
                 log.warning("refused peer %s: %s %s", peer, reason, detail)
-        retry = reason in (Reason.OVER_BUDGET, Reason.NOT_FOUND, Reason.INCOMPLETE)
+        retry = reason in RETRIED
         await send_message(session.stream, {"detail": detail, "error": str(reason), "ok": False, "retry": retry})
 
     async def _dispatch(self, session: _Session, message: Incoming) -> Reply:
         operation = message.header.get("op")
-        if message.size and operation not in WITH_PAYLOAD:
-            raise Rejected(Reason.MALFORMED, "this operation has no payload")
         match operation:
-            case "open":
-                return await self._open(session, message)
             case "have":
                 return await self._have(session, message)
             case "segment":
                 return await self._take_segment(session, message)
             case "close":
                 return await self._close(session, message)
-            case "header":
-                return self._payload(self._record(message).header.encode())
-            case "certificate":
-                return self._certificate(message)
-            case "metadata":
-                return await self._metadata(message)
-            case "sliver":
-                return await self._sliver(message)
+            case str() if operation in self.operations:
+                return await self._pass_on(session, message, self.operations[operation])
+        if message.size:
+            raise Rejected(Reason.MALFORMED, "this operation has no payload")
+        match operation:
+            case "open":
+                return await self._open(session, message)
             case "status":
                 return {"ok": True, "status": self.status()}, ()
             case _:
                 raise Rejected(Reason.UNKNOWN_OPERATION, "no such operation")
+
+    async def _pass_on(self, session: _Session, message: Incoming, operation: Operation) -> Reply:
+        if message.size > operation.payload_max:
+            raise Rejected(Reason.MALFORMED, f"this operation has a payload of at most {operation.payload_max} bytes")
+        payload = await self._receive(session, message) if message.size else b""
+        return await operation.answer(session.stream.peer, message, payload)
 
     @staticmethod
     def _payload(*parts: bytes | memoryview) -> Reply:
@@ -269,6 +299,7 @@ class StorageServer:
     # --- uploads -------------------------------------------------------------------------------------------------
 
     async def _open(self, session: _Session, message: Incoming) -> Reply:
+        await self._await_epoch(message.integer("epoch", high=EPOCHS_MAX))
         if self.index is None:
             raise Rejected(Reason.UNKNOWN_SIGNER, "this node has no shards in the current epoch")
         ticket = Ticket.decode(message.raw("ticket", TICKET_BYTES), chain_id=self.genesis.chain_id)
@@ -276,13 +307,26 @@ class StorageServer:
         ticket.verify(signature, uploader=session.stream.peer, height=self.height())
         await self._await_reservation(ticket.reservation)
         self.admission.verify_ticket(ticket)
-        session.ticket = ticket
+        session.ticket, session.shards = ticket, self.shards
         return {"height": self.height(), "index": self.index, "ok": True}, ()
+
+    async def _await_epoch(self, epoch: int) -> None:
+        """Raise `Rejected(WRONG_EPOCH)` unless it is the current one; one that others know to have begun may come."""
+        with trio.move_on_after(LAG_S):
+            while epoch == self._ledger().epoch + 1:  # noqa: ASYNC110
+                await trio.sleep(LAG_S / 60)
+        if epoch != self._ledger().epoch:
+            raise Rejected(Reason.WRONG_EPOCH, f"this is epoch {self._ledger().epoch}")
 
     def _require_ticket(self, session: _Session) -> Ticket:
         if session.ticket is None:
             raise Rejected(Reason.UNKNOWN_SIGNER, "show a ticket first")
         return session.ticket
+
+    def _verify_seat(self, shards: Sequence[int]) -> None:
+        """Raise `Rejected(WRONG_EPOCH)` unless these are still what this node holds."""
+        if shards != self.shards:
+            raise Rejected(Reason.WRONG_EPOCH, "this node's shards are others since this upload was opened")
 
     async def _receive(self, session: _Session, message: Incoming) -> bytes:
         async with self._payloads.taken(session.stream.peer, message.size):
@@ -298,7 +342,7 @@ class StorageServer:
         answer = bytearray()
         for at in range(0, len(data), DIGEST_BYTES):
             root = Root(data[at : at + DIGEST_BYTES])
-            held = self.store.has_segment(root)
+            held = not self.store.missing(root, session.shards)
             if held:
                 self.store.hold(session.roots, root)
             answer.append(held)
@@ -306,9 +350,10 @@ class StorageServer:
 
     async def _take_segment(self, session: _Session, message: Incoming) -> Reply:
         ticket = self._require_ticket(session)
+        self._verify_seat(session.shards)
         code = self.code
         z = message.integer("symbol_bytes", high=code.symbol_bytes(code.segment_bytes))
-        owed = len(self.store.shards) * code.pair_bytes(z)
+        owed = len(session.shards) * code.pair_bytes(z)
         if not z or message.size != DIGEST_BYTES * (1 + 2 * code.n) + owed:
             raise Rejected(Reason.MALFORMED, "the payload is root, metadata and every sliver that this node owes")
         if ticket.reservation == ZERO_RESERVATION:
@@ -320,7 +365,8 @@ class StorageServer:
                 await session.stream.receive_into(memoryview(buffer))
             root = Root(bytes(buffer[:DIGEST_BYTES]))
             self.store.hold(session.roots, root)
-            await trio.to_thread.run_sync(self._check_and_store, root, z, memoryview(buffer)[DIGEST_BYTES:])
+            payload = memoryview(buffer)[DIGEST_BYTES:]
+            await trio.to_thread.run_sync(self._check_and_store, session.shards, root, z, payload)
         return {"ok": True}, ()
 
     async def _admit(self, session: _Session, size: int) -> None:
@@ -332,13 +378,13 @@ class StorageServer:
         if self.store.unclosed_bytes + size > self.admission.limits.unclosed_bytes_max:
             raise Rejected(Reason.OVER_BUDGET, "this node's budget for uploads under way is used up")
 
-    def _check_and_store(self, root: Root, z: int, payload: memoryview) -> None:
+    def _check_and_store(self, shards: Sequence[int], root: Root, z: int, payload: memoryview) -> None:
         """Re-expand every sliver and compare it with its commitment, then store all of them; for a worker thread."""
         code = self.code
         at = 2 * code.n * DIGEST_BYTES
         metadata = SegmentMetadata.decode(bytes(payload[:at]), n=code.n, root=root)
         pairs = []
-        for shard in self.store.shards:
+        for shard in shards:
             pair = code.pair_of_shard(shard, root)
             middle = at + code.columns * z
             primary, secondary = payload[at:middle], payload[middle : middle + code.rows * z]
@@ -350,7 +396,7 @@ class StorageServer:
 
     async def _close(self, session: _Session, message: Incoming) -> Reply:
         ticket = self._require_ticket(session)
-        assert self.index is not None  # a ticket is only taken by a member
+        self._verify_seat(session.shards)
         body = message.raw("statement", STATEMENT_BYTES)
         statement = OwnerStatement.decode(body, chain_id=self.genesis.chain_id)
         signature = Signature(message.raw("signature", SIGNATURE_BYTES))
@@ -359,6 +405,8 @@ class StorageServer:
             raise Rejected(Reason.UNKNOWN_SIGNER, "the statement and the ticket are not of one owner and reservation")
         if message.size != header_bytes(self.code, statement.length) or message.size > HEADER_BYTES_MAX:
             raise Rejected(Reason.MALFORMED, "the payload is the header of a blob of the statement's length")
+        if self._ledger().is_invalid(statement.blob_id):
+            raise Rejected(Reason.INVALID, "its writer encoded it wrongly: nobody signs for it")
         await self._await_reservation(statement.reservation)
         self.admission.verify_statement(statement)  # first: what follows costs time for each segment
         data = await self._receive(session, message)
@@ -367,10 +415,10 @@ class StorageServer:
             raise Rejected(Reason.MALFORMED, "the statement's length is not the header's")
         for root in header.roots:
             self.store.hold(session.roots, root)
-        await trio.to_thread.run_sync(self._check_held, header)
+        await trio.to_thread.run_sync(self._check_held, header, session.shards)
         with self.admission.closing(statement):
-            entry = await self._sign_for(header, statement, signature)
-        return {"epoch": entry.epoch, "index": self.index, "ok": True, "signature": entry.signature}, ()
+            index, entry = await self._sign_for(header, statement, signature, session.shards)
+        return {"epoch": entry.epoch, "index": index, "ok": True, "signature": entry.signature}, ()
 
     async def _await_reservation(self, reservation: ReservationId) -> None:
         """Give a reservation that others know to be final a moment to be so here too."""
@@ -378,81 +426,46 @@ class StorageServer:
             while reservation != ZERO_RESERVATION and self._ledger().reservation(reservation) is None:  # noqa: ASYNC110
                 await trio.sleep(LAG_S / 60)
 
-    async def _sign_for(self, header: Header, statement: OwnerStatement, signature: Signature) -> Entry:
-        """Sign a statement under the current epoch, store that, and tell of it.
+    async def _sign_for(
+        self, header: Header, statement: OwnerStatement, signature: Signature, shards: Sequence[int]
+    ) -> tuple[int, Entry]:
+        """Sign a statement under the current epoch, store that, and tell of it; return (own index, what was stored).
 
-        Once more where an epoch ends meanwhile: `sign_again` may have looked before this was on disk.
+        The node holds these shards of the blob: raises `Rejected(WRONG_EPOCH)` if it owes others by now. Once more
+        where an epoch ends meanwhile: `sign_again` may have looked before this was on disk.
         """
-        assert self.index is not None
         while True:
-            commitment = Commitment.build(statement, epoch=self._ledger().epoch, signer=self.index)
+            self._verify_seat(shards)
+            index = self.index
+            assert index is not None  # who has shards is a member
+            commitment = Commitment.build(statement, epoch=self._ledger().epoch, signer=index)
             entry = Entry(statement, signature, commitment.epoch, self.sign(commitment.encode()))
             await trio.to_thread.run_sync(self.store.put_entry, header, entry)
             if entry.epoch == self._ledger().epoch:
                 break
-        await self.on_commitment(entry.as_commitment(self.index))
-        return entry
+        await self.on_commitment(entry.as_commitment(index))
+        return index, entry
 
     async def sign_again(self) -> None:
         """Sign for a new epoch what was signed for under an earlier one and is not on chain yet; no bytes move.
 
-        A full disk leaves out what it has no room for: nothing is told that is not on it.
+        Left out is what this node does not hold all it owes of now, and what a full disk has no room for: nothing is
+        told that is not on it.
         """
-        live = self.admission.live_statements()
+        shards = self.shards
+        live = self.admission.live_statements() if shards else {}
         for record in self.store.records().values():
             for entry in record.entries:
                 if entry.epoch < self._ledger().epoch and entry.statement.hash in live:
                     try:
-                        await self._sign_for(record.header, entry.statement, entry.statement_signature)
-                    except SpaceError as fault:
+                        await trio.to_thread.run_sync(self._check_held, record.header, shards)
+                        await self._sign_for(record.header, entry.statement, entry.statement_signature, shards)
+                    except (SpaceError, CorruptSliver, Rejected) as fault:
                         log.error("a blob held here is not signed for again: %s", fault)
 
-    def _check_held(self, header: Header) -> None:
+    def _check_held(self, header: Header, shards: Sequence[int]) -> None:
         """Raise `Rejected` unless this node holds all that it owes of a blob; for a worker thread."""
         last = len(header.roots) - 1
         lengths = dict.fromkeys(header.roots[:last], self.code.segment_bytes).items()  # one may come many times
         for root, length in (*lengths, (header.roots[last], self.code.segment_length(header.length, last))):
-            self.store.check_segment(root, length)
-
-    # --- reads ---------------------------------------------------------------------------------------------------
-
-    def _record(self, message: Incoming) -> BlobRecord:
-        record = self.store.record(BlobId(message.raw("blob", DIGEST_BYTES)))
-        if record is None:
-            raise Rejected(Reason.NOT_FOUND, "no such blob here")
-        return record
-
-    def _certificate(self, message: Incoming) -> Reply:
-        certificate = self._record(message).certificate
-        if certificate is None:
-            raise Rejected(Reason.NOT_FOUND, "this node knows no certificate of that blob yet")
-        return self._payload(certificate.encode())
-
-    async def _metadata(self, message: Incoming) -> Reply:
-        root = Root(message.raw("root", DIGEST_BYTES))
-        metadata = await trio.to_thread.run_sync(self.store.read_metadata, root)
-        return self._payload(metadata.encode())
-
-    def _reply_bytes(self, message: Incoming) -> int:
-        """Return the size of a reply that a slow reader could pile up, before anything of it is in memory."""
-        match message.header:
-            case {"op": "sliver", "root": bytes(root), "count": int(count)}:
-                z = self.store.symbol_bytes_of(Root(root))
-                return DIGEST_BYTES * self.code.n + z * min(max(count, 0), self.code.columns)
-            case {"op": "header", "blob": bytes(blob)} if (record := self.store.record(BlobId(blob))) is not None:
-                return header_bytes(self.code, record.header.length)
-            case _:
-                return 0
-
-    async def _sliver(self, message: Incoming) -> Reply:
-        root = Root(message.raw("root", DIGEST_BYTES))
-        kind = Kind(message.integer("kind", high=1))
-        index = message.integer("index", high=self.code.n - 1)
-        first = message.integer("first", high=self.code.columns)
-        count = message.integer("count", high=self.code.columns)
-
-        def read() -> Reply:
-            symbols = self.store.read_symbols(root, kind, index, first=first, count=count)
-            return self._payload(symbols.leaves, symbols.data)
-
-        return await trio.to_thread.run_sync(read)
+            self.store.check_segment(root, length, shards)

@@ -161,7 +161,7 @@ class Uploader:
     ) -> None:
         self.members = members
         self.genesis = members.genesis
-        self.committee = members.genesis.committee
+        self.committee = members.committee
         self.code = members.genesis.code
         self.encoder = encoder
         self.owner = owner
@@ -368,7 +368,15 @@ class Uploader:
         owner = OwnerId(self.owner.public)
         ticket = Ticket(self.genesis.chain_id, owner, self.reservation, self.uploader, expiry_height)
         signature = self.owner.sign(ticket.encode())
-        await send_message(stream, {"op": "open", "signature": signature, "ticket": ticket.encode()})
+        await send_message(
+            stream,
+            {
+                "epoch": self.members.genesis.committee.epoch,
+                "op": "open",
+                "signature": signature,
+                "ticket": ticket.encode(),
+            },
+        )
         verify_reply(await receive_message(stream))
 
     async def _send_segment(self, stream: Stream, member: int, item: _InFlight) -> None:

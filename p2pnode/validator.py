@@ -1,14 +1,13 @@
 """The shell around the consensus engine: performs its effects for one member. Logs before it tells; decides no vote.
 
 One task owns the engine. What binds this node is on disk, by one fdatasync a turn, before any frame of that turn is
-queued. An engine lives for one epoch; when the boundary is executed the next one takes its place, with the committee
-that the ledger seats. Where others sit in it, this validator ends: links and indices are those of one set of members.
+queued. A validator lives for one epoch, as its committee does; a catch-up within it puts a new engine in place.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -36,7 +35,7 @@ from economics.consensus import (
     Silenced,
     TimePassed,
 )
-from economics.crypto import Signature
+from economics.crypto import NodeId, Signature
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
 from economics.votes import SignedVote, VoteCertificate
@@ -107,7 +106,7 @@ def speak_honestly(message: Message) -> Sequence[Message]:
 
 
 class Validator:
-    """One member's part in the consensus."""
+    """One member's part in the consensus of one epoch."""
 
     def __init__(
         self,
@@ -120,11 +119,13 @@ class Validator:
         own: int,
         clock_ms: Callable[[], int],
         on_guilty: Callable[[Guilty], None],
-        on_behind: Callable[[int | None], None],
+        on_behind: Callable[[NodeId | None], None],
         speak: Speak,
+        is_restart: bool,
     ) -> None:
         self.executor = executor
         self.genesis = executor.genesis
+        self.committee = executor.ledger.committee
         self.maker = maker
         self.journal = binding.journal
         self.links = links
@@ -139,19 +140,19 @@ class Validator:
         self._was_quiet = binding.quiet is not None
         self._send_inbox, self._inbox = trio.open_memory_channel[Input | _Synced | _Made](INBOX_MAX)
         self._send_final, self._final = trio.open_memory_channel[Finalized](INBOX_MAX)
-        self._shares = [trio.Semaphore(SENDER_INPUTS_MAX) for _ in executor.ledger.committee.members]
+        self._shares = [trio.Semaphore(SENDER_INPUTS_MAX) for _ in self.committee.members]
         self._arrived = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._due_ms: int | None = None
         self._wish: Build | None = None
         """The block that the engine waits for."""
         self._building: trio.CancelScope | None = None
-        self.engine = self._make_engine(binding.quiet, is_restart=True)
+        self.engine = self._make_engine(binding.quiet, is_restart=is_restart)
 
     # --- engines -------------------------------------------------------------------------------------------------
 
     def _make_engine(self, quiet: Quiet | None, *, is_restart: bool) -> Engine:
-        """Return an engine for the current epoch that knows what the log and the store know."""
+        """Return an engine that knows what the log and the store know."""
         executor = self.executor
         self.journal.forget(self._passed)
         restored, candidates = self.journal.restore(epoch=executor.ledger.epoch, height=executor.height)
@@ -164,7 +165,7 @@ class Validator:
         block = None if is_first else executor.store.block(head.height)
         return Engine(
             chain_id=self.genesis.chain_id,
-            committee=executor.ledger.committee,
+            committee=self.committee,
             root=executor.root_header,
             own=self.own,
             sign=self._sign,
@@ -186,19 +187,32 @@ class Validator:
         return self.engine.quiet is not None
 
     @property
-    def quiet(self) -> Quiet | None:
-        """What binds whoever takes this validator's place, as `Binding.quiet` does at a start."""
-        ended = self.engine.epoch != self.executor.ledger.epoch
-        return self.engine.quiet_next_epoch if ended else self.engine.quiet
+    def has_ended(self) -> bool:
+        """Whether the epoch's boundary is executed: what is left is to answer those who have not got so far."""
+        return self.executor.ledger.epoch != self.committee.epoch
+
+    async def hand_on(self) -> Binding:
+        """Return what binds this node in later epochs, once the epoch has ended and `run` too."""
+        quiet = self.engine.quiet_next_epoch
+        if self._was_quiet and quiet is None:
+            await self._be_loud()
+        return replace(self._binding, quiet=quiet)
+
+    async def _be_loud(self) -> None:
+        log.warning("the chain has passed what this node may have signed: it votes again")
+        await trio.to_thread.run_sync(self._binding.on_loud)
 
     # --- what others say -----------------------------------------------------------------------------------------
 
     def greet(self) -> bytes:
         """Return what a new stream begins with: a wish for what this node has missed."""
-        return encode_message(Ask(self.executor.ledger.epoch, self.engine.view))
+        return encode_message(Ask(self.committee.epoch, self.engine.view))
 
-    async def receive(self, sender: int, kind: FrameType, body: bytes) -> None:
+    async def receive(self, sender: NodeId, kind: FrameType, body: bytes) -> None:
         """Take one frame of a member; raises `Rejected` if it is none."""
+        index = self.committee.index_of(sender)
+        if index is None:
+            return  # a member of the next committee only: it is told again
         match kind:
             case FrameType.VOTE:
                 message: Message = SignedVote.decode(body)
@@ -213,11 +227,11 @@ class Validator:
                 fields.end()
             case FrameType.TRANSACTIONS:
                 raise Rejected(Reason.UNKNOWN_OPERATION, "transactions are no consensus message")
-        await self._shares[sender].acquire()
+        await self._shares[index].acquire()
         try:
-            await self._send_inbox.send(Heard(message, sender))
+            await self._send_inbox.send(Heard(message, index))
         except BaseException:
-            self._shares[sender].release()
+            self._shares[index].release()
             raise
 
     def _post(self, item: Input | _Synced | _Made) -> None:
@@ -231,23 +245,14 @@ class Validator:
     # --- the engine's task ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Take part until an epoch begins with other members, or in another order: then somebody makes another one."""
+        """Take part until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._watch_progress)
             nursery.start_soon(self._execute_final)
             await self._perform(self.engine.start(self.clock_ms()))
-            while not self._is_unseated():
+            while True:
                 await self._turn()
-            await self._note_quiet()
-            nursery.cancel_scope.cancel()
-
-    def _is_unseated(self) -> bool:
-        """Return whether an epoch has begun in which not the members of the links sit, in their order."""
-        seated, linked = self.executor.ledger.committee, self.links.committee
-        if seated.epoch == self.engine.epoch:
-            return False
-        return [member.node for member in seated.members] != [member.node for member in linked.members]
 
     async def _turn(self) -> None:
         self.wake()
@@ -256,7 +261,7 @@ class Validator:
         for item in items:
             if isinstance(item, _Synced):
                 await self._perform(effects)
-                effects = self._renew() if self._is_behind() and not self._is_unseated() else []
+                effects = self._renew() if self._is_behind() else []
                 continue
             if isinstance(item, _Made):
                 if item.engine is not self.engine:
@@ -270,7 +275,7 @@ class Validator:
                 self._refuse(item, fault)
                 liar = self._liar(item, fault)
                 if liar is not None:
-                    await self.links.shun(liar)
+                    await self.links.shun(self._node(liar))
         await self._perform(effects)
 
     async def _next_items(self) -> list[Input | _Synced | _Made]:
@@ -303,7 +308,7 @@ class Validator:
         """
         match item:
             case Heard(_, sender):
-                return sender is None or not self.links.is_shunned(sender)
+                return sender is None or not self.links.is_shunned(self._node(sender))
             case Built(_, block):
                 return self._wish is not None and self._wish.parent.hash == block.header.parent_hash
             case _:
@@ -321,10 +326,13 @@ class Validator:
         sender = item.sender if isinstance(item, Heard) else None
         log.debug("member %s: %s", sender, fault)
         if fault.reason in (Reason.WRONG_EPOCH, Reason.TOO_FAR_AHEAD) and self._speaks_of_later(item):
-            self._on_behind(sender)
+            self._on_behind(None if sender is None else self._node(sender))
+
+    def _node(self, member: int) -> NodeId:
+        return self.committee.members[member].node
 
     def _speaks_of_later(self, item: Input) -> bool:
-        epoch = self.executor.ledger.epoch
+        epoch = self.committee.epoch
         match item:
             case Heard(SignedVote(vote)):
                 return vote.epoch > epoch or vote.view > self.engine.view
@@ -362,7 +370,7 @@ class Validator:
                     for spoken in self._speak(message):
                         self.links.broadcast(encode_message(spoken))
                 case Send(member, message):
-                    self.links.send(member, encode_message(message))
+                    self.links.send(self._node(member), encode_message(message))
                 case Build():
                     self._start_building(effect)
                 case Judge():
@@ -377,14 +385,9 @@ class Validator:
                 case Silenced(reason):
                     log.error("this node votes no more for now: %s", reason)
                     await trio.to_thread.run_sync(self._binding.on_silenced)
-        await self._note_quiet()
-
-    async def _note_quiet(self) -> None:
-        """Remember durably that this node is bound no longer, once it is not."""
-        if self._was_quiet and self.quiet is None:
-            log.warning("the chain has passed what this node may have signed: it votes again")
-            await trio.to_thread.run_sync(self._binding.on_loud)
-        self._was_quiet = self.quiet is not None
+        if self._was_quiet and not self.is_quiet:
+            await self._be_loud()
+        self._was_quiet = self.is_quiet
 
     def _held(self, proposal: Proposal) -> Candidate | None:
         """Return a block that is to be kept, None where a catch-up has executed it: then it is in the store."""
@@ -421,13 +424,14 @@ class Validator:
 
     def _is_overtaken(self, wish: Build) -> bool:
         """Return whether a catch-up has executed more than the block would build on; the next engine will know."""
-        executor = self.executor
-        return executor.height > wish.parent.height or executor.ledger.epoch != self.engine.epoch
+        return self.executor.height > wish.parent.height or self.has_ended
 
     async def _judge(self, wish: Judge) -> None:
         block = wish.proposal.block
         fault: Exception
         try:
+            if self.has_ended:
+                raise Rejected(Reason.WRONG_EPOCH, "its epoch has ended here")
             with trio.move_on_after(JUDGE_S_MAX):
                 await self.maker.judge(block, sender=wish.sender)
                 self._post(Judged(block.hash, ok=True))
@@ -439,15 +443,12 @@ class Validator:
         self._post(Judged(block.hash, ok=False))
 
     async def _execute_final(self) -> None:
-        """Execute and store what has become final, in order; at a boundary the next epoch's engine takes over."""
+        """Execute and store what has become final, in order, up to the boundary."""
         async for effect in self._final:
-            epoch = self.executor.ledger.epoch
             known = [item for block in effect.blocks if (item := await self._fetch(block)) is not None]
             if not known or known[0].block.header.height > self.executor.height + 1:
                 continue  # a catch-up was quicker, or comes
             await self.apply(known, effect.finality)
-            if self.executor.ledger.epoch != epoch:
-                self.synced()
             self.wake()
 
     async def _fetch(self, block: Block) -> Candidate | None:
@@ -482,13 +483,12 @@ class Validator:
         return self.executor.ledger.epoch, 0 if head == self.executor.root_header else head.view
 
     def _is_behind(self) -> bool:
-        """Return whether the executor knows more to be final than the engine does."""
-        executor = self.executor
-        return executor.ledger.epoch != self.engine.epoch or executor.height > self.engine.final_height
+        """Return whether the executor knows more of the epoch to be final than the engine does."""
+        return not self.has_ended and self.executor.height > self.engine.final_height
 
     def _renew(self) -> list[Effect]:
-        """Put a new engine in place of one whose epoch has ended, or that the executor has overtaken."""
-        self.engine = self._make_engine(self.quiet, is_restart=False)
+        """Put a new engine in place of one that the executor has overtaken."""
+        self.engine = self._make_engine(self.engine.quiet, is_restart=False)
         self._due_ms = None
         self._wish = None
         if self._building is not None:

@@ -308,9 +308,10 @@ def round_of(
     return head + u(2, len(tallies)) + rows + indices(reporters)
 
 
-def standing(epoch: int, marks: list[tuple[int, int, int, int]]) -> bytes:
-    """Marks of each member: rounds challenged, passed, bad, unreported."""
-    return u(1, 15) + u(8, epoch) + u(2, len(marks)) + b"".join(u(2, value) for row in marks for value in row)
+def standing(epoch: int, rounds: int, marks: list[tuple[int, int, int, int]]) -> bytes:
+    """Rounds with reports; marks of each member: rounds challenged, passed, bad, unreported."""
+    values = b"".join(u(2, value) for row in marks for value in row)
+    return u(1, 15) + u(8, epoch) + u(2, rounds) + u(2, len(marks)) + values
 
 
 def beacon(node: bytes, tip: tuple[bytes, int], following: tuple[bytes, int], revealed: tuple[int, int]) -> bytes:
@@ -555,7 +556,7 @@ def state_values() -> dict[str, bytes]:
         "stake": stake(one, key, member, 4, 5, 0, 6),
         "handover": handover(3, 2, 40, [0, 2]),
         "round": round_of((3, 4, 50, 60), blob, [(0, 1, 2, 3, 4), (2, 5, 6, 7, 8)], [1, 3]),
-        "standing": standing(3, [(4, 3, 2, 1), (0, 0, 0, 65_535)]),
+        "standing": standing(3, 4, [(4, 3, 2, 1), (0, 0, 0, 65_535)]),
         "beacon": beacon(member, (one, 3), (blob, 5), (2, 4)),
         "invalid": invalid(blob, 3, 40, one),
     }
@@ -581,7 +582,7 @@ def genesis_values() -> list[bytes]:
     ]
     stakes = [stake(hashed("stake", key), owner, key, 2, 0, 10 * shards, 0) for key, shards in held.items()]
     seated = seats(committee(0, [(one, owner), (two, owner)], [0, 0, 0, 1, 1, 1, 1]))
-    begun = [handover(0, 0, 0, [0, 1]), standing(0, [(0, 0, 0, 0)] * 2)]
+    begun = [handover(0, 0, 0, [0, 1]), standing(0, 0, [(0, 0, 0, 0)] * 2)]
     return [system(0, 1000, 77 + 70, 0, bytes(32)), *accounts, *nodes, *stakes, seated, terms(0, 50, 6, 7), *begun]
 
 
@@ -647,6 +648,7 @@ def challenges_vector() -> dict[str, Any]:
     return {
         "onion": [step.hex() for step in onion],
         "seed_after_a_reveal": hashed("seed", seed + onion[2]).hex(),
+        "seed_of_a_round": hashed("seed", seed + u(8, 5) + u(2, 3)).hex(),
         "rounds": [[time, round_number(50, 50 + time, 1_000, 9)] for time in times],
         "challenged": [[shards, challenged(seed, shards)] for shards in ([1] * 10, [2, 2, 3], [9, 1, 5, 1, 4, 1])],
         "samples": {

@@ -22,7 +22,7 @@ from economics.transactions import (
 from p2pnode.codec import Codec, EncodedSegment, Kind
 from p2pnode.kernel import load_kernel
 from p2pnode.keys import Key
-from p2pnode.store import Pair
+from p2pnode.sliverfile import Pair
 
 KERNEL = load_kernel()
 OPERATORS = tuple(Key(bytes([index + 1]) * 32) for index in range(8))

@@ -14,7 +14,8 @@ from economics.crypto import Digest, Level
 from economics.geometry import SEGMENT_BYTES, Code
 from p2pnode.codec import Codec, EncodedSegment, Kind
 from p2pnode.kernel import load_kernel
-from p2pnode.store import Pair, SliverStore
+from p2pnode.sliverfile import Pair
+from p2pnode.store import SliverStore
 from scripts.benchmarks.timing import GIB, Row, random_bytes, seconds_of
 
 DISK_ROUNDS = 8
@@ -76,7 +77,7 @@ def disk_seconds(
     """Return the CPU seconds to store one segment's slivers on n stores, and to write as many bytes plainly."""
     n = codec.code.n
     stores = [
-        SliverStore(directory / f"{shard}", codec=codec, chain_id=Digest(bytes(32)), shards=[shard], quota_bytes=GIB)
+        SliverStore(directory / f"{shard}", codec=codec, chain_id=Digest(bytes(32)), quota_bytes=GIB)
         for shard in range(n)
     ]
     begin = time.process_time()

@@ -9,16 +9,12 @@ import pytest
 from economics.arguments import (
     Evidence,
     RegisterNode,
-    Reserve,
-    Transfer,
     node_message,
 )
 from economics.block import BlockHeader
-from economics.committee import Member
-from economics.crypto import Digest, NodeId, OwnerId, Signature
+from economics.crypto import Digest, NodeId, Signature
 from economics.ledger import Code
 from economics.nodes import NodeEntry
-from economics.state import Bucket
 from economics.votes import ZERO_HASH, Kind, SignedVote, Vote
 from p2pnode.keys import Key
 from tests.chain import Chain, key_of, make_header, make_id, sign
@@ -195,46 +191,3 @@ class TestEvidence:
         pair = [SignedVote(vote, LIAR.sign(vote.encode(chain.ledger.genesis.chain_id))) for vote in votes]
         assert chain.run(OTHER_OWNER, Evidence(*pair)) is Code.OK
         assert (stake(chain), chain.ledger.system.burned_frost) == (0, 0)
-
-
-class TestRewards:
-    owners = tuple(OwnerId(bytes([0x80 + index]) * 32) for index in range(3))
-
-    @pytest.fixture
-    def chain(self) -> Chain:
-        members = tuple(
-            Member(member.node, owner, member.shards, ())
-            for member, owner in zip(GENESIS.members, self.owners, strict=True)
-        )
-        return Chain.begin(replace(GENESIS, members=members))
-
-    def balances(self, chain: Chain) -> list[int]:
-        return [chain.ledger.account(owner).balance_frost for owner in self.owners]
-
-    def test_are_paid_by_shards_and_what_does_not_divide_goes_to_the_next_epoch(self, chain: Chain) -> None:
-        chain.block(sign(chain.ledger, OWNER, Transfer(BOB, 1), fee_frost=70_006))
-        chain.end_epoch()
-        assert self.balances(chain) == [10_000, 20_001, 40_003]
-        assert chain.ledger.bucket(0) == Bucket(0, 0, 0)
-        assert chain.ledger.bucket(1) == Bucket(1, 0, 2)
-        chain.block(sign(chain.ledger, OWNER, Transfer(BOB, 1), fee_frost=70_005))
-        chain.end_epoch()
-        assert self.balances(chain) == [20_001, 40_003, 80_007]
-        assert chain.ledger.bucket(2) == Bucket(2, 0, 0)
-
-    def test_of_storage_come_in_the_epochs_that_it_was_bought_for(self, chain: Chain) -> None:
-        signed = sign(chain.ledger, OWNER, Reserve(7, 1, 3), fee_frost=7_000)
-        chain.block(signed)
-        due = [7_000 + 7 * 500, 7_000, 7_000, 0]
-        for epoch, rewards in enumerate(due):
-            held, carried = sum(self.balances(chain)), chain.ledger.bucket(epoch).rewards_frost - rewards
-            assert 0 <= carried < GENESIS.committee.n
-            chain.end_epoch()
-            assert rewards + carried - (sum(self.balances(chain)) - held) < GENESIS.committee.n
-        assert sum(self.balances(chain)) == sum(due)
-
-    def test_of_one_owner_of_two_nodes_add_up(self) -> None:
-        chain = Chain.begin(GENESIS)
-        chain.block(sign(chain.ledger, OTHER_OWNER, Transfer(BOB, 1), fee_frost=70_000))
-        chain.end_epoch()
-        assert chain.ledger.account(ALICE).balance_frost == BALANCE_FROST + 70_000

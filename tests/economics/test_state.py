@@ -63,7 +63,7 @@ VALUES: dict[str, Value] = {
     "stake": Stake(StakeId(ONE), OWNER, NODE, Phase.UNBONDING, frost=5, shares=0, turn_epoch=6),
     "handover": Handover(since_epoch=3, source_epoch=2, done_height=40, reporters=(0, 2)),
     "round": Round(3, 4, 50, 60, Digest(BLOB), (Tally(0, 1, 2, 3, 4), Tally(2, 5, 6, 7, 8)), reporters=(1, 3)),
-    "standing": Standing(3, (Marks(challenged=4, passed=3, bad=2, unreported=1), Marks(unreported=65_535))),
+    "standing": Standing(3, 4, (Marks(challenged=4, passed=3, bad=2, unreported=1), Marks(unreported=65_535))),
     "beacon": Beacon(NODE, ONE, 3, next_tip=Digest(BLOB), next_epoch=5, revealed_epoch=2, revealed_round=4),
     "invalid": Invalid(BLOB, epoch=3, height=40, proof_hash=ONE),
 }

@@ -1,17 +1,18 @@
 """A state under way: what is undone never was, what is flushed is in the tree, and the indexes follow both."""
 
-from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from economics import working
 from economics.blob import BlobId
 from economics.commitments import ReservationId
-from economics.crypto import OwnerId
-from economics.slots import state_key
+from economics.crypto import NodeId, OwnerId
+from economics.nodes import NodeEntry, Offence, Phase, Stake
+from economics.slots import Slot, StakeId, state_key
 from economics.state import Account, BlobEntry, BlobSummary, Reservation, UsedStatement, Value, decode_value
-from economics.working import WorkingState
+from economics.working import ALL, Index, WorkingState
 from tests.chain import make_id
 
 OWNER, OTHER = OwnerId(bytes([1]) * 32), OwnerId(bytes([2]) * 32)
@@ -21,7 +22,10 @@ HELD = Reservation(RESERVATION, OWNER, 9, 0, 4)
 ENTRY = BlobEntry(BLOB, RESERVATION, OWNER, 9, 4, 1, True)
 SUMMARY = BlobSummary(BLOB, 1, 1, 0, ((4, 1),))
 USED = UsedStatement(make_id(3), 7)
-VALUES: tuple[Value, ...] = (ACCOUNT, HELD, ENTRY, SUMMARY, USED)
+NODE = NodeEntry(NodeId(bytes([3]) * 32), OWNER, 5, 5, 1, 1, 1, 0, 0, 0, 0, ())
+STAKE = Stake(StakeId(make_id(4)), OWNER, NODE.node, Phase.LEAVING, 0, 5, 6)
+OFFENCE = Offence(NODE.node, 2, 1, 1)
+VALUES: tuple[Value, ...] = (ACCOUNT, HELD, ENTRY, SUMMARY, USED, STAKE, NODE, OFFENCE)
 
 
 @pytest.fixture
@@ -29,25 +33,46 @@ def state() -> WorkingState:
     return WorkingState.load(value.encode() for value in VALUES)
 
 
-def indexed(state: WorkingState) -> list[object]:
-    indexes = state.indexes
-    return [indexes.ending, indexes.expiring, indexes.owned, indexes.blobs]
+def indexed(state: WorkingState) -> list[dict[Any, set[Slot]]]:
+    indexes: list[Index[Any]] = [
+        state.indexes.ending,
+        state.indexes.expiring,
+        state.indexes.owned,
+        state.indexes.blobs,
+        state.indexes.staked,
+        state.indexes.turning,
+        state.indexes.nodes,
+        state.indexes.aging,
+    ]
+    return [{key: set(index.get(key)) for key in index} for index in indexes]
 
 
 def test_what_is_loaded_is_there_and_indexed(state: WorkingState) -> None:
     assert [state.get(value.slot) for value in VALUES] == list(VALUES)
     both = {HELD.slot, ENTRY.slot}
-    assert indexed(state) == [{4: both}, {7: {USED.slot}}, {OWNER: both}, {SUMMARY.slot}]
+    stakes = {STAKE.slot}
+    assert indexed(state) == [
+        {4: both},
+        {7: {USED.slot}},
+        {OWNER: both | stakes},
+        {ALL: {SUMMARY.slot}},
+        {STAKE.node: stakes},
+        {6: stakes},
+        {ALL: {NODE.slot}},
+        {2: {OFFENCE.slot}},
+    ]
 
 
 def test_what_is_undone_never_was(state: WorkingState) -> None:
-    before, root = deepcopy(indexed(state)), state.tree.root
+    before, root = indexed(state), state.tree.root
     state.mark()
     state.write(replace(HELD, end_epoch=5))
     state.write(replace(HELD, end_epoch=6, owner=OTHER))
     state.put(ENTRY.slot, None)
     state.put(SUMMARY.slot, None)
     state.put(USED.slot, None)
+    state.put(STAKE.slot, None)
+    state.write(replace(STAKE, turn_epoch=7))
     state.write(Account(OTHER, 1, 0))
     state.write(replace(ACCOUNT, nonce=1))
     state.undo()
@@ -75,16 +100,24 @@ def test_the_tree_changes_once_with_all_that_did(state: WorkingState) -> None:
     state.put(state.account(OTHER).slot, None)
     assert state.tree is before
     assert state.flush() == {state_key(ACCOUNT.slot): replace(ACCOUNT, nonce=2).encode(), state_key(USED.slot): None}
-    assert {decode_value(data) for _, data in state.tree.items()} == {HELD, ENTRY, SUMMARY, replace(ACCOUNT, nonce=2)}
+    assert {decode_value(data) for _, data in state.tree.items()} == {
+        *VALUES[1:4],
+        *VALUES[5:],
+        replace(ACCOUNT, nonce=2),
+    }
     assert state.flush() == {}
 
 
 def test_a_fork_changes_apart(state: WorkingState) -> None:
     fork = state.fork()
-    for value in (HELD, ENTRY, SUMMARY, USED):
+    before = indexed(state)
+    for value in VALUES[1:]:
         fork.put(value.slot, None)
-    assert indexed(fork) == [{}, {}, {}, set()]
-    assert all(indexed(state))
+    assert not any(indexed(fork))
+    assert indexed(state) == before
+    state.put(HELD.slot, None)
+    state.write(HELD)
+    assert not any(indexed(fork))
     assert state.get(HELD.slot) == HELD
     with pytest.raises(AssertionError):
         fork.fork()

@@ -15,7 +15,7 @@ from economics.transactions import (
     build,
     least_fee,
 )
-from p2pnode.chainview import Head, HistoryRow, Outcome
+from p2pnode.chainview import Head, HistoryRow, Outcome, Seating
 from p2pnode.errors import TransactionFailed
 from p2pnode.keys import Key
 from tests.small import OWNER, Blob, certify, make_statement
@@ -101,6 +101,11 @@ class LedgerChain:
 
     async def blob(self, blob_id: BlobId) -> BlobSummary | None:
         return self.ledger.blob(blob_id)
+
+    async def seats(self, *, fresh: bool = False) -> Seating:
+        handover = self.ledger.handover
+        source = None if handover.is_done else self.ledger.committee_of(handover.source_epoch)
+        return Seating(self.ledger.committee, source, handover.since_epoch, self.ledger.terms)
 
     async def entries(self, owner: OwnerId) -> list[BlobEntry]:
         return self.ledger.entries_of(owner)

@@ -8,8 +8,9 @@ from typing import cast
 
 import trio
 
+from economics.block import BlockHeader
 from economics.consensus import Guilty
-from economics.crypto import Digest, Signature
+from economics.crypto import DIGEST_BYTES, Digest, NodeId, Signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.votes import Kind, SignedVote, Vote
@@ -18,7 +19,7 @@ from p2pnode.errors import PeerUnreachable
 from p2pnode.executor import Executor
 from p2pnode.journal import Binding, Journal
 from p2pnode.links import FrameType, Links
-from p2pnode.members import Members
+from p2pnode.members import Members, Who
 from p2pnode.mempool import Mempool
 from p2pnode.network.stream import Stream
 from p2pnode.validator import Validator, speak_honestly
@@ -30,9 +31,13 @@ from tests.small import OPERATORS
 class Nobody:
     """Members that cannot be reached."""
 
-    async def open_stream(self, member: int) -> Stream:
+    async def open_stream(self, who: Who) -> Stream:
         await trio.lowlevel.checkpoint()
         raise PeerUnreachable("nobody is there")
+
+
+def node_of(member: int) -> NodeId:
+    return NodeId(OPERATORS[member].public)
 
 
 HASH = Digest(b"h" * 32)
@@ -58,9 +63,11 @@ class Member:
     directory: Path
     own: int
     late_ms: int = 0
-    behind: list[int | None] = field(default_factory=list)
+    behind: list[NodeId | None] = field(default_factory=list)
     guilty: list[Guilty] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
+    flights: list[tuple[BlockHeader, ...]] = field(default_factory=list)
+    """What of its own blocks was in flight when it built one."""
     pull: Callable[[Sequence[Digest], int | None], list[bytes]] | None = None
 
     def __post_init__(self) -> None:
@@ -74,12 +81,13 @@ class Member:
             sign=self.key.sign,
             clock_ms=self.clock_ms,
             pull=self._pull,
+            reveal=self._reveal,
         )
         self.links = Links(
             members=cast(Members, Nobody()),
             committee=self.executor.ledger.committee,
-            own=self.own,
-            receive=self.receive,
+            own=NodeId(self.key.public),
+            receive=lambda *frame: self.validator.receive(*frame),
             greet=lambda: b"",
         )
         self.votes, binding = open_binding(self.directory)
@@ -94,10 +102,15 @@ class Member:
             on_guilty=self.guilty.append,
             on_behind=self.behind.append,
             speak=speak_honestly,
+            is_restart=True,
         )
 
     def clock_ms(self) -> int:
         return GENESIS.time_ms + self.late_ms + int((trio.current_time() - self.begun) * 1000)
+
+    def _reveal(self, header: BlockHeader, flight: Sequence[BlockHeader]) -> bytes:
+        self.flights.append(tuple(flight))
+        return bytes([len(self.flights)]) * DIGEST_BYTES
 
     async def _pull(self, hashes: Sequence[Digest], sender: int | None) -> list[bytes]:
         await trio.lowlevel.checkpoint()
@@ -106,7 +119,7 @@ class Member:
         return self.pull(hashes, sender)
 
     async def receive(self, sender: int, kind: FrameType, body: bytes) -> None:
-        await self.validator.receive(sender, kind, body)
+        await self.validator.receive(node_of(sender), kind, body)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -8,25 +8,21 @@ from economics.crypto import NodeId
 from p2pnode.chainclient import ChainClient
 from p2pnode.client import Client, open_client
 from p2pnode.home import Home
-from p2pnode.members import DIAL_S, Members
+from p2pnode.members import DIAL_S, Members, Who
 from p2pnode.network.stream import Stream
 from p2pnode.node import clock_ms
-from p2pnode.participant import chain_protocol
+from p2pnode.protocols import chain_protocol
 
 
 class OneNode(Members):
-    """The one node as if it were the only member."""
+    """The one node as if it were each of the members."""
 
     def __init__(self, client: Client, node: NodeId, addresses: Sequence[str]) -> None:
         super().__init__(client.members.network, client.genesis, chain_protocol(client.genesis), None)
         self.node = node
         self.addresses = addresses
 
-    @property
-    def count(self) -> int:
-        return 1
-
-    async def open_stream(self, member: int) -> Stream:
+    async def open_stream(self, who: Who) -> Stream:
         return await self.network.open_stream(self.node, self.protocol, addresses=self.addresses, deadline_s=DIAL_S)
 
 

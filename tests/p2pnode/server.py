@@ -7,6 +7,7 @@ from typing import cast
 
 import trio
 
+from economics.blob import Root
 from economics.crypto import NodeId, Signature
 from economics.genesis import Genesis
 from p2pnode.admission import Admission, UploadLimits
@@ -16,6 +17,7 @@ from p2pnode.keys import Key
 from p2pnode.members import Members
 from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
+from p2pnode.serving import Serving
 from p2pnode.storage import Manner, StorageServer, send_honestly
 from p2pnode.store import SliverStore
 from tests.chain import Chain
@@ -44,34 +46,41 @@ class Server:
         self.directory = directory
         self.key = key
         self.chain = chain or Chain.begin_reserved(genesis)
-        index = genesis.committee.index_of(NodeId(key.public))
         codec = make_codec(genesis)
-        self.store = SliverStore(
-            directory,
-            codec=codec,
-            chain_id=genesis.chain_id,
-            shards=() if index is None else genesis.committee.shards_of(index),
-            quota_bytes=quota,
-        )
+        self.store = SliverStore(directory, codec=codec, chain_id=genesis.chain_id, quota_bytes=quota)
         self.told: list[Entry] = []
         self.signed: list[bytes] = []
         self.admission = Admission(
             limits or UploadLimits(),
             code=genesis.code,
-            shards=len(self.store.shards),
+            node=NodeId(key.public),
             ledger=lambda: self.chain.ledger,
         )
+        self.frozen: set[tuple[Root, int]] = set()
+        self.serving = Serving(
+            store=self.store,
+            codec=codec,
+            ledger=lambda: self.chain.ledger,
+            is_frozen=lambda root, shard: (root, shard) in self.frozen,
+        )
+        self.operations = dict(self.serving.operations())
+        """More may be added."""
         self.server = StorageServer(
             genesis=genesis,
             node=NodeId(key.public),
             store=self.store,
             codec=codec,
             admission=self.admission,
-            certifier=Certifier(chain_id=genesis.chain_id, committee=genesis.committee),
+            certifier=Certifier(
+                chain_id=genesis.chain_id,
+                committee=genesis.committee,
+                committee_of=lambda epoch: self.chain.ledger.committee_of(epoch),
+            ),
             sign=self.sign,
             ledger=lambda: self.chain.ledger,
             status=lambda: {"blobs": len(self.store.records())},
             on_commitment=self.tell,
+            operations=self.operations,
             manner=manner,
         )
 
@@ -105,13 +114,15 @@ class Server:
 class MemoryNetwork:
     """Dials servers in memory, for `Members`; those in `down` do not answer."""
 
-    def __init__(self, servers: Sequence[Server], nursery: trio.Nursery) -> None:
+    def __init__(self, servers: Sequence[Server], nursery: trio.Nursery, *, client: NodeId = CLIENT) -> None:
+        self.client = client
         self.servers = {NodeId(server.key.public): server for server in servers}
         self.down: set[int] = set()
         self.dialled: list[tuple[int, tuple[str, ...]]] = []
         self.streams: list[MemoryStream] = []
         """The servers' ends, in the order of dialling."""
         self._nursery = nursery
+        """Who dials."""
 
     async def open_stream(
         self, peer: NodeId, protocol: str, *, addresses: Sequence[str] = (), deadline_s: float = 10.0
@@ -121,7 +132,7 @@ class MemoryNetwork:
         self.dialled.append((index, tuple(addresses)))
         if index in self.down:
             raise PeerUnreachable("no answer")
-        client, server = stream_pair(CLIENT, peer)
+        client, server = stream_pair(self.client, peer)
         self.streams.append(server)
 
         async def handle() -> None:

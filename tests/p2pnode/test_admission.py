@@ -16,8 +16,9 @@ from economics.ledger import Code
 from p2pnode.admission import Admission, UploadLimits
 from p2pnode.keys import Key
 from tests.chain import Chain, key_of
+from tests.p2pnode.reseated import Reseated, seat
 from tests.refusals import reason
-from tests.small import OTHER_OWNER, OWNER, make_blob, make_genesis, make_statement, make_ticket
+from tests.small import OPERATORS, OTHER_OWNER, OWNER, make_blob, make_genesis, make_statement, make_ticket
 
 GENESIS = make_genesis()
 """n = 4, a shard for each of four members."""
@@ -48,8 +49,10 @@ class Paid:
     def reserve(self, key: Key, *, start: int = 0, end: int = 2) -> ReservationId:
         return self.chain.reserve(key, Reserve(UNITS, start, end))
 
-    def node(self, *, shards: int = 1, limits: UploadLimits | None = None) -> Admission:
-        return Admission(limits or UploadLimits(), code=CODE, shards=shards, ledger=lambda: self.chain.ledger)
+    def node(self, *, member: int = 1, limits: UploadLimits | None = None) -> Admission:
+        """Return the admission of a member of the genesis, by default of one with a single shard."""
+        node = NodeId(OPERATORS[member].public)
+        return Admission(limits or UploadLimits(), code=CODE, node=node, ledger=lambda: self.chain.ledger)
 
     def ticket(self, key: Key = OWNER, **changes: Any) -> Ticket:
         return make_ticket(GENESIS, owner=key_of(key), **{"reservation": self.reservation, **changes})
@@ -266,9 +269,13 @@ class TestAcceptedBytes:
         paid.admission.accept(paid.ticket(reservation=paid.reserve(OWNER)), SHARE * 3 // 2)
 
     def test_are_more_at_a_node_with_more_shards(self, paid: Paid) -> None:
-        heavy = paid.node(shards=2)
-        heavy.accept(paid.ticket(), SHARE * 3)
-        assert reason(heavy.accept, paid.ticket(), 1) is Reason.OVER_BUDGET
+        committee = seat(GENESIS, (1, 1, 1, 0))
+        paid.chain.ledger = Reseated(paid.chain.ledger, {0: committee}).as_ledger()
+        light, heavy, without = (paid.node(member=member) for member in range(3))
+        for node, shards in ((light, 1), (heavy, 3)):
+            node.accept(paid.ticket(), SHARE * shards * 3 // 2)
+            assert reason(node.accept, paid.ticket(), 1) is Reason.OVER_BUDGET
+        assert reason(without.accept, paid.ticket(), 1) is Reason.OVER_BUDGET
 
     def test_are_enough_for_all_blobs_that_share_a_reservation(self, paid: Paid) -> None:
         """The first is certified, and its units spent, before the second is sent: both were paid for."""

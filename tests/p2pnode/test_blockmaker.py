@@ -104,6 +104,17 @@ class TestBuilding:
         boundary = Maker(leader.executor).make(after_ms=GENESIS.parameters.epoch_ms).block.header
         block = leader.maker.build(view=2, leader=0, parent=boundary, is_empty=True)
         assert (block.transactions, block.header.next_committee_hash) == ((), ZERO_HASH)
+        assert (block.header.reveal, leader.flights) == (bytes(32), [])
+
+    async def test_reveals_what_follows_on_its_own_blocks_in_flight(self, leader: Member) -> None:
+        """A block of another leader in between reveals nothing of this one's."""
+        parent = leader.executor.root_header
+        own = []
+        for view, index in ((1, 0), (2, 1), (3, 0)):
+            parent = leader.maker.build(view=view, leader=index, parent=parent, is_empty=False).header
+            own += [parent] if index == 0 else []
+        assert leader.flights == [(), (), (own[0],)]
+        assert [header.reveal for header in own] == [b"\x01" * 32, b"\x03" * 32]
 
     async def test_stays_within_what_a_block_may_hold(self, leader: Member, monkeypatch: pytest.MonkeyPatch) -> None:
         waiting = [pay(leader, nonce) for nonce in range(3)]
@@ -143,7 +154,8 @@ class TestBuilding:
 
     async def test_is_due_for_transactions_at_once_then_to_settle_then_as_a_heartbeat(self, leader: Member) -> None:
         parameters, executor = GENESIS.parameters, leader.executor
-        await extend(executor)
+        for _ in range(2):  # the first begins a round, which the second shows
+            await extend(executor)
         tip = executor.head
         assert leader.maker.due_ms(tip) == tip.time_ms + parameters.heartbeat_ms
         signed = pay(leader)

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from economics import cbor
-from economics.commitments import Certificate, OwnerStatement
+from economics.commitments import Certificate, Commitment, OwnerStatement
 from economics.committee import Committee
 from economics.crypto import Digest, Signature
 from economics.errors import Reason, Rejected
+from gossip.pubsub import Ignored
 from p2pnode.certifier import (
     BATCH_BYTES_MAX,
     BATCH_ENTRIES_MAX,
@@ -45,7 +46,7 @@ def committee_of(epoch: int) -> Committee:
 
 
 def certifier(epoch: int = 0) -> Certifier:
-    return Certifier(chain_id=CHAIN, committee=committee_of(epoch))
+    return Certifier(chain_id=CHAIN, committee=committee_of(epoch), committee_of=committee_of)
 
 
 def unsigned(salt: int) -> Entry:
@@ -141,6 +142,22 @@ class TestNeighbouringEpochs:
         far = made, sign_statement(made), *commit(made, 1, epoch=epoch)
         batch = build_batch([entry(0, epoch=2), far])
         assert reason(certifier(epoch=2).verify_batch, batch, height=0) is Reason.WRONG_EPOCH
+
+    @pytest.mark.parametrize("epoch", [1, 3])
+    def test_are_signed_for_by_the_committee_of_that_time(self, epoch: int) -> None:
+        """Member 1 of the batch's epoch is another node than member 1 of this one."""
+        there = Committee(epoch, GENESIS.members[::-1])
+        one = Certifier(chain_id=CHAIN, committee=committee_of(2), committee_of=lambda _: there)
+        made = statement()
+        commitment = Commitment.build(made, epoch=epoch, signer=2)
+        good = made, sign_statement(made), commitment, OPERATORS[0].sign(commitment.encode())
+        assert one.verify_batch(build_batch([good]), height=0) == []
+        assert reason(one.verify_batch, build_batch([entry(2, epoch=epoch)]), height=0) is Reason.BAD_SIGNATURE
+
+    def test_go_nowhere_while_their_committee_is_not_known(self) -> None:
+        one = Certifier(chain_id=CHAIN, committee=committee_of(2), committee_of=lambda _: None)
+        with pytest.raises(Ignored):
+            one.verify_batch(build_batch([entry(1, epoch=3)]), height=0)
 
     @pytest.mark.parametrize("epoch", [1, 3])
     def test_excuse_no_forged_signature(self, epoch: int) -> None:

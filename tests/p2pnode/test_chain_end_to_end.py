@@ -26,7 +26,7 @@ from economics.slots import node_slot, state_key
 from economics.transactions import build
 from p2pnode import testnet
 from p2pnode.chain import ChainStore
-from p2pnode.chainclient import ChainClient, trusted_genesis
+from p2pnode.chainclient import ChainClient
 from p2pnode.client import Client, open_client
 from p2pnode.errors import ExitCode, NodeError
 from p2pnode.files import replace_synced
@@ -36,6 +36,7 @@ from p2pnode.members import Refused
 from p2pnode.payments import Terms
 from p2pnode.publish import Publisher
 from p2pnode.testnet import Network
+from p2pnode.trust import trusted_genesis
 from p2pnode.votelog import FRAME_BYTES, HEAD_BYTES
 from tests.p2pnode.command import WAIT_S, Result, make_file, p2pnode, start, wait_for
 from tests.p2pnode.onenode import open_one

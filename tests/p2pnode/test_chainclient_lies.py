@@ -35,7 +35,7 @@ async def asking(
     async with trio.open_nursery() as nursery:
         net = ChainNet(handlers, nursery)
         client = ChainClient(members=net.members(), cache=path / "trusted", clock_ms=lambda: GENESIS.time_ms + late_ms)
-        client._order = list(range(4))
+        client._order = [member.node for member in GENESIS.members]
         yield client, net
         nursery.cancel_scope.cancel()
 
@@ -70,7 +70,7 @@ async def test_what_a_member_hides_is_had_from_another(executor: Executor, tmp_p
     hiding, honest = serve(executor).handle, serve(newer).handle
     async with asking(tmp_path, [hiding, honest], late_ms=hour_ms + 1_000) as (client, _):
         assert (await client.head()).time_ms == newer.head.time_ms
-        client._order = list(range(4))
+        client._order = [member.node for member in GENESIS.members]
         assert (await client.prove([account_key(SENDER)])).header.time_ms == newer.head.time_ms
     async with asking(tmp_path, [hiding], late_ms=hour_ms + 1_000) as (client, _):  # the chain may have stopped
         assert (await client.head()).time_ms == executor.head.time_ms

@@ -14,7 +14,7 @@ from economics.arguments import Reserve, Transfer
 from economics.block import HEADER_BYTES, Block, BlockHeader, Finality
 from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason
-from economics.fields import Fields
+from economics.fields import Fields, sized, split_sized
 from economics.light import Boundary, Trusted, follow
 from economics.slots import account_key, reservation_key
 from economics.state import Account
@@ -62,14 +62,6 @@ async def refusal(server: ChainServer, op: str, payload: bytes = b"", **fields: 
     return Reason(str(header["error"]))
 
 
-def sized_parts(data: bytes) -> list[bytes]:
-    fields = Fields(data, "parts")
-    parts = []
-    while fields.left:
-        parts.append(fields.take_sized(4))
-    return parts
-
-
 def pay(executor: Executor, nonce: int | None = None) -> SignedTransaction:
     return sign(executor.ledger, OWNER, Transfer(TO, 1), nonce=nonce)
 
@@ -100,7 +92,7 @@ class TestAnswers:
         assert (await answer(server, "submit", signed.raw))[0]["hash"] == signed.hash
         assert (await answer(server, "nonce", owner=bytes(SENDER)))[0]["nonce"] == 1
         _, data = await answer(server, "bodies", UNKNOWN + signed.hash)
-        assert sized_parts(data) == [b"", signed.raw]
+        assert split_sized(data, "parts") == [b"", signed.raw]
         assert await refusal(server, "submit", pay(executor, nonce=0).raw[:-1]) is Reason.MALFORMED
         assert await refusal(server, "submit", bytes(30_000)) is Reason.TOO_LARGE
 
@@ -114,9 +106,9 @@ class TestAnswers:
         assert header["fee_frost"] == first.transaction.fee_frost
         header, data = await answer(server, "history", owner=bytes(TO), height=1 << 62, index=0, limit=256)
         assert [row[:3] for row in header["rows"]] == [[2, 0, "ok"], [1, 0, "ok"]]  # type: ignore[union-attr,index]
-        assert sized_parts(data) == [second.raw, first.raw]
+        assert split_sized(data, "parts") == [second.raw, first.raw]
         header, data = await answer(server, "history", owner=bytes(TO), height=2, index=0, limit=256)
-        assert sized_parts(data) == [first.raw]
+        assert split_sized(data, "parts") == [first.raw]
 
     async def test_an_outcome_is_waited_for(self, executor: Executor, server: ChainServer) -> None:
         signed = pay(executor)
@@ -145,14 +137,16 @@ class TestAnswers:
         await extend(executor)
         header, data = await answer(server, "blocks", first=1, count=3)
         assert header["count"] == 3
-        parts = sized_parts(data)
+        parts = split_sized(data, "parts")
         assert parts[:3] == [item.block.encode() for item in made[:3]]
         assert parts[3] == signed.raw
         final = made[2].block.header
         Finality.decode(parts[4], chain_id=GENESIS.chain_id).verify(final, committee=GENESIS.committee)
         header, data = await answer(server, "blocks", first=1, count=256)
         assert header["count"] == 5
-        assert Block.decode(sized_parts(data)[4], chain_id=GENESIS.chain_id, transactions_max=1) == made[3].block
+        assert (
+            Block.decode(split_sized(data, "parts")[4], chain_id=GENESIS.chain_id, transactions_max=1) == made[3].block
+        )
         assert await refusal(server, "blocks", first=0, count=9) is Reason.NOT_FOUND
         assert await refusal(server, "blocks", first=7, count=9) is Reason.NOT_FOUND
 
@@ -167,7 +161,7 @@ class TestAnswers:
         async def count_of(first: int, count: int) -> int:
             header, data = await answer(server, "blocks", first=first, count=count)
             last = made[first + int(str(header["count"])) - 2].block.header
-            proof = Finality.decode(sized_parts(data)[-1], chain_id=GENESIS.chain_id)
+            proof = Finality.decode(split_sized(data, "parts")[-1], chain_id=GENESIS.chain_id)
             proof.verify(last, committee=GENESIS.committee)
             assert len(proof.links) == 5 - last.height
             return int(str(header["count"]))
@@ -239,7 +233,7 @@ class TestAnswers:
         Finality.decode(data[HEADER_BYTES:], chain_id=GENESIS.chain_id).verify(
             first, committee=executor.ledger.committee
         )
-        assert sized_parts((await answer(server, "chunk", epoch=0, chunk=0))[1]) == values
+        assert split_sized((await answer(server, "chunk", epoch=0, chunk=0))[1], "parts") == values
         assert await refusal(server, "chunk", epoch=0, chunk=1) is Reason.NOT_FOUND
 
 
@@ -254,7 +248,7 @@ class TestBounds:
         await answer(server, "submit", waiting.raw)
         monkeypatch.setattr(chainserver_module, "BLOCKS_BYTES_MAX", 10 * len(final.raw))
         for signed in (final, waiting):
-            parts = sized_parts((await answer(server, "bodies", signed.hash * 100))[1])
+            parts = split_sized((await answer(server, "bodies", signed.hash * 100))[1], "parts")
             assert parts == [signed.raw] * 11 + [b""] * 89
         assert await refusal(server, "bodies", bytes(33)) is Reason.MALFORMED
 
@@ -310,8 +304,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def frame(header: dict[str, cbor.Value]) -> bytes:
-    raw = cbor.encode(header)
-    return len(raw).to_bytes(4, "big") + raw
+    return sized(cbor.encode(header))
 
 
 async def read_reply(stream: MemoryStream) -> tuple[dict[str, cbor.Value], bytes]:

@@ -15,14 +15,15 @@ from economics.arguments import Transfer
 from economics.block import Finality
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
+from economics.fields import sized
 from economics.votes import ZERO_HASH
 from p2pnode import chainsync as chainsync_module
-from p2pnode.chainserver import sized
 from p2pnode.chainsync import ChainSync, pull_bodies
 from p2pnode.executor import Candidate, Executor
 from p2pnode.network.frames import Incoming
 from tests.p2pnode.chainnet import ChainNet, Handler, liar, lying_head, passing, serve, silent
 from tests.p2pnode.finalchain import GENESIS, Maker, end_epoch, extend, finalize, open_executor, sign
+from tests.p2pnode.member import node_of
 from tests.small import OTHER_OWNER, OWNER
 
 PAY = Transfer(OwnerId(OTHER_OWNER.public), 5)
@@ -48,7 +49,7 @@ async def syncing(
         sync = ChainSync(
             executor=executor,
             members=net.members(),
-            own=3,
+            own=node_of(3),
             apply=apply,  # type: ignore[arg-type]
             rng=Random(seed),
             snapshot_blocks=snapshot_blocks,
@@ -173,10 +174,10 @@ class TestLiars:
         monkeypatch.setattr(chainsync_module, "HEAD_S", 1.0)
         await grow(full, 3)
         async with syncing(late, [silent, serve(full).handle, serve(full).handle]) as (sync, net):
-            assert await sync.catch_up(0)
+            assert await sync.catch_up(node_of(0))
             assert late.height == 3
             net.asked.clear()
-            await sync.catch_up(0)
+            await sync.catch_up(node_of(0))
             assert 0 not in net.asked
 
     async def test_with_a_snapshot_that_never_ends_are_left(
@@ -239,9 +240,9 @@ class TestLiars:
         monkeypatch.setattr(chainsync_module, "BLOCKS_AT_ONCE", 1)
         slow = passing(serve(full), before=drip)
         async with syncing(late, [slow, serve(full).handle, None], deadline_s=1e6) as (sync, _):
-            assert await sync.catch_up(0)
+            assert await sync.catch_up(node_of(0))
             assert (late.height, len(asked)) == (9, 2)
-            assert sync._faults[0] == 1
+            assert sync._faults[node_of(0)] == 1
 
     async def test_that_drip_a_snapshot_are_left(
         self, full: Executor, late: Executor, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
@@ -267,8 +268,8 @@ class TestLiars:
 
         honest = serve(full)
         async with syncing(late, [liar(answer), None, None], snapshot_blocks=2, deadline_s=1e6) as (sync, _):
-            assert not await sync.catch_up(0)
-            assert (late.height, len(asked), sync._faults[0]) == (0, 2, 1)
+            assert not await sync.catch_up(node_of(0))
+            assert (late.height, len(asked), sync._faults[node_of(0)]) == (0, 2, 1)
 
 
 class TestMovingOn:
@@ -287,7 +288,7 @@ class TestMovingOn:
         async with syncing(late, [passing(serve(full), then=move_on), None, None]) as (sync, _):
             assert await sync.catch_up()
             assert (late.height, late.ledger.root) == (5, full.ledger.root)
-            assert not sync._faults[0]
+            assert not sync._faults[node_of(0)]
 
     async def test_while_a_snapshot_comes_leaves_it(self, full: Executor, late: Executor) -> None:
         made = [await extend(full) for _ in range(2)]
@@ -302,7 +303,7 @@ class TestMovingOn:
         async with syncing(late, handlers, snapshot_blocks=2) as (sync, _):
             assert await sync.catch_up()
             assert (late.height, late.store.base()) == (5, 1)
-            assert not sync._faults[0]
+            assert not sync._faults[node_of(0)]
 
 
 async def test_it_takes_a_long_run_that_became_final_together(
@@ -329,7 +330,7 @@ class TestBodies:
         for lie in lies:
             async with trio.open_nursery() as nursery:
                 net = ChainNet([liar(lambda _, __, lie=lie: ({}, sized(lie))), honest.handle], nursery)  # type: ignore[misc]
-                pulled = await pull_bodies(net.members(), 3, [signed.hash], 0, bytes_max=1 << 20)
+                pulled = await pull_bodies(net.members(), node_of(3), [signed.hash], 0, bytes_max=1 << 20)
                 assert (pulled, net.asked) == ([signed.raw], [0, 1])
                 nursery.cancel_scope.cancel()
 
@@ -343,13 +344,13 @@ class TestBodies:
         async with trio.open_nursery() as nursery:
             net = ChainNet([silent, honest.handle], nursery)
             with trio.fail_after(20):
-                assert await pull_bodies(net.members(), 3, [signed.hash], 0, bytes_max=1 << 20) == [signed.raw]
+                assert await pull_bodies(net.members(), node_of(3), [signed.hash], 0, bytes_max=1 << 20) == [signed.raw]
             nursery.cancel_scope.cancel()
 
     async def test_that_nobody_has_are_named(self, full: Executor) -> None:
         async with trio.open_nursery() as nursery:
             net = ChainNet([serve(full).handle] * 3, nursery)
             with pytest.raises(Rejected) as verdict:
-                await pull_bodies(net.members(), 3, [Digest(b"x" * 32)], 1, bytes_max=1 << 20)
+                await pull_bodies(net.members(), node_of(3), [Digest(b"x" * 32)], 1, bytes_max=1 << 20)
             assert verdict.value.reason is Reason.NOT_FOUND
             nursery.cancel_scope.cancel()

@@ -20,7 +20,7 @@ from p2pnode.keys import load_key
 from p2pnode.network.frames import send_message
 from p2pnode.network.stream import Stream
 from p2pnode.payments import Terms, reserve_for
-from p2pnode.store import MAGIC
+from p2pnode.sliverfile import MAGIC
 from p2pnode.testnet import Network
 from p2pnode.upload import Deal, TooFewNodes, Uploader
 from p2pnode.wallet import create_wallet

@@ -221,6 +221,8 @@ async def test_roots_and_trees_of_the_last_heights_are_kept(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roots = [executor.ledger.root]
+    await extend(executor)
+    roots.append(executor.ledger.root)
     maker = Maker(executor)
     for _ in range(STATES_KEPT + 2):
         maker.make()
@@ -229,6 +231,38 @@ async def test_roots_and_trees_of_the_last_heights_are_kept(
     roots.append(executor.ledger.root)
     assert executor.root(0) == roots[0]
     assert executor.tree(1) is None
-    assert executor.root(1) == roots[0]
+    assert executor.root(1) == roots[1]
     monkeypatch.setattr(executor.store, "root", None)  # the last ones are told without it
-    assert executor.root(executor.height) == roots[1]
+    assert executor.root(executor.height) == roots[2]
+
+
+async def test_the_state_that_a_round_began_in_is_kept_until_the_next_one(executor: Executor, tmp_path: Path) -> None:
+    parameters = executor.genesis.parameters
+    round_ms = parameters.epoch_ms // parameters.challenge_rounds
+    assert executor.round_ledger is None
+    await extend(executor)
+    first, since = executor.round_ledger, executor.round_since
+    assert first is not None
+    assert first.round is not None
+    assert (first.height, first.round.number, first.root) == (1, 1, executor.root(1))
+    await grow(executor, 2)
+    assert (executor.round_ledger, executor.round_since) == (first, since)
+    maker = Maker(executor)
+    maker.make(after_ms=round_ms)
+    maker.make()
+    await maker.apply()
+    second = executor.round_ledger
+    assert second is not None
+    assert second.round is not None
+    assert (second.height, second.round.number, second.root) == (4, 2, executor.root(4))
+    assert executor.round_since >= since
+    executor.store.close()
+    assert open_executor(tmp_path).round_ledger is None  # what is sampled is not known any more
+
+
+async def test_a_round_that_ends_with_its_epoch_is_none(executor: Executor) -> None:
+    await extend(executor, after_ms=HALF_MS)
+    before = executor.round_ledger
+    await extend(executor, after_ms=HALF_MS)
+    assert executor.ledger.epoch == 1
+    assert executor.round_ledger is before

@@ -12,20 +12,21 @@ import trio
 from economics.arguments import Transfer
 from economics.block import Proposal, leader_of
 from economics.crypto import Digest, NodeId, OwnerId, Signature
+from economics.fields import sized
 from economics.genesis import Genesis
 from economics.ledger import Ledger
 from economics.transactions import SignedTransaction
 from economics.votes import Kind, SignedVote, Vote
 from gossip.pubsub import Gossip
 from p2pnode import chainsync as chainsync_module
-from p2pnode.chainclient import trusted_genesis
-from p2pnode.chainserver import sized
 from p2pnode.errors import NetworkError, PeerUnreachable
 from p2pnode.links import FrameType, build_frame
 from p2pnode.members import Members
 from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
-from p2pnode.participant import Participant, chain_protocol, consensus_protocol
+from p2pnode.participant import Participant
+from p2pnode.protocols import chain_protocol, consensus_protocol
+from p2pnode.trust import trusted_genesis
 from p2pnode.validator import encode_message, speak_honestly
 from tests.p2pnode.chainnet import silent
 from tests.p2pnode.finalchain import GENESIS as PLAIN
@@ -100,9 +101,8 @@ def join(world: World, path: Path, own: int, *, genesis: Genesis = GENESIS) -> P
         snapshot_blocks=5_000,
         speak=speak_honestly,
     )
-    assert participant.links is not None
     world.served[node, chain_protocol(genesis)] = participant.server.handle
-    world.served[node, consensus_protocol(genesis)] = participant.links.handle
+    world.served[node, consensus_protocol(genesis)] = participant.membership.handle
     return participant
 
 

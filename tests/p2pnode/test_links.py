@@ -25,7 +25,7 @@ from p2pnode.links import (
     build_frame,
     split_frames,
 )
-from p2pnode.members import Members
+from p2pnode.members import Members, Who
 from p2pnode.network.stream import Stream
 from tests.refusals import reason
 from tests.small import OPERATORS, OWNER, make_genesis
@@ -43,6 +43,9 @@ SOME: Frames = [
 
 def node(member: int) -> NodeId:
     return NodeId(OPERATORS[member].public)
+
+
+INDEX = {node(member): member for member in range(8)}
 
 
 def build_all(frames: Frames) -> bytes:
@@ -155,7 +158,7 @@ class Mesh:
             Links(
                 members=cast(Members, _Way(self, own)),
                 committee=GENESIS.committee,
-                own=own,
+                own=node(own),
                 receive=self.taker(own),
                 greet=self.greeter(own),
             )
@@ -163,10 +166,10 @@ class Mesh:
         ]
 
     def taker(self, own: int) -> links_module.Receive:
-        async def take(sender: int, kind: FrameType, body: bytes) -> None:
+        async def take(sender: NodeId, kind: FrameType, body: bytes) -> None:
             if body == b"forged":
                 raise Rejected(Reason.BAD_SIGNATURE, "forged")
-            self.received[own].append((sender, kind, body))
+            self.received[own].append((INDEX[sender], kind, body))
             self.news.set()
             self.news = trio.Event()
 
@@ -213,8 +216,9 @@ class _Way:
         self.mesh = mesh
         self.own = own
 
-    async def open_stream(self, member: int) -> Stream:
-        return await self.mesh.dial(self.own, member)
+    async def open_stream(self, who: Who) -> Stream:
+        assert not isinstance(who, int)
+        return await self.mesh.dial(self.own, INDEX[who])
 
 
 @asynccontextmanager
@@ -237,11 +241,11 @@ class TestSending:
             bodies = [number.to_bytes(2, "big") for number in range(1000)]
             for body in bodies:
                 one.broadcast(vote(body))
-            one.send(2, vote(b"for 2 alone"))
+            one.send(node(2), vote(b"for 2 alone"))
             for member in (0, 3):
                 await mesh.until(member, 1, [b"\1", *bodies])
             await mesh.until(2, 1, [b"\1", *bodies, b"for 2 alone"])
-            assert one.up == {0, 2, 3}
+            assert one.up == {node(0), node(2), node(3)}
             assert mesh.received[1] == []
 
     async def test_waits_for_who_cannot_be_reached_and_asks_less_and_less_often(
@@ -259,7 +263,7 @@ class TestSending:
             assert pauses == pytest.approx([RETRY_S_MIN, 0.4, 0.8, 1.6, 3.2, RETRY_S_MAX, RETRY_S_MAX])
             mesh.down.clear()
             await mesh.until(3, 0, [b"\0", b"news"])
-            assert mesh.members[0].up == {1, 2, 3}
+            assert mesh.members[0].up == {node(1), node(2), node(3)}
 
     @pytest.mark.parametrize("end", [MemoryStream.reset, MemoryStream.close], ids=["reset", "ended"])
     async def test_greets_again_on_a_new_stream_when_one_is(
@@ -300,7 +304,7 @@ class TestSending:
             stuck.set()
             # What was on its way, then the newest: the engine says again what still matters of the rest.
             await mesh.until(3, 0, [b"\0", bodies[0], *bodies[-10:]])
-            assert mesh.members[0]._outboxes[3].dropped == 19
+            assert mesh.members[0]._outboxes[node(3)].dropped == 19
 
 
 async def expect_reset(stream: MemoryStream) -> None:
@@ -347,7 +351,7 @@ class TestReceiving:
             await honest.send(vote(b"after"))
             await mesh.until(0, 2, [b"before", b"after"])
             await mesh.until(0, 1, [b"true"])
-            assert set(mesh.members[0]._inbound) == {2}
+            assert set(mesh.members[0]._inbound) == {node(2)}
 
     async def test_of_a_frame_that_is_cut_off_waits_for_the_rest(self) -> None:
         async with open_mesh() as mesh:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,10 +11,12 @@ import trio
 
 from dht.discovery import Discovery
 from economics import cbor
+from economics.committee import Committee, Member
 from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
+from economics.genesis import build_key_text
 from p2pnode.errors import PeerUnreachable, ProtocolUnsupported, StreamBroken, TooSlow
-from p2pnode.members import REQUESTS_AT_ONCE, FaultKind, Members, Refused, verify_reply
+from p2pnode.members import REQUESTS_AT_ONCE, FaultKind, Members, Refused, ask_many, verify_reply
 from p2pnode.network.frames import Incoming, send_message
 from p2pnode.network.stream import Stream
 from p2pnode.storage import Reply
@@ -24,8 +27,8 @@ STATUS: dict[str, cbor.Value] = {"op": "status"}
 
 
 @asynccontextmanager
-async def open_members(directory: Path) -> AsyncIterator[tuple[MemoryNetwork, Members]]:
-    servers = [Server(directory / str(index), key=OPERATORS[index]) for index in range(3)]
+async def open_members(directory: Path, count: int = 3) -> AsyncIterator[tuple[MemoryNetwork, Members]]:
+    servers = [Server(directory / str(index), key=OPERATORS[index]) for index in range(count)]
     async with trio.open_nursery() as nursery:
         network = MemoryNetwork(servers, nursery)
         yield network, make_members(network, GENESIS)
@@ -55,7 +58,7 @@ class TestRequest:
             async with trio.open_nursery() as nursery:
                 for _ in range(3):
                     nursery.start_soon(lambda: members.request(0, STATUS, size_max=0))
-            *others, next_one = members._idle[0]
+            *others, next_one = members._nodes.idle[members.node_of(0)]
             await next_one.reset()
             await members.request(0, STATUS, size_max=0)
             assert (len(others), len(network.dialled)) == (2, 4)
@@ -140,6 +143,74 @@ class TestFaults:
         async with open_members(tmp_path) as (_, members):
             members.blame(0, fault)
             assert members.faults[0].kind is kind
+
+
+class TestSeats:
+    """The committee changes: members 0 and 1 change places, member 2 leaves, and a fourth node takes a seat."""
+
+    def reseated(self) -> Committee:
+        first, second, _ = GENESIS.members
+        newcomer = Member(NodeId(OPERATORS[3].public), first.owner, 1, ("/ip4/127.0.0.1/tcp/4",))
+        moved = replace(second, addresses=("/ip4/127.0.0.1/tcp/9",))
+        return Committee(1, (moved, replace(first, addresses=()), newcomer))
+
+    async def test_keep_the_streams_of_who_stays_and_end_those_of_who_left(self, tmp_path: Path) -> None:
+        async with open_members(tmp_path, count=4) as (network, members):
+            for member in range(3):
+                await members.request(member, STATUS, size_max=0)
+            await members.seat(self.reseated())
+            with pytest.raises(StreamBroken), trio.fail_after(1):
+                await network.streams[2].receive_some(1)
+            for member in range(3):
+                await members.request(member, STATUS, size_max=0)
+            await members.request(NodeId(OPERATORS[2].public), STATUS, size_max=0)
+            known = GENESIS.members[0].addresses
+            assert network.dialled == [
+                *((member, known) for member in range(3)),
+                (3, ("/ip4/127.0.0.1/tcp/4",)),
+                (2, known),
+            ]
+
+    async def test_say_where_a_node_is_before_the_genesis_file_does(self, tmp_path: Path) -> None:
+        async with open_members(tmp_path, count=4) as (network, members):
+            await members.seat(self.reseated())
+            for member in range(2):
+                await members.open_stream(member)
+            assert network.dialled == [(1, ("/ip4/127.0.0.1/tcp/9",)), (0, GENESIS.members[0].addresses)]
+
+    async def test_move_faults_to_their_nodes_new_places(self, tmp_path: Path) -> None:
+        async with open_members(tmp_path) as (_, members):
+            for member in (1, 2):
+                members.blame(member, TooSlow("1 byte"))
+            await members.seat(self.reseated())
+            assert {index: fault.member for index, fault in members.faults.items()} == {0: 0}
+            stranger = NodeId(OPERATORS[7].public)
+            members.blame(stranger, TooSlow("1 byte"))
+            assert str(members.fault(stranger)) == f"node {build_key_text(stranger)[:8]} too slow: 1 byte"
+            members.forgive(0)
+            assert members.faults == {}
+
+    async def test_of_another_committee_share_streams_and_faults(self, tmp_path: Path) -> None:
+        async with open_members(tmp_path, count=4) as (network, members):
+            other = members.seated(self.reseated())
+            await members.request(0, STATUS, size_max=0)
+            await other.request(1, STATUS, size_max=0)
+            other.blame(0, TooSlow("1 byte"))
+            assert set(members.faults) == {1}
+            assert len(network.dialled) == 1
+
+    async def test_weigh_who_answers(self, tmp_path: Path) -> None:
+        """By genesis the first member has two of four shards, in the committee that is asked only one of three."""
+        async with open_members(tmp_path, count=4) as (_, members):
+            other = members.seated(self.reseated())
+            assert GENESIS.committee.weight([0, 1]) == 3
+
+            async def ask(member: int) -> int:
+                await other.request(member, STATUS, size_max=0)
+                return member
+
+            answers, faults = await ask_many(other, [2, 0, 1], ask, shards=2, patience_s=1)
+            assert (answers, faults) == ({2: 2, 0: 0}, {})
 
 
 class TestReply:

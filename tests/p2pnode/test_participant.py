@@ -14,18 +14,17 @@ from economics.arguments import Certify, Transfer
 from economics.block import Finality
 from economics.crypto import NodeId, OwnerId, Signature
 from economics.errors import Reason, Rejected
+from economics.fields import sized
 from economics.transactions import SignedTransaction
 from gossip.pubsub import Gossip, Ignored
 from p2pnode import participant as participant_module
-from p2pnode.chainserver import sized
 from p2pnode.executor import Executor
 from p2pnode.keys import Key
-from p2pnode.links import FrameType
 from p2pnode.members import Members
 from p2pnode.participant import GOSSIP_TRANSACTIONS_MAX, SENDER_INCOMING_MAX, Participant
 from p2pnode.validator import speak_honestly
 from tests.p2pnode.finalchain import GENESIS, Maker, end_epoch, extend, finalize, open_executor, sign
-from tests.p2pnode.member import Nobody, open_binding
+from tests.p2pnode.member import Nobody, node_of, open_binding
 from tests.refusals import reason
 from tests.small import OPERATORS, OTHER_OWNER, OWNER, certify, make_blob, make_statement
 
@@ -139,27 +138,27 @@ class TestBatches:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(member._take_incoming)
             good, unfunded = pay(member.executor), pay(member.executor, POOR)
-            await member._receive(1, FrameType.TRANSACTIONS, sized(unfunded.raw) + sized(good.raw))
+            await member._take_batch(node_of(1), sized(unfunded.raw) + sized(good.raw))
             await until(lambda: member.mempool.get(good.hash))
             assert member.refused == {Reason.UNFUNDED: 1}
-            assert not member.links.is_shunned(1)  # its state may be newer than this node's
+            assert not member.links.is_shunned(node_of(1))  # its state may be newer than this node's
             lie = sized(forge(pay(member.executor, nonce=1)).raw)
-            await member._receive(2, FrameType.TRANSACTIONS, lie * 10)
-            await until(lambda: member.links is not None and member.links.is_shunned(2))
+            await member._take_batch(node_of(2), lie * 10)
+            await until(lambda: member.links is not None and member.links.is_shunned(node_of(2)))
             assert member.refused[Reason.BAD_SIGNATURE] == 1
-            await member._receive(3, FrameType.TRANSACTIONS, b"\x00")
-            await until(lambda: member.links is not None and member.links.is_shunned(3))
+            await member._take_batch(node_of(3), b"\x00")
+            await until(lambda: member.links is not None and member.links.is_shunned(node_of(3)))
             nursery.cancel_scope.cancel()
 
     async def test_of_one_member_leave_room_for_those_of_others(self, member: Participant) -> None:
         batch = sized(pay(member.executor).raw)
         for _ in range(SENDER_INCOMING_MAX + 5):
-            await member._receive(1, FrameType.TRANSACTIONS, batch)
+            await member._take_batch(node_of(1), batch)
         assert member.refused == {Reason.OVER_BUDGET: 5}
-        await member._receive(2, FrameType.TRANSACTIONS, batch)
+        await member._take_batch(node_of(2), batch)
         assert member.refused == {Reason.OVER_BUDGET: 5}
         with pytest.raises(Rejected):
-            await member._receive(1, FrameType.TRANSACTIONS, bytes(participant_module.BATCH_BYTES_MAX + 1))
+            await member._take_batch(node_of(1), bytes(participant_module.BATCH_BYTES_MAX + 1))
 
 
 class TestGossipedTransactions:
@@ -230,7 +229,7 @@ class TestAnnouncements:
         assert ignored(lambda: guest._verify_announcement(AUTHOR, other))
         await guest._handle_announcement(NodeId(OPERATORS[2].public), first)
         assert guest._behind.is_set()
-        assert guest._ahead == 2
+        assert guest._ahead == node_of(2)
 
     async def test_go_on_through_a_node_that_has_the_block_already(self, guest: Participant) -> None:
         header = (await extend(guest.executor)).block.header
@@ -271,8 +270,3 @@ async def until(condition: Callable[[], object]) -> None:
     with trio.fail_after(20):
         while not condition():
             await trio.lowlevel.checkpoint()
-
-
-async def test_only_a_member_sends_transactions_of_its_own(member: Participant, guest: Participant) -> None:
-    assert member.operator is not None
-    assert guest.operator is None

@@ -27,10 +27,10 @@ from p2pnode.codec import Kind
 from p2pnode.errors import NetworkError, SpaceError, StreamBroken, TooSlow
 from p2pnode.keys import Key
 from p2pnode.network.frames import Incoming, receive_message, send_message
+from p2pnode.records import Entry as Kept
 from p2pnode.storage import PAYLOAD_BUDGET_BYTES
-from p2pnode.store import Entry as Kept
-from p2pnode.store import SliverStore
 from tests.chain import key_of
+from tests.p2pnode.reseated import Reseated, seat
 from tests.p2pnode.server import CLIENT, GENESIS, Server
 from tests.p2pnode.test_store import State, path_of, state
 from tests.small import (
@@ -41,6 +41,7 @@ from tests.small import (
     certify,
     encode_blob,
     make_blob,
+    make_pairs,
     make_payload,
     make_statement,
     make_ticket,
@@ -69,7 +70,7 @@ def node(tmp_path: Path) -> Server:
 def open_request(owner: Key = OWNER, **changes: Any) -> dict[str, cbor.Value]:
     changes = {"reservation": reservation_of(GENESIS, owner), **changes}
     ticket = make_ticket(GENESIS, owner=key_of(owner), **changes)
-    return {"op": "open", "signature": owner.sign(ticket.encode()), "ticket": ticket.encode()}
+    return {"epoch": 0, "op": "open", "signature": owner.sign(ticket.encode()), "ticket": ticket.encode()}
 
 
 def close_request(header: Header, owner: Key = OWNER, **changes: Any) -> dict[str, cbor.Value]:
@@ -100,7 +101,7 @@ async def upload(node: Server, blob: Blob = BLOB, **changes: Any) -> Incoming:
 def expect_refusal(reply: Incoming, reason: Reason) -> None:
     assert (reply.header["ok"], reply.header["error"], reply.size) == (False, str(reason), 0)
     assert isinstance(reply.header["detail"], str)
-    assert reply.header["retry"] is (reason in (Reason.OVER_BUDGET, Reason.NOT_FOUND, Reason.INCOMPLETE))
+    assert reply.header["retry"] is (reason in storage.RETRIED)
 
 
 async def expect_break(stream: MemoryStream) -> None:
@@ -126,7 +127,7 @@ class TestUpload:
         assert record is not None
         assert [entry.as_commitment(0) for entry in record.entries] == node.told
         assert node.store.unclosed_bytes == 0
-        assert node.store.used_bytes == sum(2 * node.store.file_bytes(segment.z) for segment in BLOB.segments)
+        assert node.store.used_bytes == sum(2 * node.store.layout.file_bytes(segment.z) for segment in BLOB.segments)
 
     async def test_opens_with_the_node_s_place_and_height(self, node: Server) -> None:
         node.chain.pass_blocks(7)
@@ -149,7 +150,7 @@ class TestUpload:
     async def test_of_nothing_is_an_upload(self, node: Server) -> None:
         empty = make_blob(CODE, 0)
         assert (await upload(node, empty)).header["ok"] is True
-        assert node.store.missing_shards(empty.header.roots[0]) == []
+        assert node.store.missing(empty.header.roots[0], SHARDS) == []
 
     async def test_that_was_broken_off_goes_on_where_it_was(self, node: Server) -> None:
         async with node.stream() as stream:
@@ -172,9 +173,9 @@ class TestUpload:
             await ask(stream, open_request())
             await ask(stream, {"op": "have"}, BLOB.header.roots[1])
             node.store.evict(1 << 30)
-            assert [node.store.has_segment(root) for root in BLOB.header.roots] == [False, True, False]
+            assert [not node.store.missing(root, SHARDS) for root in BLOB.header.roots] == [False, True, False]
         node.store.evict(1 << 30)
-        assert not node.store.has_segment(BLOB.header.roots[1])
+        assert node.store.missing(BLOB.header.roots[1], SHARDS)
 
     async def test_keeps_its_segments_from_eviction_while_it_is_closed(
         self, node: Server, monkeypatch: pytest.MonkeyPatch
@@ -193,7 +194,7 @@ class TestUpload:
             await ask(stream, open_request())
             reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
             assert reply.header["ok"] is True
-        assert all(node.store.has_segment(root) for root in BLOB.header.roots)
+        assert all(not node.store.missing(root, SHARDS) for root in BLOB.header.roots)
 
     async def test_of_a_blob_that_is_held_already_moves_no_segment(self, node: Server) -> None:
         await upload(node)
@@ -244,9 +245,9 @@ class TestTicket:
         async with node.stream() as stream:
             expect_refusal((await ask(stream, request))[0], Reason.EXPIRED)
             node.chain.end_epochs(1)
-            assert (await ask(stream, request))[0].header["ok"] is True
+            assert (await ask(stream, {**request, "epoch": 1}))[0].header["ok"] is True
             node.chain.end_epochs(2)
-            expect_refusal((await ask(stream, request))[0], Reason.NOT_FOUND)
+            expect_refusal((await ask(stream, {**request, "epoch": 2}))[0], Reason.NOT_FOUND)
 
     @pytest.mark.parametrize("operation", ["have", "segment", "close"])
     async def test_is_needed_for_every_part_of_an_upload(self, node: Server, operation: str) -> None:
@@ -319,7 +320,7 @@ class TestSegment:
             assert first.header["ok"] is True
             expect_refusal(second, Reason.OVER_BUDGET)
             await expect_end(stream)
-        assert [node.store.has_segment(root) for root in BLOB.header.roots] == [True, False, False]
+        assert [not node.store.missing(root, SHARDS) for root in BLOB.header.roots] == [True, False, False]
         assert not node.admission._open  # returned with the stream
 
     async def test_is_taken_half_as_often_again_as_is_paid_for_whatever_becomes_of_it(self, node: Server) -> None:
@@ -333,7 +334,7 @@ class TestSegment:
             expect_refusal((await ask(stream, header, mangle(400)(payload)))[0], Reason.HASH_MISMATCH)
         for refused in (Reason.OVER_BUDGET, None):
             async with node.stream() as stream:
-                await ask(stream, open_request(reservation=paid))
+                await ask(stream, {**open_request(reservation=paid), "epoch": node.chain.ledger.epoch})
                 for _ in range(taken - 1):
                     assert (await ask(stream, header, payload))[0].header == {"ok": True}
                 reply, _ = await ask(stream, header, payload)
@@ -354,7 +355,7 @@ class TestSegment:
         self, tmp_path: Path
     ) -> None:
         given_up = make_blob(CODE, 1000, 1)
-        size = SliverStore.file_bytes(Server(tmp_path / "other").store, 167) * 2
+        size = Server(tmp_path / "other").store.layout.file_bytes(167) * 2
         node = Server(tmp_path / "node", limits=UploadLimits(unclosed_bytes_max=2 * size + 10))
         async with node.stream() as stream:
             await ask(stream, UNPAID)
@@ -364,8 +365,8 @@ class TestSegment:
             replies = await send_segments(stream, BLOB)
             assert [reply.header["ok"] for reply in replies] == [True, True, False]
             expect_refusal(replies[2], Reason.OVER_BUDGET)
-        assert not node.store.has_segment(given_up.header.roots[0])
-        assert [node.store.has_segment(root) for root in BLOB.header.roots] == [True, True, False]
+        assert node.store.missing(given_up.header.roots[0], SHARDS)
+        assert [not node.store.missing(root, SHARDS) for root in BLOB.header.roots] == [True, True, False]
 
     async def test_over_the_quota_is_refused(self, tmp_path: Path) -> None:
         node = Server(tmp_path, quota=1000)
@@ -491,9 +492,9 @@ class TestClose:
         checked: list[Root] = []
         check = node.store.check_segment
 
-        def count(root: Root, length: int) -> None:
+        def count(root: Root, length: int, shards: Sequence[int]) -> None:
             checked.append(root)
-            check(root, length)
+            check(root, length, shards)
 
         monkeypatch.setattr(node.store, "check_segment", count)
         full = encode_blob(CODE, bytes(CODE.segment_bytes))
@@ -577,7 +578,8 @@ class TestClose:
         request = close_request(BLOB.header, reservation=early)
         await self.refused(node, request, BLOB.header.encode(), Reason.EXPIRED)
         node.chain.end_epochs(2)
-        await self.refused(node, request, BLOB.header.encode(), Reason.NOT_FOUND)
+        late = {**UNPAID, "epoch": 2}
+        await self.refused(node, request, BLOB.header.encode(), Reason.NOT_FOUND, ticket=late)
 
     async def test_unpaid_keeps_the_bytes_only_until_somebody_needs_the_room(self, node: Server) -> None:
         unpaid = close_request(BLOB.header, reservation=ZERO_RESERVATION)
@@ -585,7 +587,7 @@ class TestClose:
         assert node.store.unclosed_bytes == node.store.used_bytes > 0
         assert (await upload(node, make_blob(CODE, 10, 1))).header["ok"] is True
         node.store.evict(1 << 30)
-        assert node.store.used_bytes == 2 * node.store.file_bytes(CODE.symbol_bytes(10))
+        assert node.store.used_bytes == 2 * node.store.layout.file_bytes(CODE.symbol_bytes(10))
 
     async def test_of_many_blobs_over_one_reservation_is_signed_for_up_to_its_units(
         self, node: Server, tmp_path: Path
@@ -692,7 +694,7 @@ class TestNextEpoch:
         await upload(node)
         node.chain.end_epoch()
         async with node.stream() as stream:
-            await ask(stream, UNPAID)
+            await ask(stream, {**UNPAID, "epoch": 1})
             reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
         assert (reply.header["ok"], reply.header["epoch"]) == (True, 1)
 
@@ -801,7 +803,6 @@ class TestReads:
             ({"first": -1}, Reason.MALFORMED),
             ({"count": 2**63}, Reason.MALFORMED),
             ({"count": None}, Reason.MALFORMED),
-            ({"count": 0}, Reason.WRONG_INDEX),
             ({"first": 3}, Reason.WRONG_INDEX),
             ({"first": 1, "count": 3}, Reason.WRONG_INDEX),
             ({"root": bytes(32)}, Reason.NOT_FOUND),
@@ -967,3 +968,76 @@ def shared_node(factory: pytest.TempPathFactory) -> Server:
         trio.run(upload, node)
         SHARED.append(node)
     return SHARED[0]
+
+
+class TestEpochs:
+    """What a client deals is for the shards of one epoch."""
+
+    async def test_of_the_client_is_the_node_s_or_the_upload_is_not_opened(
+        self, node: Server, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        node.chain.end_epoch()
+        async with node.stream() as stream:
+            for epoch in (0, 2, 3):
+                expect_refusal((await ask(stream, {**UNPAID, "epoch": epoch}))[0], Reason.WRONG_EPOCH)
+            assert (await ask(stream, {**UNPAID, "epoch": 1}))[0].header["ok"] is True
+            expect_refusal((await ask(stream, {**UNPAID, "epoch": None}))[0], Reason.MALFORMED)
+
+    async def test_that_the_client_knows_of_first_is_waited_for(self, node: Server) -> None:
+        async with node.stream() as stream:
+            await send_message(stream, {**UNPAID, "epoch": 1})
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            node.chain.end_epoch()
+            assert (await receive_message(stream)).header["ok"] is True
+
+    @pytest.mark.parametrize("operation", ["segment", "close"])
+    async def test_that_changes_the_node_s_shards_ends_the_upload(self, node: Server, operation: str) -> None:
+        view = Reseated(node.chain.ledger, {0: GENESIS.committee, 1: seat(GENESIS, (0, 0, 0, 1), epoch=1)})
+        node.chain.ledger = view.as_ledger()
+        async with node.stream() as stream:
+            await ask(stream, UNPAID)
+            assert (await send_segments(stream, BLOB))[0].header["ok"] is True
+            view.epoch = 1
+            if operation == "segment":
+                reply = (await send_segments(stream, replace(BLOB, segments=BLOB.segments[:1])))[0]
+            else:
+                reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
+            expect_refusal(reply, Reason.WRONG_EPOCH)
+        assert node.signed == []
+
+    async def test_that_changes_the_node_s_shards_while_it_signs_has_nothing_told(
+        self, node: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        view = Reseated(node.chain.ledger, {0: GENESIS.committee, 1: seat(GENESIS, (0, 0, 0, 1), epoch=1)})
+        node.chain.ledger = view.as_ledger()
+        put_entry = node.store.put_entry
+
+        def turn(*args: Any) -> None:
+            view.epoch = 1
+            put_entry(*args)
+
+        monkeypatch.setattr(node.store, "put_entry", turn)
+        expect_refusal(await upload(node), Reason.WRONG_EPOCH)
+        assert node.told == []
+
+    async def test_that_keeps_the_node_s_shards_and_changes_others_goes_on(self, node: Server) -> None:
+        view = Reseated(node.chain.ledger, {0: GENESIS.committee, 1: seat(GENESIS, (0, 0, 2, 2), epoch=1)})
+        node.chain.ledger = view.as_ledger()
+        async with node.stream() as stream:
+            await ask(stream, UNPAID)
+            await send_segments(stream, BLOB)
+            view.epoch = 1
+            reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
+        assert (reply.header["ok"], reply.header["epoch"], reply.header["index"]) == (True, 1, 0)
+
+    async def test_has_nothing_signed_again_by_who_lacks_what_it_gained(self, node: Server) -> None:
+        await upload(node)
+        view = Reseated(node.chain.ledger, {0: GENESIS.committee, 1: seat(GENESIS, (0, 0, 0, 1), epoch=1)})
+        node.chain.ledger = view.as_ledger()
+        view.epoch = 1
+        await node.server.sign_again()
+        assert len(node.told) == 1
+        for segment in BLOB.segments:
+            node.store.put_segment(segment.metadata, segment.z, make_pairs(segment, [2]))
+        await node.server.sign_again()
+        assert [told[2].epoch for told in node.told] == [0, 1]

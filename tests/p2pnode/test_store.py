@@ -20,7 +20,8 @@ from economics.errors import Reason, Rejected
 from p2pnode import store as store_module
 from p2pnode.codec import EncodedSegment, Kind
 from p2pnode.errors import SpaceError
-from p2pnode.store import ENTRIES_MAX, BlobRecord, CorruptSliver, Entry, SliverStore
+from p2pnode.records import ENTRIES_MAX, BlobRecord, Entry
+from p2pnode.store import CorruptSliver, SliverStore
 from tests import reference
 from tests.p2pnode.disk import run_on_disk
 from tests.refusals import reason
@@ -44,9 +45,9 @@ SHARDS = (0, 1)
 QUOTA = 1 << 30
 
 
-def open_store(directory: Path, *, quota: int = QUOTA, shards: Sequence[int] = SHARDS) -> SliverStore:
+def open_store(directory: Path, *, quota: int = QUOTA) -> SliverStore:
     codec = make_codec(GENESIS)
-    return SliverStore(directory, codec=codec, chain_id=GENESIS.chain_id, shards=shards, quota_bytes=quota)
+    return SliverStore(directory, codec=codec, chain_id=GENESIS.chain_id, quota_bytes=quota)
 
 
 def put(store: SliverStore, segment: EncodedSegment, shards: Sequence[int] = SHARDS) -> None:
@@ -88,7 +89,7 @@ class State:
 
 
 def state(store: SliverStore, *roots: Root) -> State:
-    missing = {root: store.missing_shards(root) for root in roots}
+    missing = {root: store.missing(root, SHARDS) for root in roots}
     return State(store.used_bytes, store.unclosed_bytes, store.records(), missing, files_of(store))
 
 
@@ -130,7 +131,7 @@ def truth(segment: EncodedSegment, shard: int) -> dict[str, Any]:
 
 class TestSliverFile:
     def test_has_the_bytes_that_the_format_says(self, tmp_path: Path) -> None:
-        store = open_store(tmp_path, shards=range(4))
+        store = open_store(tmp_path)
         segment, data = segment_of(100), make_blob(CODE, 100).data
         put(store, segment, range(4))
         matrix = reference.expanded(4, data)
@@ -158,7 +159,7 @@ class TestSliverFile:
             (Kind.PRIMARY, -1, 0, 1),
             (Kind.PRIMARY, 4, 0, 1),
             (Kind.PRIMARY, 0, -1, 1),
-            (Kind.PRIMARY, 0, 0, 0),
+            (Kind.PRIMARY, 0, 0, -1),
             (Kind.PRIMARY, 0, 0, 4),
             (Kind.PRIMARY, 0, 3, 1),
             (Kind.SECONDARY, 0, 0, 3),
@@ -168,7 +169,7 @@ class TestSliverFile:
     def test_has_no_symbols_outside_of_its_slivers(
         self, tmp_path: Path, kind: Kind, index: int, first: int, count: int
     ) -> None:
-        store, segment = open_store(tmp_path, shards=range(4)), segment_of(100)
+        store, segment = open_store(tmp_path), segment_of(100)
         put(store, segment, range(4))
         assert reason(store.read_symbols, segment.root, kind, index, first=first, count=count) is Reason.WRONG_INDEX
 
@@ -191,7 +192,7 @@ class TestSliverFile:
         def record_fsync(handle: int) -> None:
             path = Path(os.readlink(f"/proc/self/fd/{handle}"))
             calls.append(f"fsync {path.relative_to(tmp_path).parts[0]}{' directory' * path.is_dir()}")
-            assert store.missing_shards(segment.root) == list(SHARDS)
+            assert store.missing(segment.root, SHARDS) == list(SHARDS)
             fsync(handle)
 
         def record_replace(source: Path, target: Path) -> None:
@@ -203,7 +204,7 @@ class TestSliverFile:
         put(store, segment)
         synced, named = ["fsync tmp"] * 2, ["tmp to slivers"] * 2
         assert calls == [*synced, "fsync slivers directory", *named, "fsync slivers directory"]
-        assert store.missing_shards(segment.root) == []
+        assert store.missing(segment.root, SHARDS) == []
 
 
 class TestStart:
@@ -224,7 +225,7 @@ class TestStart:
         assert (again.foreign_files, again.corrupt_slivers) == (0, 0)
         assert again.used_bytes == sum(len(data) for name, data in files_of(again).items() if name.startswith("sliv"))
         assert 0 < again.unclosed_bytes < again.used_bytes
-        assert again.missing_shards(roots[-1]) == [0]
+        assert again.missing(roots[-1], SHARDS) == [0]
 
     def test_remembers_the_order_in_which_uploads_came(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
@@ -236,7 +237,9 @@ class TestStart:
         again = open_store(tmp_path)
         for left in range(4, -1, -1):
             again.evict(1)
-            assert [again.has_segment(segment.root) for segment in segments] == [True] * left + [False] * (5 - left)
+            assert [not again.missing(segment.root, SHARDS) for segment in segments] == [True] * left + [False] * (
+                5 - left
+            )
 
     def test_removes_what_a_crash_left(self, tmp_path: Path) -> None:
         store, roots = self.fill(tmp_path)
@@ -258,7 +261,7 @@ class TestStart:
             f"slivers/00/{real.name}": b"in another drawer",
             f"slivers/{real.name}": b"in no drawer",
             f"slivers/{real.parent.name}.bak/{real.name}": b"a copy of a drawer",
-            f"{real.parent.relative_to(tmp_path)}/{real.stem}.3": b"of another shard",
+            f"{real.parent.relative_to(tmp_path)}/{real.stem}.4": b"of no shard",
             f"{real.parent.relative_to(tmp_path)}/{real.stem}.01": b"another spelling",
             f"{real.parent.relative_to(tmp_path)}/{real.stem}.": b"no shard",
             f"{real.parent.relative_to(tmp_path)}/{real.stem}": b"no dot",
@@ -311,9 +314,9 @@ class TestDamage:
         }
         assert wrong == {}
         assert {name for name in served if served[name] == expected[name]} == {"metadata", *spared}
-        assert store.missing_shards(self.segment.root) == [self.shard]
+        assert store.missing(self.segment.root, SHARDS) == [self.shard]
         assert store.corrupt_slivers == 1
-        assert store.used_bytes == before - store.file_bytes(self.segment.z)
+        assert store.used_bytes == before - store.layout.file_bytes(self.segment.z)
         assert store.unclosed_bytes == store.used_bytes
         assert not path_of(store, self.segment.root, self.shard).exists()
         put(store, self.segment)
@@ -323,7 +326,7 @@ class TestDamage:
     def test_of_one_byte_in_any_part_is_found_and_the_file_dropped(self, store: SliverStore) -> None:
         path = path_of(store, self.segment.root, self.shard)
         whole = path.read_bytes()
-        assert len(whole) == store.file_bytes(self.segment.z) == 568 + 5 * 2
+        assert len(whole) == store.layout.file_bytes(self.segment.z) == 568 + 5 * 2
         regions = (0, 16, 18, 20, 24, 56, 312, 440, 568, 574, len(whole))
         ends = {at for start in regions for at in (start - 1, start)} - {-1, len(whole)}
         for at in sorted(ends | set(range(0, len(whole), 9))):
@@ -368,14 +371,14 @@ class TestDamage:
             assert store.read_metadata(self.segment.root) == self.segment.metadata
             os.truncate(path_of(store, self.segment.root, shard), 100)
         assert reason(store.read_metadata, self.segment.root) is Reason.NOT_FOUND
-        assert store.missing_shards(self.segment.root) == list(SHARDS)
+        assert store.missing(self.segment.root, SHARDS) == list(SHARDS)
         assert store.corrupt_slivers == 2
 
 
 class TestQuota:
     def test_is_hard_to_the_last_byte(self, tmp_path: Path) -> None:
         segment = segment_of(100)
-        size = 2 * open_store(tmp_path / "other").file_bytes(segment.z)
+        size = 2 * open_store(tmp_path / "other").layout.file_bytes(segment.z)
         store = open_store(tmp_path / "short", quota=size - 1)
         before = state(store, segment.root)
         with pytest.raises(SpaceError, match=f"the quota of {size - 1} bytes is used up"):
@@ -387,7 +390,7 @@ class TestQuota:
 
     def test_makes_room_by_the_oldest_uploads_that_nobody_refers_to(self, tmp_path: Path) -> None:
         segments = [segment_of(100, seed) for seed in range(7)]
-        size = 2 * open_store(tmp_path / "other").file_bytes(segments[0].z)
+        size = 2 * open_store(tmp_path / "other").layout.file_bytes(segments[0].z)
         store = open_store(tmp_path / "store", quota=6 * size)
         referred = make_blob(CODE, 100, 0)
         assert referred.header.roots == (segments[0].root,)
@@ -398,12 +401,20 @@ class TestQuota:
                 put(store, segment)
             store.hold(held, segments[1].root)
             put(store, segments[6])
-            assert [store.has_segment(one.root) for one in segments] == [True, True, False, True, True, True, True]
+            assert [not store.missing(one.root, SHARDS) for one in segments] == [
+                True,
+                True,
+                False,
+                True,
+                True,
+                True,
+                True,
+            ]
             store.evict(10 * size)
-            assert [store.has_segment(one.root) for one in segments] == [True, True, *[False] * 5]
+            assert [not store.missing(one.root, SHARDS) for one in segments] == [True, True, *[False] * 5]
             assert (store.used_bytes, store.unclosed_bytes) == (2 * size, size)
         store.evict(1)
-        assert [store.has_segment(one.root) for one in segments] == [True, *[False] * 6]
+        assert [not store.missing(one.root, SHARDS) for one in segments] == [True, *[False] * 6]
         assert (store.used_bytes, store.unclosed_bytes) == (size, 0)
         assert len([name for name in files_of(store) if name.startswith("slivers")]) == 2
 
@@ -418,13 +429,13 @@ class TestQuota:
                 store.hold(one, segment.root)
                 store.hold(two, segment.root)
             store.evict(1)
-            assert store.has_segment(segment.root)
+            assert not store.missing(segment.root, SHARDS)
         store.evict(1)
-        assert not store.has_segment(segment.root)
+        assert store.missing(segment.root, SHARDS)
 
     def test_refuses_when_what_is_there_may_not_go(self, tmp_path: Path) -> None:
         blob, segment = make_blob(CODE, 100), segment_of(100, 1)
-        size = 2 * open_store(tmp_path / "other").file_bytes(segment.z)
+        size = 2 * open_store(tmp_path / "other").layout.file_bytes(segment.z)
         store = open_store(tmp_path / "store", quota=2 * size - 1)
         put_blob(store, blob)
         before = state(store, segment.root)
@@ -457,7 +468,7 @@ class TestQuota:
         store._lock = Lock()  # type: ignore[assignment]
         put(store, segment)
         assert seen == sorted(seen)
-        assert {*seen} == {0, 2 * store.file_bytes(segment.z)}
+        assert {*seen} == {0, 2 * store.layout.file_bytes(segment.z)}
 
 
 class TestSegments:
@@ -467,17 +478,17 @@ class TestSegments:
         before = state(store, segment.root)
         put(store, segment)
         assert state(store, segment.root) == before
-        assert before.used_bytes == before.unclosed_bytes == 2 * store.file_bytes(segment.z)
+        assert before.used_bytes == before.unclosed_bytes == 2 * store.layout.file_bytes(segment.z)
 
     def test_are_shared_by_the_blobs_that_have_them(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
         same = make_blob(CODE, 1000)
         twice, more = encode_blob(CODE, same.data * 2), encode_blob(CODE, same.data + b"more")
         put_blob(store, twice)
-        size = 2 * store.file_bytes(same.segments[0].z)
+        size = 2 * store.layout.file_bytes(same.segments[0].z)
         assert (store.used_bytes, store.unclosed_bytes) == (size, 0)
         put_blob(store, more)
-        tail = 2 * store.file_bytes(more.segments[1].z)
+        tail = 2 * store.layout.file_bytes(more.segments[1].z)
         assert (store.used_bytes, store.unclosed_bytes) == (size + tail, 0)
         again = open_store(tmp_path)
         again.evict(QUOTA)
@@ -494,10 +505,10 @@ class TestSegments:
     def test_that_are_held_in_part_get_the_rest(self, tmp_path: Path) -> None:
         store, segment = open_store(tmp_path), segment_of(100)
         put(store, segment, [1])
-        assert store.missing_shards(segment.root) == [0]
+        assert store.missing(segment.root, SHARDS) == [0]
         put(store, segment)
-        assert store.has_segment(segment.root)
-        assert store.used_bytes == 2 * store.file_bytes(segment.z)
+        assert not store.missing(segment.root, SHARDS)
+        assert store.used_bytes == 2 * store.layout.file_bytes(segment.z)
 
     def test_put_by_two_threads_at_once_count_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         store, segment = open_store(tmp_path), segment_of(100)
@@ -515,7 +526,7 @@ class TestSegments:
         with ThreadPoolExecutor(2) as pool:
             for done in [pool.submit(put, store, segment) for _ in range(2)]:
                 done.result()
-        assert store.used_bytes == store.unclosed_bytes == 2 * store.file_bytes(segment.z)
+        assert store.used_bytes == store.unclosed_bytes == 2 * store.layout.file_bytes(segment.z)
         assert len(files_of(store)) == 2
         assert serve(store, segment, 0) == truth(segment, 0)
 
@@ -524,23 +535,23 @@ class TestCheckSegment:
     """What a node makes sure of before it signs. n = 4: P = 2 rows, S = 3 columns."""
 
     def test_passes_what_the_codec_made(self, tmp_path: Path) -> None:
-        store = open_store(tmp_path, shards=range(4))
+        store = open_store(tmp_path)
         for length in (0, 1, 5, 6, 7, 100, 999, 1000):
             segment = segment_of(length)
             put(store, segment, range(4))
-            store.check_segment(segment.root, length)
+            store.check_segment(segment.root, length, range(4))
 
     def test_refuses_missing_slivers(self, tmp_path: Path) -> None:
         store, segment = open_store(tmp_path), segment_of(100)
-        assert reason(store.check_segment, segment.root, 100) is Reason.INCOMPLETE
+        assert reason(store.check_segment, segment.root, 100, SHARDS) is Reason.INCOMPLETE
         put(store, segment, [0])
-        assert reason(store.check_segment, segment.root, 100) is Reason.INCOMPLETE
+        assert reason(store.check_segment, segment.root, 100, SHARDS) is Reason.INCOMPLETE
 
     @pytest.mark.parametrize("length", [96, 103, 0, 1000])
     def test_refuses_symbols_of_another_length_s_size(self, tmp_path: Path, length: int) -> None:
         store, segment = open_store(tmp_path), segment_of(100)
         put(store, segment)
-        assert reason(store.check_segment, segment.root, length) is Reason.WRONG_ENCODING
+        assert reason(store.check_segment, segment.root, length, SHARDS) is Reason.WRONG_ENCODING
 
     def test_refuses_padding_that_is_not_zero(self, tmp_path: Path) -> None:
         """A writer encodes 120 bytes and says 112: z is the same, and bytes 112 to 119 would be read by nobody.
@@ -552,17 +563,15 @@ class TestCheckSegment:
         seen = set()
         for shard in range(5):
             codec = make_codec(genesis)
-            store = SliverStore(
-                tmp_path / str(shard), codec=codec, chain_id=genesis.chain_id, shards=[shard], quota_bytes=QUOTA
-            )
+            store = SliverStore(tmp_path / str(shard), codec=codec, chain_id=genesis.chain_id, quota_bytes=QUOTA)
             put(store, padded, [shard])
-            store.check_segment(padded.root, 120)
+            store.check_segment(padded.root, 120, [shard])
             pair = genesis.code.pair_of_shard(shard, padded.root)
             seen.add(pair)
             if pair in (2, 1):  # row 2, and column 3, which is of pair 5 - 1 - 3
-                assert reason(store.check_segment, padded.root, 112) is Reason.BAD_PADDING
+                assert reason(store.check_segment, padded.root, 112, [shard]) is Reason.BAD_PADDING
             else:
-                store.check_segment(padded.root, 112)
+                store.check_segment(padded.root, 112, [shard])
         assert seen == {0, 1, 2, 3, 4}
 
     def test_finds_a_file_that_was_lost(self, tmp_path: Path) -> None:
@@ -570,8 +579,8 @@ class TestCheckSegment:
         put(store, segment)
         path_of(store, segment.root, 1).unlink()
         with pytest.raises(CorruptSliver):
-            store.check_segment(segment.root, 100)
-        assert reason(store.check_segment, segment.root, 100) is Reason.INCOMPLETE
+            store.check_segment(segment.root, 100, SHARDS)
+        assert reason(store.check_segment, segment.root, 100, SHARDS) is Reason.INCOMPLETE
 
 
 class TestRecords:
@@ -686,7 +695,7 @@ from p2pnode.errors import SpaceError
 from p2pnode.store import SliverStore
 from tests.small import *
 genesis = make_genesis((2, 1, 1), segment_bytes=1 << 20)
-store = SliverStore(disk, codec=make_codec(genesis), chain_id=genesis.chain_id, shards=(0, 1), quota_bytes=1 << 30)
+store = SliverStore(disk, codec=make_codec(genesis), chain_id=genesis.chain_id, quota_bytes=1 << 30)
 def put(length, seed):
     segment = make_blob(genesis.code, length, seed).segments[0]
     try:
@@ -707,7 +716,7 @@ class TestFullDisk:
         assert said == [f"{small} {small}", *self.full(tmp_path / "disk" / "tmp"), f"{small} {small}"]
 
     def test_leaves_nothing_of_a_segment_whose_names_do_not_fit(self, tmp_path: Path) -> None:
-        inodes = 4 + 2  # the disk, three rooms, and the two files, which then want a drawer
+        inodes = 5 + 2  # the disk, four rooms, and the two files, which then want a drawer
         said = run_on_disk(tmp_path / "disk", f"size=64m,nr_inodes={inodes}", ON_DISK + "put(100, 0)").splitlines()
         assert said == [*self.full(tmp_path / "disk"), "0 0"]
 
@@ -719,3 +728,133 @@ class TestFullDisk:
     @staticmethod
     def full(directory: Path) -> list[str]:
         return [f"the disk that holds {directory} is full: free some space or lower the quota"]
+
+
+class TestOtherShards:
+    """A node's shards change: files of any shard are kept and served, and go one by one."""
+
+    def test_are_indexed_and_served_after_a_start(self, tmp_path: Path) -> None:
+        segment = segment_of(100)
+        put(open_store(tmp_path), segment, [3])
+        again = open_store(tmp_path)
+        assert (again.missing(segment.root, range(4)), again.foreign_files) == ([0, 1, 2], 0)
+        assert serve(again, segment, 3) == truth(segment, 3)
+        assert again.files() == [(segment.root, 3, again.layout.file_bytes(segment.z))]
+
+    def test_are_dropped_one_by_one_whatever_refers_to_them(self, tmp_path: Path) -> None:
+        store, blob = open_store(tmp_path), make_blob(CODE, 100)
+        put(store, blob.segments[0], range(3))
+        store.put_entry(blob.header, make_entry(blob))
+        store.drop_shard_file(blob.segments[0].root, 1)
+        store.drop_shard_file(blob.segments[0].root, 3)
+        assert store.missing(blob.segments[0].root, range(4)) == [1, 3]
+        assert store.used_bytes == 2 * store.layout.file_bytes(blob.segments[0].z)
+        assert store.files() == open_store(tmp_path).files()
+
+    def test_pairs_are_read_whole(self, tmp_path: Path) -> None:
+        store, segment = open_store(tmp_path), segment_of(100)
+        put(store, segment, range(4))
+        for want in make_pairs(segment, range(4)):
+            assert store.read_pair(segment.root, want.shard) == (segment.metadata, want)
+
+    @pytest.mark.parametrize("at", range(0, 578, 17))
+    def test_a_pair_with_a_wrong_byte_is_dropped_and_never_read(self, tmp_path: Path, at: int) -> None:
+        store, segment = open_store(tmp_path), segment_of(10)
+        put(store, segment, [2])
+        path = path_of(store, segment.root, 2)
+        whole = path.read_bytes()
+        assert len(whole) == 578
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CorruptSliver):
+            store.read_pair(segment.root, 2)
+        assert store.missing(segment.root, [2]) == [2]
+        assert reason(store.read_pair, segment.root, 2) is Reason.NOT_FOUND
+
+    def test_leaves_can_be_had_alone(self, tmp_path: Path) -> None:
+        store, segment = open_store(tmp_path), segment_of(100)
+        put(store, segment, range(4))
+        for kind in Kind:
+            for index in range(4):
+                want = store_module.Symbols(segment.leaves_of(kind, index), b"")
+                assert store.read_symbols(segment.root, kind, index, first=0, count=0) == want
+
+    def test_give_the_symbol_that_crosses_any_sliver(self, tmp_path: Path) -> None:
+        store, segment = open_store(tmp_path), segment_of(100)
+        put(store, segment, range(4))
+        z = segment.z
+        for shard in range(4):
+            pair = CODE.pair_of_shard(shard, segment.root)
+            for lost in range(4):
+                for kind, row, column in ((Kind.PRIMARY, lost, 3 - pair), (Kind.SECONDARY, pair, lost)):
+                    start = (row * 4 + column) * z
+                    want = bytes(segment.matrix[start : start + z])
+                    assert store.read_crossing(segment.root, shard, kind, lost) == want
+        assert reason(store.read_crossing, segment.root, 0, Kind.PRIMARY, 4) is Reason.WRONG_INDEX
+        assert reason(store.read_crossing, bytes(32), 0, Kind.PRIMARY, 0) is Reason.NOT_FOUND
+
+
+def drop(store: SliverStore, blob: Blob) -> set[Root]:
+    record = store.record(blob.header.blob_id)
+    assert record is not None
+    return store.drop_blob(blob.header.blob_id, record)
+
+
+class TestBlobsThatGo:
+    def test_came_by_transfer_and_have_no_statement(self, tmp_path: Path) -> None:
+        store, blob = open_store(tmp_path), make_blob(CODE, 1500)
+        put(store, blob.segments[0])
+        store.put_header(blob.header)
+        want = {blob.header.blob_id: BlobRecord(blob.header, (), None)}
+        assert store.records() == open_store(tmp_path).records() == want
+        assert store.unclosed_bytes == 0
+        entry = make_entry(blob)
+        store.put_entry(blob.header, entry)
+        store.put_header(blob.header)
+        assert store.record(blob.header.blob_id) == BlobRecord(blob.header, (entry,), None)
+
+    def test_free_what_no_other_blob_shares(self, tmp_path: Path) -> None:
+        store = open_store(tmp_path)
+        one, two = encode_blob(CODE, bytes(2500)), encode_blob(CODE, bytes(1500))  # one full segment shared
+        for blob in (one, two):
+            put_blob(store, blob)
+        freed = drop(store, one)
+        assert freed == {one.header.roots[2]} - {*two.header.roots}
+        shared = one.header.roots[0]
+        store.drop_unreferenced((*freed, shared))
+        assert store.missing(shared, SHARDS) == []
+        assert store.record(one.header.blob_id) is None
+        assert {*drop(store, two)} == {*two.header.roots}
+        assert store.unclosed_bytes == store.used_bytes > 0
+        store.drop_unreferenced(two.header.roots)
+        assert (store.used_bytes, store.unclosed_bytes) == (0, 0)
+        assert files_of(store) == {}
+
+    def test_stay_if_they_were_signed_for_meanwhile(self, tmp_path: Path) -> None:
+        store, blob = open_store(tmp_path), make_blob(CODE, 100)
+        put_blob(store, blob)
+        record = store.record(blob.header.blob_id)
+        assert record is not None
+        store.put_entry(blob.header, make_entry(blob, 1))
+        before = state(store, *blob.header.roots)
+        assert store.drop_blob(blob.header.blob_id, record) == set()
+        assert state(store, *blob.header.roots) == before
+
+    def test_keep_what_a_live_upload_relies_on(self, tmp_path: Path) -> None:
+        store, blob = open_store(tmp_path), make_blob(CODE, 100)
+        put_blob(store, blob)
+        root = blob.header.roots[0]
+        roots: set[Root] = set()
+        with store.held(roots):
+            store.hold(roots, root)
+            assert drop(store, blob) == {root}
+            store.drop_unreferenced([root])
+            assert store.missing(root, SHARDS) == []
+        store.drop_unreferenced([root])
+        assert store.missing(root, SHARDS) == list(SHARDS)
+
+    def test_leave_the_proof_against_their_writer(self, tmp_path: Path) -> None:
+        store, blob_id = open_store(tmp_path), BlobId(bytes(range(32)))
+        assert store.proof(blob_id) is None
+        store.put_proof(blob_id, b"proof")
+        again = open_store(tmp_path)
+        assert (again.proof(blob_id), again.proven(), again.foreign_files) == (b"proof", {blob_id}, 0)

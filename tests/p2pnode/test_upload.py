@@ -270,7 +270,7 @@ class TestEpochs:
             assert str(error).count("wrong_epoch: it signed under another epoch") == 2
             for member in (2, 3):
                 run.servers[member].chain = run.chain
-            run.members.faults.clear()
+            run.members.forgive_all()
             stored = await run.store(content(10))
         assert (stored.sent_bytes, stored.present_segments, stored.committed) == (0, 4, 4)
         assert stored.certificate.epoch == 1
@@ -396,7 +396,7 @@ class TestFailure:
             run.network.down = {2}
             assert isinstance(await failure(run, content(10)), TooFewNodes)
             run.network.down = {0}
-            run.members.faults.clear()
+            run.members.forgive_all()
             assert (await run.store(content(10))).committed == 6
 
     async def test_for_want_of_space_says_so(self, tmp_path: Path) -> None:
@@ -424,7 +424,7 @@ class TestFailure:
                 run.let_go()
             for index in (1, 3):
                 run.servers[index].server.sign = OPERATORS[index].sign
-            run.members.faults.clear()
+            run.members.forgive_all()
             stored = await run.store(content(10))
         assert (stored.sent_bytes, stored.present_segments, stored.committed) == (0, 4, 4)
 

@@ -16,8 +16,8 @@ from economics.crypto import NodeId
 from p2pnode.adversary import DRIP_S, MANNERS, Behaviour
 from p2pnode.members import FaultKind
 from p2pnode.network.frames import build_header, receive_message
+from p2pnode.records import Entry
 from p2pnode.storage import Reply
-from p2pnode.store import Entry
 from p2pnode.watch import Watch
 from tests.p2pnode.server import CLIENT, GENESIS, MemoryNetwork, Server, make_members
 from tests.p2pnode.test_store import path_of
@@ -49,7 +49,7 @@ class Watched:
     async def check(self, member: int, times: int = 20) -> list[FaultKind]:
         """Check a member often enough that every choice of sliver comes up; return what it was caught at."""
         for _ in range(times):
-            await self.watch.check(member, SEGMENT.root)
+            await self.watch.check(NodeId(OPERATORS[member].public), SEGMENT.root)
         return [fault.kind for fault in self.watch.last_faults.values()]
 
 
@@ -64,9 +64,8 @@ async def open_watched(directory: Path, behaviour: Behaviour = Behaviour.HONEST)
     async with trio.open_nursery() as nursery:
         network = MemoryNetwork(servers, nursery)
         members = make_members(network, GENESIS)
-        watch = Watch(
-            members=members, store=servers[0].store, codec=make_codec(GENESIS), own_index=0, rng=random.Random(1)
-        )
+        own = NodeId(OPERATORS[0].public)
+        watch = Watch(members=members, store=servers[0].store, codec=make_codec(GENESIS), own=own, rng=random.Random(1))
         yield Watched(servers, network, watch)
         nursery.cancel_scope.cancel()
 
@@ -82,7 +81,7 @@ async def test_a_liar_is_caught_at_once_and_an_honest_member_beside_it_is_not(tm
     async with open_watched(tmp_path, Behaviour.LIAR) as watched:
         assert await watched.check(2) == []
         assert await watched.check(LIAR, times=1) == [FaultKind.WRONG_BYTES]
-        assert set(watched.watch.last_faults) == {LIAR}
+        assert set(watched.watch.last_faults) == {OPERATORS[LIAR].public}
 
 
 async def test_who_answers_rightly_again_is_cleared(tmp_path: Path) -> None:
@@ -113,10 +112,10 @@ async def test_nobody_is_blamed_for_what_the_watcher_lost_itself(tmp_path: Path)
 async def test_only_others_are_checked_and_only_what_is_certified(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, Root]] = []
+    asked: list[tuple[NodeId, Root]] = []
 
-    async def note(watch: Watch, member: int, root: Root) -> None:
-        asked.append((member, root))
+    async def note(watch: Watch, node: NodeId, root: Root) -> None:
+        asked.append((node, root))
 
     monkeypatch.setattr(Watch, "check", note)
     blobs = [make_blob(GENESIS.code, 1500, seed) for seed in (1, 2)]
@@ -127,7 +126,7 @@ async def test_only_others_are_checked_and_only_what_is_certified(
         with trio.move_on_after(100):
             await watched.watch.run(1)
     assert 60 < len(asked) < 150
-    assert {member for member, _ in asked} == {1, 2}
+    assert {node for node, _ in asked} == {OPERATORS[1].public, OPERATORS[2].public}
     assert {root for _, root in asked} == set(blobs[1].header.roots)
 
 
