@@ -20,10 +20,13 @@ from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
 from economics.geometry import Code
+from economics.nodes import Seats
+from economics.slots import invalid_slot, seats_slot, state_key
 from p2pnode.chainclient import ChainClient
+from p2pnode.chainview import Seating
 from p2pnode.codec import Codec
 from p2pnode.download import Reader
-from p2pnode.errors import InputError, NodeError, SpaceError
+from p2pnode.errors import InconsistentBlob, InputError, NetworkError, NodeError, SpaceError, Unavailable
 from p2pnode.files import FULL, sync_directory
 from p2pnode.home import Home
 from p2pnode.kernel import load_kernel
@@ -57,7 +60,14 @@ class Client:
         self.session = session
         self.members = members
         self.codec = codec
-        self.reader = Reader(members=members, codec=codec, rng=random.Random(os.urandom(16)))
+        self.reader = Reader(members=members, seats=self.seats, codec=codec, rng=random.Random(os.urandom(16)))
+
+    async def seats(self, *, fresh: bool = False) -> Seating:
+        """Return who holds what, proven, and ask these members from here on."""
+        seating = await self.chain.seats(fresh=fresh)
+        if self.members.committee != seating.current:
+            await self.members.seat(seating.current)
+        return seating
 
     async def read(
         self,
@@ -72,6 +82,28 @@ class Client:
 
         Raises `Unavailable`, `InconsistentBlob`, `InputError` for a range outside, `SpaceError`.
         """
+        try:
+            return await self._read(blob_id, sink, bounds=bounds, strict=strict, report=report)
+        except (Unavailable, NetworkError, ExceptionGroup) as fault:
+            if self.reader.said_invalid and await self.is_invalid(blob_id):
+                raise InconsistentBlob(
+                    "the chain has it proven that the blob was encoded inconsistently by its writer: no node keeps it"
+                ) from fault
+            raise
+
+    async def is_invalid(self, blob_id: BlobId) -> bool:
+        """Return whether it is on chain, proven, that a blob is encoded wrongly."""
+        return (await self.chain.prove([state_key(invalid_slot(blob_id))])).values[0] is not None
+
+    async def _read(
+        self,
+        blob_id: BlobId,
+        sink: BinaryIO,
+        *,
+        bounds: tuple[int, int | None] | None,
+        strict: bool,
+        report: Callable[[int, int], None],
+    ) -> Read:
         header = await self.reader.header(blob_id)
         start, stop = parse_bounds(bounds, header)
         done = 0
@@ -86,52 +118,70 @@ class Client:
         return Read(blob_id, done, tuple(self.members.faults.values()))
 
     async def certificate(self, blob_id: BlobId) -> Certificate | None:
-        """Return a certificate of a blob that holds, from the first member that has one."""
+        """Return a certificate of a blob that holds, from the first member that has one.
+
+        One that is older than the committees which the chain still knows cannot be checked, and counts as none.
+        """
         request: dict[str, cbor.Value] = {"blob": bytes(blob_id), "op": "certificate"}
-        for member in range(self.members.count):
+        committees: dict[int, Committee | None] = {}
+        for member in (await self.seats()).current.members:
             try:
-                _, data = await self.members.request(member, request, size_max=CERTIFICATE_BYTES_MAX)
+                _, data = await self.members.request(member.node, request, size_max=CERTIFICATE_BYTES_MAX)
                 certificate = Certificate.decode(data, chain_id=self.genesis.chain_id)
-                certificate.verify(committee=Committee(certificate.epoch, self.genesis.members))
+                epoch = certificate.epoch
+                if epoch not in committees:
+                    committees[epoch] = await self._committee_of(epoch)
+                committee = committees[epoch]
+                if committee is None:
+                    continue
+                certificate.verify(committee=committee)
             except REQUEST_FAULTS:
                 continue
             if certificate.statement.blob_id == blob_id:
                 return certificate
         return None
 
+    async def _committee_of(self, epoch: int) -> Committee | None:
+        """Return an epoch's committee, proven; None if the chain knows it no more."""
+        value = (await self.chain.prove([state_key(seats_slot(epoch))])).values[0]
+        return None if value is None else Seats.decode(value).committee
+
     async def status(self) -> list[dict[str, Any]]:
         """Ask every member how it is; a member that does not answer says why."""
-        answers: dict[int, dict[str, Any]] = {}
+        try:
+            committee = (await self.seats()).current
+        except NetworkError:  # then each of those that were members last says why it does not answer
+            committee = self.members.committee
+        answers: dict[NodeId, dict[str, Any]] = {}
 
-        async def ask(member: int) -> None:
+        async def ask(node: NodeId) -> None:
             try:
-                reply, _ = await self.members.request(member, {"op": "status"}, size_max=STATUS_BYTES_MAX)
-                answers[member] = {"reachable": True, **parse_status(reply.header.get("status"))}
+                reply, _ = await self.members.request(node, {"op": "status"}, size_max=STATUS_BYTES_MAX)
+                answers[node] = {"reachable": True, **parse_status(reply.header.get("status"))}
             except REQUEST_FAULTS as fault:
-                answers[member] = {"reachable": False, "why": str(fault)}
+                answers[node] = {"reachable": False, "why": str(fault)}
 
         async with trio.open_nursery() as nursery:
-            for member in range(self.members.count):
-                nursery.start_soon(ask, member)
-        committee = self.genesis.committee
-        stakes = await self._stakes()
+            for member in committee.members:
+                nursery.start_soon(ask, member.node)
+        stakes = await self._stakes(committee)
         return [
             {
-                **answers[index],
+                **answers[member.node],
                 "member": index,
-                "node": build_key_text(committee.members[index].node),
-                "shards": committee.members[index].shards,
+                "node": build_key_text(member.node),
+                "shards": member.shards,
                 "stake_frost": stakes[index],
             }
-            for index in range(self.members.count)
+            for index, member in enumerate(committee.members)
         ]
 
-    async def _stakes(self) -> list[int | None]:
+    async def _stakes(self, committee: Committee) -> list[int | None]:
         """Return each member's stake by the chain, proven; None for all where no member can prove it now."""
         try:
-            nodes = await self.chain.nodes([member.node for member in self.genesis.members])
+            nodes = await self.chain.nodes([member.node for member in committee.members])
         except NodeError:
-            return [None] * self.members.count
+            return [None] * len(committee.members)
         return [None if node is None else node.stake_frost for node in nodes]
 
 

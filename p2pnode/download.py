@@ -1,9 +1,12 @@
 """Reads a blob or a range: header, then each segment from any P verified primary slivers or S secondary ones.
 
-Nothing is passed on that has not been checked against the blob ID. A member that fails is named and asked last.
+Nothing is passed on that has not been checked against the blob ID. A member that fails is named and asked last. While
+shards are on their way to other members, those who held them before are asked first, and the others when these fail.
 """
 
 import itertools
+import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -14,13 +17,24 @@ import trio
 
 from economics import cbor
 from economics.blob import BlobId, Header, Root, SegmentMetadata, header_bytes
-from economics.commitments import CERTIFICATE_FIXED_BYTES, SIGNER_BYTES, Certificate
-from economics.crypto import DIGEST_BYTES
+from economics.committee import Committee
+from economics.crypto import DIGEST_BYTES, NodeId
 from economics.errors import Reason, Rejected
 from economics.geometry import BLOB_BYTES_MAX, row_spans
+from p2pnode.chainview import Seating
 from p2pnode.codec import Codec, Kind
-from p2pnode.errors import InconsistentBlob, InputError, NodeError, PeerUnreachable, TooSlow, Unavailable
+from p2pnode.errors import (
+    InconsistentBlob,
+    InputError,
+    NetworkError,
+    NodeError,
+    PeerUnreachable,
+    TooSlow,
+    Unavailable,
+)
 from p2pnode.members import REQUEST_FAULTS, Members, Refused
+
+log = logging.getLogger("p2pnode.download")
 
 SEGMENTS_AHEAD = 3
 """Segments being fetched at once: as many as keep a slow line busy, and all that is in memory."""
@@ -30,6 +44,14 @@ RANGE_BYTES_PER_S = 262_144
 """A range has one holder for each of its symbols; one slower than this is gone round by reading the whole segment."""
 HEADER_ASKED = 3
 """Members asked for a header or metadata at once: any one right answer will do."""
+SEATS_OLD_S = 5.0
+"""Who holds what is asked again when it may have changed, but not more often than this."""
+FROZEN_PAUSE_S = 1.0
+FROZEN_S = 40.0
+"""Slivers that are being audited are refused for up to 30 s; those of other members are enough, unless these fail."""
+
+Seats = Callable[[], Awaitable[Seating]]
+"""Returns who holds what; raises `NetworkError` where nobody can prove it now."""
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -48,12 +70,39 @@ class Wanted:
 class Reader:
     """Reads blobs from the members of one network."""
 
-    def __init__(self, *, members: Members, codec: Codec, rng: random.Random) -> None:
+    def __init__(self, *, members: Members, seats: Seats, codec: Codec, rng: random.Random) -> None:
         self.members = members
-        self.committee = members.committee
         self.code = members.genesis.code
         self.codec = codec
         self.rng = rng
+        self.said_invalid = False
+        """A member has said that a blob was proven to be encoded wrongly; it is for the chain to prove that."""
+        self._seats = seats
+        self._seating: Seating | None = None
+        self._seats_at = -math.inf
+        self._frozen = False
+        """A sliver was refused because it is being audited."""
+
+    # --- who holds what ------------------------------------------------------------------------------------------
+
+    async def _look_up_seats(self, *, old_s: float = SEATS_OLD_S) -> bool:
+        """Ask who holds what unless that was done in the last `old_s` seconds; return whether it is others now."""
+        before = self._committees()
+        if trio.current_time() - self._seats_at >= old_s:
+            self._seats_at = trio.current_time()
+            try:
+                self._seating = await self._seats()
+            except NetworkError as fault:  # who held it last may still be there, though no quorum is
+                log.info("who holds what is not known: %s", fault)
+        return self._committees() != before
+
+    def _committees(self) -> tuple[Committee, ...]:
+        """Return whose members to ask, those who are sure to have what is older than their seats first."""
+        return (self.members.committee,) if self._seating is None else self._seating.committees
+
+    def _nodes(self) -> list[NodeId]:
+        """Return all nodes that hold something, each once."""
+        return list(dict.fromkeys(member.node for committee in self._committees() for member in committee.members))
 
     # --- small things that any member may answer -----------------------------------------------------------------
 
@@ -62,19 +111,6 @@ class Reader:
         size_max = header_bytes(self.code, BLOB_BYTES_MAX)
         decode = partial(Header.decode, code=self.code, blob_id=blob_id)
         return await self._ask_any({"blob": blob_id, "op": "header"}, size_max, decode, what="the blob")
-
-    async def certificate(self, blob_id: BlobId) -> Certificate:
-        """Return the blob's certificate, verified against the committee."""
-
-        def decode(data: bytes) -> Certificate:
-            certificate = Certificate.decode(data, chain_id=self.members.genesis.chain_id)
-            if certificate.statement.blob_id != blob_id:
-                raise Rejected(Reason.HASH_MISMATCH, "a certificate of another blob")
-            certificate.verify(committee=self.committee)
-            return certificate
-
-        size_max = CERTIFICATE_FIXED_BYTES + SIGNER_BYTES * self.members.count
-        return await self._ask_any({"blob": blob_id, "op": "certificate"}, size_max, decode, what="a certificate")
 
     async def _metadata(self, root: Root) -> SegmentMetadata:
         decode = partial(SegmentMetadata.decode, n=self.code.n, root=root)
@@ -86,32 +122,47 @@ class Reader:
     ) -> T:
         """Return the first answer that decodes, asking a few members at once and more as they fail."""
 
-        async def ask(member: int) -> T:
-            _, payload = await self.members.request(member, request, size_max=size_max)
+        async def ask(node: NodeId) -> T:
+            _, payload = await self.members.request(node, request, size_max=size_max)
             return decode(payload)
 
-        order = self._by_trust(self.rng.sample(range(self.members.count), self.members.count))
+        await self._look_up_seats()
+        nodes = self._nodes()
+        order = self._by_trust(self.rng.sample(nodes, len(nodes)))
         absent = 0
 
-        def note(member: int, fault: Exception) -> None:
+        def note(node: NodeId, fault: Exception) -> None:
             nonlocal absent
-            self.members.blame(member, fault)
+            self._blame(node, fault)
             absent += isinstance(fault, Refused) and fault.reason is Reason.NOT_FOUND
 
         found = await self._race(order, ask, wanted=1, ahead=HEADER_ASKED, on_fault=note)
         if found:
             return next(iter(found.values()))
-        raise self._nothing(what, absent)
+        raise self._nothing(what, absent, len(nodes))
 
-    def _nothing(self, what: str, absent: int) -> NodeError:
-        count = self.members.count
+    @staticmethod
+    def _nothing(what: str, absent: int, count: int) -> NodeError:
         if absent:
             return Unavailable(f"{absent} of {count} nodes answered, and none has {what}: check the ID")
         return PeerUnreachable(f"none of {count} nodes could be asked for {what}: check that the network is up")
 
-    def _by_trust(self, members: Iterable[int]) -> list[int]:
-        """Return members with those that failed before at the end."""
-        return sorted(members, key=lambda member: member in self.members.faults)
+    def _by_trust(self, nodes: Iterable[NodeId]) -> list[NodeId]:
+        """Return nodes with those that failed before at the end."""
+        return sorted(nodes, key=self._has_failed)
+
+    def _has_failed(self, node: NodeId) -> bool:
+        return self.members.fault(node) is not None
+
+    def _blame(self, node: NodeId, fault: Exception) -> None:
+        """Remember who failed; what the rules have a member refuse is no fault of its own."""
+        match fault:
+            case Refused(reason=Reason.INVALID):
+                self.said_invalid = True
+            case Refused(reason=Reason.OVER_BUDGET, retry=True):
+                self._frozen = True
+            case _:
+                self.members.blame(node, fault)
 
     async def _race(
         self,
@@ -167,13 +218,31 @@ class Reader:
 
     # --- slivers -------------------------------------------------------------------------------------------------
 
-    def _holder(self, root: Root, wanted: Wanted) -> int:
+    def _holders(self, root: Root, wanted: Wanted) -> list[NodeId]:
+        """Return who holds a sliver, who is sure to first, but who failed before last."""
         pair = wanted.index if wanted.kind is Kind.PRIMARY else self.code.n - 1 - wanted.index
-        return self.committee.holder(self.code.shard_of_pair(pair, root))
+        shard = self.code.shard_of_pair(pair, root)
+        held = (committee.members[committee.holder(shard)].node for committee in self._committees())
+        return self._by_trust(dict.fromkeys(held))
 
     async def _fetch(self, root: Root, metadata: SegmentMetadata, z: int, wanted: Wanted) -> memoryview:
-        """Return the symbols of a sliver, checked by its leaf list; blames the member for anything else."""
-        member = self._holder(root, wanted)
+        """Return the symbols of a sliver from one of its holders, the next one asked when one fails or is slow."""
+        faults: list[Exception] = []
+        found = await self._race(
+            self._holders(root, wanted),
+            partial(self._fetch_from, root, metadata, z, wanted),
+            wanted=1,
+            ahead=1,
+            on_fault=lambda node, fault: faults.append(fault),
+        )
+        if not found:
+            raise faults[0]
+        return next(iter(found.values()))
+
+    async def _fetch_from(
+        self, root: Root, metadata: SegmentMetadata, z: int, wanted: Wanted, node: NodeId
+    ) -> memoryview:
+        """Return the symbols of a sliver, checked by its leaf list; blames the node for anything else."""
         leaves_bytes = DIGEST_BYTES * self.code.n
         size = leaves_bytes + wanted.count * z
         request: dict[str, cbor.Value] = {
@@ -185,7 +254,7 @@ class Reader:
             "root": root,
         }
         try:
-            _, payload = await self.members.request(member, request, size_max=size)
+            _, payload = await self.members.request(node, request, size_max=size)
             if len(payload) != size:
                 raise Rejected(Reason.MALFORMED, "a sliver of another size")
             symbols = memoryview(payload)[leaves_bytes:]
@@ -193,17 +262,18 @@ class Reader:
                 metadata, wanted.kind, wanted.index, payload[:leaves_bytes], first=wanted.first, symbols=symbols, z=z
             )
         except REQUEST_FAULTS as fault:
-            self.members.blame(member, fault)
+            self._blame(node, fault)
             raise
         return symbols
 
     def _blame_slow(self, root: Root, wanted: Wanted) -> None:
-        self.members.blame(self._holder(root, wanted), TooSlow(f"no sliver within {HEDGE_S:.0f} s while others came"))
+        holder = self._holders(root, wanted)[0]
+        self.members.blame(holder, TooSlow(f"no sliver within {HEDGE_S:.0f} s while others came"))
 
     def _order(self, root: Root, kind: Kind, width: int) -> list[Wanted]:
         """Return all slivers of one kind: systematic ones first, but those of members that failed before last."""
         slivers = [Wanted(kind, index, 0, width) for index in range(self.code.n)]
-        return sorted(slivers, key=lambda sliver: self._holder(root, sliver) in self.members.faults)
+        return sorted(slivers, key=lambda sliver: self._has_failed(self._holders(root, sliver)[0]))
 
     async def _gather(self, root: Root, metadata: SegmentMetadata, z: int, kind: Kind) -> dict[int, memoryview]:
         width = self.codec.symbols(kind)
@@ -224,8 +294,21 @@ class Reader:
         """Return a segment as views to be written one after another.
 
         Raises `Unavailable` if too few slivers can be had, `InconsistentBlob` if the writer's commitments contradict
-        each other.
+        each other. Tries again where shards have moved meanwhile, or are being audited.
         """
+        until = trio.current_time() + FROZEN_S
+        while True:
+            await self._look_up_seats()
+            self._frozen = False
+            try:
+                return await self._segment(header, index)
+            except Unavailable:
+                if self._frozen and trio.current_time() < until:
+                    await trio.sleep(FROZEN_PAUSE_S)
+                elif not await self._look_up_seats(old_s=0.0):
+                    raise
+
+    async def _segment(self, header: Header, index: int) -> list[memoryview]:
         root = header.roots[index]
         length = self.code.segment_length(header.length, index)
         metadata = await self._metadata(root)

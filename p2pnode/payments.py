@@ -19,10 +19,11 @@ from economics.blob import BlobId, build_blob_id_text
 from economics.commitments import SALT_BYTES, ZERO_RESERVATION, Certificate, OwnerStatement, ReservationId
 from economics.committee import Committee
 from economics.crypto import DIGEST_BYTES, KEY_BYTES, SIGNATURE_BYTES, Level, OwnerId, Signature, digest
-from economics.genesis import FROST_MAX, FROST_PER_WAL, Genesis, Parameters
+from economics.genesis import FROST_MAX, FROST_PER_WAL, Genesis
+from economics.nodes import Terms
 from economics.state import BlobEntry, BlobSummary, Reservation
 from economics.transactions import Transaction, least_fee
-from p2pnode.chainview import Chain, Head, Outcome
+from p2pnode.chainview import Chain, Head, Outcome, Seating
 from p2pnode.errors import InputError, TransactionFailed, Unavailable, Unpaid
 from p2pnode.keys import Key
 
@@ -81,20 +82,20 @@ class Quote:
         return f"{format_amount(self.total_frost)} ({shown})"
 
 
-def quote(genesis: Genesis, *, units: int, epochs: int) -> Quote:
+def quote(genesis: Genesis, seating: Seating, *, units: int, epochs: int) -> Quote:
     """Return what storing `units` for `epochs` costs a client that holds no storage: it reserves, then certifies."""
-    fees = fee_of(genesis, Reserve(units, 0, epochs)) + certify_fee(genesis)
-    return _quote(genesis.parameters, units=units, epochs=epochs, fees_frost=fees)
+    fees = fee_of(genesis, Reserve(units, 0, epochs)) + certify_fee(genesis, seating.current)
+    return _quote(seating.terms, units=units, epochs=epochs, fees_frost=fees)
 
 
-def quote_extension(genesis: Genesis, entry: BlobEntry, epochs: int) -> Quote:
+def quote_extension(genesis: Genesis, terms: Terms, entry: BlobEntry, epochs: int) -> Quote:
     fee = fee_of(genesis, Extend(entry.blob_id, entry.reservation, epochs))
-    return _quote(genesis.parameters, units=entry.units, epochs=epochs, fees_frost=fee)
+    return _quote(terms, units=entry.units, epochs=epochs, fees_frost=fee)
 
 
-def _quote(parameters: Parameters, *, units: int, epochs: int, fees_frost: int) -> Quote:
-    storage = units * epochs * parameters.storage_frost_per_unit
-    return Quote(storage, units * parameters.write_frost_per_unit, fees_frost)
+def _quote(terms: Terms, *, units: int, epochs: int, fees_frost: int) -> Quote:
+    storage = units * epochs * terms.storage_frost_per_unit
+    return Quote(storage, units * terms.write_frost_per_unit, fees_frost)
 
 
 def fee_of(genesis: Genesis, operation: Operation) -> int:
@@ -103,13 +104,13 @@ def fee_of(genesis: Genesis, operation: Operation) -> int:
     return least_fee(blank, genesis.parameters)
 
 
-def certify_fee(genesis: Genesis) -> int:
+def certify_fee(genesis: Genesis, committee: Committee) -> int:
     """Return the most that certifying can cost: what the certificate with the most signers does."""
     zero, signature = bytes(DIGEST_BYTES), Signature(bytes(SIGNATURE_BYTES))
     statement = OwnerStatement(
         genesis.chain_id, OwnerId(zero), ZERO_RESERVATION, BlobId(zero), 0, True, bytes(SALT_BYTES), 0
     )
-    signatures = tuple((signer, signature) for signer in range(signers_max(genesis.committee)))
+    signatures = tuple((signer, signature) for signer in range(signers_max(committee)))
     return fee_of(genesis, Certify(Certificate(statement, signature, 0, signatures)))
 
 
@@ -146,7 +147,7 @@ async def verify_funds(chain: Chain, owner: OwnerId, cost_frost: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class Order:
     """What an owner who stores wants and is ready to pay."""
 
     epochs: int = EPOCHS
@@ -167,39 +168,41 @@ class Reserved:
     """What this call paid: 0 where the owner had it already. The certifying transaction's fee is not in it."""
 
 
-async def reserve_for(chain: Chain, key: Key, *, units: int, terms: Terms) -> Reserved:
+async def reserve_for(chain: Chain, key: Key, *, units: int, order: Order) -> Reserved:
     """Return a reservation for `units` from now on: one of the owner's own that is large enough, else a new one.
 
     Raises `Unpaid` before anything is paid, `TransactionFailed` where the network has no such storage.
     """
     owner = OwnerId(key.public)
-    head = await chain.head()
-    held = best_reservation(await chain.reservations(owner), epoch=head.epoch, units=units, epochs=terms.epochs)
+    seating = await chain.seats()
+    epoch = seating.current.epoch
+    held = best_reservation(await chain.reservations(owner), epoch=epoch, units=units, epochs=order.epochs)
     if held is not None:
-        await _agree(chain, owner, Quote(0, 0, certify_fee(chain.genesis)), terms)
+        await _agree(chain, owner, Quote(0, 0, certify_fee(chain.genesis, seating.current)), order)
         return Reserved(held.reservation, held.end_epoch, 0)
-    quoted = quote(chain.genesis, units=units, epochs=terms.epochs)
-    await _agree(chain, owner, quoted, terms)
-    outcome, end = await _reserve(chain, key, units=units, epochs=terms.epochs, epoch=head.epoch)
+    try:
+        return await _buy(chain, key, seating, units=units, order=order)
+    except TransactionFailed as fault:
+        seating = await chain.seats(fresh=True)
+        if fault.code != "wrong_epochs" or seating.current.epoch == epoch:
+            raise
+        return await _buy(chain, key, seating, units=units, order=order)
+
+
+async def _buy(chain: Chain, key: Key, seating: Seating, *, units: int, order: Order) -> Reserved:
+    """Buy storage from the current epoch on, at its price; fails where it ends meanwhile, for a fee."""
+    quoted = quote(chain.genesis, seating, units=units, epochs=order.epochs)
+    await _agree(chain, OwnerId(key.public), quoted, order)
+    start, end = seating.current.epoch, seating.current.epoch + order.epochs
+    outcome = await chain.transact(key, Reserve(units, start, end))
     paid = quoted.storage_frost + quoted.write_frost + outcome.fee_frost
     return Reserved(ReservationId(digest(Level.RESERVATION, outcome.hash)), end, paid)
 
 
-async def _agree(chain: Chain, owner: OwnerId, quoted: Quote, terms: Terms) -> None:
-    terms.on_quote(quoted)
-    verify_cost(quoted, max_cost_frost=terms.max_cost_frost)
+async def _agree(chain: Chain, owner: OwnerId, quoted: Quote, order: Order) -> None:
+    order.on_quote(quoted)
+    verify_cost(quoted, max_cost_frost=order.max_cost_frost)
     await verify_funds(chain, owner, quoted.total_frost)
-
-
-async def _reserve(chain: Chain, key: Key, *, units: int, epochs: int, epoch: int) -> tuple[Outcome, int]:
-    """Buy storage from the current epoch on; an epoch that ends meanwhile costs a fee and another try."""
-    try:
-        return await chain.transact(key, Reserve(units, epoch, epoch + epochs)), epoch + epochs
-    except TransactionFailed as fault:
-        now = (await chain.head()).epoch
-        if fault.code != "wrong_epochs" or now == epoch:
-            raise
-        return await chain.transact(key, Reserve(units, now, now + epochs)), now + epochs
 
 
 def best_reservation(held: list[Reservation], *, epoch: int, units: int, epochs: int) -> Reservation | None:
@@ -217,26 +220,26 @@ class Kept:
     transactions: int
 
 
-async def keep_live(chain: Chain, key: Key, blob: BlobSummary, *, terms: Terms) -> Kept:
-    """Have a live blob kept for `terms.epochs` without moving a byte: nothing, an extension, or an entry of one's own.
+async def keep_live(chain: Chain, key: Key, blob: BlobSummary, *, order: Order) -> Kept:
+    """Have a live blob kept for `order.epochs` without moving a byte: nothing, an extension, or an entry of one's own.
 
     Takes no transaction where an entry of the owner's lasts as long already, one where it has an entry or storage.
     """
     owner = OwnerId(key.public)
-    end = (await chain.head()).epoch + terms.epochs
+    end = (await chain.head()).epoch + order.epochs
     own = [one for one in await chain.entries(owner) if one.blob_id == blob.blob_id]
-    own = [one for one in own if one.deletable == terms.deletable]
+    own = [one for one in own if one.deletable == order.deletable]
     last = max(own, key=lambda one: (one.end_epoch, one.reservation), default=None)
     if last is not None and last.end_epoch >= end:
         return Kept(last.end_epoch, 0, 0)
     if last is not None:
-        quoted = quote_extension(chain.genesis, last, end - last.end_epoch)
-        await _agree(chain, owner, quoted, terms)
+        quoted = quote_extension(chain.genesis, (await chain.seats()).terms, last, end - last.end_epoch)
+        await _agree(chain, owner, quoted, order)
         await chain.transact(key, Extend(blob.blob_id, last.reservation, end - last.end_epoch))
         return Kept(end, quoted.total_frost, 1)
     units = chain.genesis.code.encoded_units(blob.length)
-    reserved = await reserve_for(chain, key, units=units, terms=terms)
-    outcome = await chain.transact(key, CertifyAgain(reserved.reservation, blob.blob_id, terms.deletable))
+    reserved = await reserve_for(chain, key, units=units, order=order)
+    outcome = await chain.transact(key, CertifyAgain(reserved.reservation, blob.blob_id, order.deletable))
     return Kept(reserved.end_epoch, reserved.cost_frost + outcome.fee_frost, 2 if reserved.cost_frost else 1)
 
 
@@ -272,8 +275,8 @@ async def extend(
     """Keep a blob of one's own for `epochs` more than it would be. Raises `Unpaid`, `TransactionFailed`."""
     owner = OwnerId(key.public)
     entry = (await own_entries(chain, owner, blob_id))[0]
-    quoted = quote_extension(chain.genesis, entry, epochs)
-    await _agree(chain, owner, quoted, Terms(epochs=epochs, max_cost_frost=max_cost_frost, on_quote=on_quote))
+    quoted = quote_extension(chain.genesis, (await chain.seats()).terms, entry, epochs)
+    await _agree(chain, owner, quoted, Order(epochs=epochs, max_cost_frost=max_cost_frost, on_quote=on_quote))
     outcome = await chain.transact(key, Extend(blob_id, entry.reservation, epochs))
     return Extended(entry.end_epoch + epochs, quoted.total_frost, outcome)
 

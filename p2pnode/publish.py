@@ -15,7 +15,6 @@ from economics.blob import BlobId
 from economics.commitments import ZERO_RESERVATION, ReservationId
 from economics.committee import Committee
 from economics.crypto import OwnerId
-from economics.errors import Reason
 from economics.ledger import Code
 from economics.state import BlobEntry
 from p2pnode.chainclient import ChainClient
@@ -24,8 +23,8 @@ from p2pnode.client import Client, compute_blob_id
 from p2pnode.encoder import open_encoder
 from p2pnode.errors import TransactionFailed
 from p2pnode.keys import Key
-from p2pnode.payments import Reserved, Terms, keep_live, reserve_for
-from p2pnode.upload import Deal, Progress, Stored, TooFewNodes, Uploader, file_length
+from p2pnode.payments import Order, Reserved, keep_live, reserve_for
+from p2pnode.upload import Deal, EpochEnded, Progress, Stored, TooFewNodes, Uploader, file_length
 
 PROOF_S = 6.0
 PROOF_PAUSE_S = 0.3
@@ -62,8 +61,8 @@ class _Reserving:
         self._done = trio.Event()
         self._reserved: Reserved | None = None
 
-    async def run(self, chain: ChainClient, key: Key, *, units: int, terms: Terms) -> None:
-        self._reserved = await reserve_for(chain, key, units=units, terms=terms)
+    async def run(self, chain: ChainClient, key: Key, *, units: int, order: Order) -> None:
+        self._reserved = await reserve_for(chain, key, units=units, order=order)
         self._done.set()
 
     @property
@@ -82,7 +81,7 @@ class Publisher:
 
     client: Client
     key: Key
-    terms: Terms
+    order: Order
     report: Callable[[Progress], None] = lambda progress: None
 
     @property
@@ -100,11 +99,11 @@ class Publisher:
         units = self.client.genesis.code.encoded_units(length)
         live = await self.chain.blob(blob_id)
         if live is not None:
-            kept = await keep_live(self.chain, self.key, live, terms=self.terms)
+            kept = await keep_live(self.chain, self.key, live, order=self.order)
             return Published(blob_id, length, units, kept.end_epoch, kept.cost_frost, kept.transactions, None)
         reserving = _Reserving()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(reserving.run, self.chain, self.key, units=units, terms=self.terms))
+            nursery.start_soon(partial(reserving.run, self.chain, self.key, units=units, order=self.order))
             upload = await self._upload(path, length, blob_id, reserving)
         reserved = await reserving.wait()
         fee, transactions = (0, 0) if upload is None else (upload[1].fee_frost, 1)
@@ -114,22 +113,22 @@ class Publisher:
     async def _upload(
         self, path: Path, length: int, blob_id: BlobId, reserving: _Reserving
     ) -> tuple[Stored, Outcome] | None:
-        """Upload and certify; once more where an epoch ended between the two: no bytes move again.
+        """Upload and certify; once more where an epoch ended meanwhile: no bytes move but those of shards that did.
 
         Returns None where the members refuse because the blob has been certified under its reservation already.
         """
         for left in reversed(range(ATTEMPTS)):
             try:
-                stored = await self._send(path, length, reserving)
+                seating = await self.client.seats(fresh=left < ATTEMPTS - 1)
+                stored = await self._send(path, length, seating.current, reserving)
                 return stored, await self._certify(stored)
             except TransactionFailed as fault:
                 if fault.code != Code.WRONG_EPOCH or not left:
                     raise
+            except EpochEnded:
+                if not left:
+                    raise
             except TooFewNodes as few:
-                met = any(fault.detail.startswith(Reason.WRONG_EPOCH) for fault in self.client.members.faults.values())
-                if met and left:
-                    self.client.members.forgive_all()
-                    continue
                 reserved = reserving.reserved
                 if few.unpaid and reserved is not None and await self._find_entry(blob_id, reserved.reservation):
                     return None
@@ -159,18 +158,18 @@ class Publisher:
             return entry if entry.owner == OwnerId(self.key.public) else None
         return None
 
-    async def _send(self, path: Path, length: int, reserving: _Reserving) -> Stored:
+    async def _send(self, path: Path, length: int, committee: Committee, reserving: _Reserving) -> Stored:
         async def agree() -> Deal:
             reserved = await reserving.wait()
             head = await self.chain.head()
-            committee = Committee(head.epoch, self.client.genesis.members)
-            return Deal(committee, head.height, reserved.reservation, self.terms.deletable)
+            seating = await self.chain.seats()
+            return Deal(seating.current, head.height, reserved.reservation, self.order.deletable)
 
         height = (await self.chain.head()).height
         paid = (await reserving.wait()).reservation if length > PARALLEL_BYTES_MAX else ZERO_RESERVATION
         async with open_encoder(self.client.codec, length=length) as encoder:
             uploader = Uploader(
-                members=self.client.members,
+                members=self.client.members.seated(committee),
                 encoder=encoder,
                 owner=self.key,
                 uploader=self.client.session.public,

@@ -21,6 +21,8 @@ from p2pnode.store import CorruptSliver, SliverStore
 
 ITEMS_MAX = 256
 """Roots or blobs that one request may name."""
+HEAVY_AT_ONCE = 2
+"""Replies to many roots in the making: a symbol of parity has its whole sliver read, and readers come first."""
 REPLY_BYTES_MAX = 8 << 20
 """Of one reply to many roots: it ends before the item that would exceed it, but for the first."""
 HEADERS_BYTES_MAX = 4 << 20
@@ -52,6 +54,7 @@ class Serving:
         self.codec = codec
         self._ledger = ledger
         self.is_frozen = is_frozen
+        self._heavy = trio.CapacityLimiter(HEAVY_AT_ONCE)
 
     @property
     def code(self) -> Code:
@@ -103,7 +106,7 @@ class Serving:
         return {"ok": True}, (certificate.encode(),)
 
     async def _proof(self, peer: NodeId, message: Incoming, payload: bytes) -> Reply:
-        proof = await trio.to_thread.run_sync(self.store.proof, _blob_of(message))
+        proof = await trio.to_thread.run_sync(self.store.proofs.read, _blob_of(message))
         if proof is None:
             raise Rejected(Reason.NOT_FOUND, "this node knows no proof against that blob")
         return {"ok": True}, (proof,)
@@ -153,18 +156,22 @@ class Serving:
     async def _pairs(self, peer: NodeId, message: Incoming, payload: bytes) -> Reply:
         """Whole pairs of one shard, to who holds it now or in the next epoch."""
         shard = message.integer("shard", high=self.code.n - 1)
-        ledger = self._ledger()
-        if abs(message.integer("epoch", high=EPOCHS_MAX) - ledger.epoch) > 1:
-            raise Rejected(Reason.WRONG_EPOCH, f"this is epoch {ledger.epoch}")
-        committees = (ledger.committee, ledger.next_committee)
-        if not any(committee is not None and shard in committee.shards_of_node(peer) for committee in committees):
-            raise Rejected(Reason.UNKNOWN_SIGNER, f"shard {shard} is not yours")
+        epoch = self._ledger().epoch
+        if abs(message.integer("epoch", high=EPOCHS_MAX) - epoch) > 1:
+            raise Rejected(Reason.WRONG_EPOCH, f"this is epoch {epoch}")
+        self._verify_holder(peer, shard)
         roots = [Root(root) for root in _split(payload)]
 
         def read() -> Reply:
             return _page((self._read_pair(root, shard) for root in roots), REPLY_BYTES_MAX)
 
-        return await trio.to_thread.run_sync(read)
+        return await trio.to_thread.run_sync(read, limiter=self._heavy)
+
+    def _verify_holder(self, peer: NodeId, shard: int) -> None:
+        """Raise `Rejected(UNKNOWN_SIGNER)` unless the peer holds the shard now or in the next epoch."""
+        committees = (self._ledger().committee, self._ledger().next_committee)
+        if not any(committee is not None and shard in committee.shards_of_node(peer) for committee in committees):
+            raise Rejected(Reason.UNKNOWN_SIGNER, f"shard {shard} is not yours")
 
     def _read_pair(self, root: Root, shard: int) -> list[bytes | memoryview]:
         if self.is_frozen(root, shard) or self.store.missing(root, [shard]):
@@ -184,13 +191,14 @@ class Serving:
         shard = message.integer("shard", high=self.code.n - 1)
         kind = Kind(message.integer("kind", high=1))
         helpers = _shards_in(message, self.code)
+        self._verify_holder(peer, shard)
         roots = [Root(root) for root in _split(payload)]
 
         def read() -> Reply:
             items = (self._read_crossings(root, shard, kind, helpers) for root in roots)
             return _page(items, REPLY_BYTES_MAX)
 
-        return await trio.to_thread.run_sync(read)
+        return await trio.to_thread.run_sync(read, limiter=self._heavy)
 
     def _read_crossings(self, root: Root, shard: int, kind: Kind, helpers: Sequence[int]) -> list[bytes | memoryview]:
         pair = self.code.pair_of_shard(shard, root)

@@ -56,6 +56,10 @@ class TooFewNodes(NetworkError):
         """Some refused as the storage is not there, or not any more: the blob may be certified under it already."""
 
 
+class EpochEnded(NetworkError):
+    """Other members hold other shards by now: what was sent is kept, and the rest is for the new committee."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far an upload is; counts are of segments, but for the last two, which are of shards."""
@@ -159,7 +163,7 @@ class Uploader:
         reservation: ReservationId = ZERO_RESERVATION,
         report: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        self.members = members
+        self.members = members.seated(members.committee)
         self.genesis = members.genesis
         self.committee = members.committee
         self.code = members.genesis.code
@@ -170,6 +174,8 @@ class Uploader:
         self.height = height
         self.reservation = reservation
         """What the ticket names; the zero reservation while the real one is on its way: the statement will name it."""
+        self._ended: set[int] = set()
+        """Members for which the epoch of this upload has ended, or not begun."""
         self.sent_bytes = 0
         self.present_segments = 0
         self._parts: dict[int, _Part] = {}
@@ -186,7 +192,7 @@ class Uploader:
     # --- the course of an upload ---------------------------------------------------------------------------------
 
     async def run(self, path: Path, length: int, agree: Agree) -> Stored:
-        """Store the file; raises `TooFewNodes`, `SpaceError`, `InputError`, and whatever `agree` does."""
+        """Store the file; raises `TooFewNodes`, `EpochEnded`, `SpaceError`, `InputError`, and whatever `agree` does."""
         try:
             return await self._run(path, length, agree)
         except BaseExceptionGroup as group:
@@ -231,7 +237,9 @@ class Uploader:
         return roots
 
     async def _close_all(self, header: Header, deal: Deal) -> Certificate:
-        """Close the upload with every member and return the certificate of a quorum."""
+        """Close the upload with every member and return the certificate of a quorum; raises `EpochEnded`."""
+        if deal.committee != self.committee.in_epoch(deal.committee.epoch):
+            raise EpochEnded("the committee changed while the file was stored: store it again, it sends what moved")
         self.committee = deal.committee
         self._statement = self._build_statement(header, deal)
         self._change()
@@ -300,6 +308,8 @@ class Uploader:
         return not scope.cancelled_caught
 
     def _too_few(self) -> NetworkError | SpaceError:
+        if self.committee.weight(self._parts.keys() | self._ended) >= self.committee.quorum:
+            return EpochEnded("an epoch ended while the file was stored: store it again, it sends what moved")
         known = [str(fault) for fault in self.members.faults.values()]
         faults = "; ".join([*known, *(f"node {member} refused: {why}" for member, why in self._not_found.items())])
         message = (
@@ -332,7 +342,10 @@ class Uploader:
         return behind if self.committee.weight(ahead) >= self.committee.quorum else set()
 
     def _drop(self, member: int, fault: Exception) -> None:
-        self.members.blame(member, fault)
+        if isinstance(fault, Refused) and fault.reason is Reason.WRONG_EPOCH:
+            self._ended.add(member)
+        else:
+            self.members.blame(member, fault)
         if isinstance(fault, Refused) and fault.reason is Reason.NOT_FOUND:
             self._not_found[member] = fault
         part = self._parts.pop(member, None)
@@ -371,7 +384,7 @@ class Uploader:
         await send_message(
             stream,
             {
-                "epoch": self.members.genesis.committee.epoch,
+                "epoch": self.members.committee.epoch,
                 "op": "open",
                 "signature": signature,
                 "ticket": ticket.encode(),

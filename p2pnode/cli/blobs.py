@@ -48,16 +48,16 @@ def store(
     certified already moves no bytes.
     """
     from economics.blob import build_blob_id_text
-    from p2pnode.payments import Terms
+    from p2pnode.payments import Order
     from p2pnode.progress import store_progress
     from p2pnode.publish import Publisher
 
-    terms = Terms(epochs=epochs, deletable=not permanent, max_cost_frost=max_cost, on_quote=say_quote)
+    order = Order(epochs=epochs, deletable=not permanent, max_cost_frost=max_cost, on_quote=say_quote)
     owner = load_owner(home_path, passphrase_file)
 
     async def work(client: "Client") -> None:
         with store_progress(file.name) as report:
-            done = await Publisher(client, owner, terms, report).publish(file)
+            done = await Publisher(client, owner, order, report).publish(file)
         blob_id = build_blob_id_text(done.blob_id)
         if as_json:
             echo_json(describe(client, done))

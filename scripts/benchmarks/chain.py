@@ -28,7 +28,7 @@ from p2pnode.client import Client, open_client
 from p2pnode.keys import Key, load_key
 from p2pnode.network.frames import build_header, receive_message
 from p2pnode.network.stream import Stream
-from p2pnode.payments import Terms
+from p2pnode.payments import Order
 from p2pnode.publish import Publisher
 from scripts.benchmarks.network import node_cpu, run_cli, running_testnet, settled_idle
 from scripts.benchmarks.timing import MIB, Row, random_bytes, seconds_of
@@ -242,7 +242,7 @@ async def store_in_session(directory: Path, network: testnet.Network) -> list[fl
             file = directory / f"session{number}"
             await trio.to_thread.run_sync(file.write_bytes, number.to_bytes(8, "little") + random_bytes(MIB)[8:])
             begin = time.perf_counter()
-            await Publisher(client, key, Terms()).publish(file)
+            await Publisher(client, key, Order()).publish(file)
             times.append(time.perf_counter() - begin)
     return times[1:]
 

@@ -20,7 +20,7 @@ from p2pnode.chainview import Outcome
 from p2pnode.client import Client
 from p2pnode.errors import NodeError, TooSlow
 from p2pnode.keys import Key
-from p2pnode.payments import Terms
+from p2pnode.payments import Order
 from p2pnode.publish import Publisher
 
 ACCOUNTS = 12
@@ -93,8 +93,8 @@ class Load:
             self.outcomes.append(outcome)
 
     async def _store_always(self, index: int, rng: random.Random) -> None:
-        terms = Terms(epochs=self.epochs)
-        publisher = Publisher(self.client, self.owners[index], terms)
+        order = Order(epochs=self.epochs)
+        publisher = Publisher(self.client, self.owners[index], order)
         number = 0
         while True:
             path = self.directory / f"blob-{index}-{number}"

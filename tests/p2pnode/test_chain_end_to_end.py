@@ -33,7 +33,7 @@ from p2pnode.files import replace_synced
 from p2pnode.home import Config, Home
 from p2pnode.keys import Key, load_key
 from p2pnode.members import Refused
-from p2pnode.payments import Terms
+from p2pnode.payments import Order
 from p2pnode.publish import Publisher
 from p2pnode.testnet import Network
 from p2pnode.trust import trusted_genesis
@@ -477,7 +477,8 @@ class TestEpochs:
                     return stakes if stakes[3] < full else []
                 return []
 
-            assert (await until(are_slashed))[:3] == [full] * 3
+            honest = (await until(are_slashed))[:3]
+            assert min(honest) >= full  # what they earn stays in their pools
             kill(network, 0)
             kept = ChainStore.open(testnet.home_of(network.directory, 0).chain_database_path, genesis.chain_id)
             ledger = Ledger.load(genesis, items=kept.state_values(), height=kept.head())
@@ -495,7 +496,7 @@ class TestEpochs:
             nursery.start_soon(pour, client.chain, faucet_of(network), 1_000_000)
             while not receipts or receipts[-1].header.epoch < begin + 3:
                 file = make_file(tmp_path / "file", 50_000, seed=100 + len(receipts))
-                publisher = Publisher(client, load_key(home.owner_key_path), Terms(epochs=20))
+                publisher = Publisher(client, load_key(home.owner_key_path), Order(epochs=20))
                 stored = await publisher.publish(file)
                 assert stored.upload is not None
                 receipts.append(await until(partial(receipt_of, client, stored.blob_id)))

@@ -24,7 +24,7 @@ from p2pnode.cli.main import cli, explain
 from p2pnode.errors import ExitCode, TransactionFailed
 from p2pnode.home import Home
 from p2pnode.keys import keep_secret
-from p2pnode.payments import EPOCHS, Terms, reserve_for
+from p2pnode.payments import EPOCHS, Order, reserve_for
 from tests.p2pnode.ledgerchain import LedgerChain
 from tests.small import BALANCE_FROST, OTHER_OWNER, OWNER, certify, make_blob, make_genesis, make_statement
 
@@ -83,7 +83,7 @@ def as_it_was() -> Iterator[None]:
 
 def store(chain: LedgerChain, *, epochs: int = 3, deletable: bool = True) -> None:
     async def work() -> None:
-        reserved = await reserve_for(chain, OWNER, units=UNITS, terms=Terms(epochs=epochs))
+        reserved = await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=epochs))
         await chain.certify(BLOB, reserved.reservation, deletable=deletable)
 
     trio.run(work)

@@ -19,7 +19,7 @@ from p2pnode.home import Config, Home
 from p2pnode.keys import load_key
 from p2pnode.network.frames import send_message
 from p2pnode.network.stream import Stream
-from p2pnode.payments import Terms, reserve_for
+from p2pnode.payments import Order, reserve_for
 from p2pnode.sliverfile import MAGIC
 from p2pnode.testnet import Network
 from p2pnode.upload import Deal, TooFewNodes, Uploader
@@ -291,7 +291,7 @@ async def test_a_blob_whose_client_dies_after_closing_is_certified_by_a_node(sma
         async with open_client(home) as client:
             units = client.genesis.code.encoded_units(size)
             reserved = await reserve_for(
-                client.chain, load_key(home.owner_key_path), units=units, terms=Terms(epochs=3)
+                client.chain, load_key(home.owner_key_path), units=units, order=Order(epochs=3)
             )
             deal = await make_deal(client, reserved.reservation)
 

@@ -13,7 +13,7 @@ from economics.state import Reservation
 from p2pnode import payments
 from p2pnode.errors import ExitCode, InputError, TransactionFailed, Unavailable, Unpaid
 from p2pnode.keys import Key
-from p2pnode.payments import Quote, Terms, format_amount, keep_live, parse_amount, quote, reserve_for, signers_max
+from p2pnode.payments import Order, Quote, format_amount, keep_live, parse_amount, quote, reserve_for, signers_max
 from tests.p2pnode.ledgerchain import LedgerChain
 from tests.small import BALANCE_FROST, OTHER_OWNER, OWNER, make_blob, make_genesis
 
@@ -69,8 +69,8 @@ class TestAmount:
 class TestQuote:
     async def test_is_what_reserving_and_certifying_cost(self, chain: LedgerChain) -> None:
         blob = make_blob(GENESIS.code, 5_000)
-        quoted = quote(GENESIS, units=UNITS, epochs=3)
-        reserved = await reserve_for(chain, OWNER, units=UNITS, terms=Terms(epochs=3))
+        quoted = quote(GENESIS, await chain.seats(), units=UNITS, epochs=3)
+        reserved = await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=3))
         assert spent(chain) == reserved.cost_frost
         await chain.certify(blob, reserved.reservation)
         assert spent(chain) == quoted.total_frost
@@ -105,21 +105,21 @@ class TestReserving:
     async def test_buys_from_this_epoch_on(self, chain: LedgerChain) -> None:
         chain.apply(ends_epoch=True)
         heard: list[Quote] = []
-        reserved = await reserve_for(chain, OWNER, units=UNITS, terms=Terms(epochs=2, on_quote=heard.append))
+        reserved = await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=2, on_quote=heard.append))
         assert chain.ledger.reservations_of(SELF) == [Reservation(reserved.reservation, SELF, UNITS, 1, 3)]
-        assert heard == [quote(GENESIS, units=UNITS, epochs=2)]
+        assert heard == [quote(GENESIS, await chain.seats(), units=UNITS, epochs=2)]
 
     async def test_takes_storage_that_the_owner_holds(self, chain: LedgerChain) -> None:
-        held = await reserve_for(chain, OWNER, units=10 * UNITS, terms=Terms(epochs=5))
+        held = await reserve_for(chain, OWNER, units=10 * UNITS, order=Order(epochs=5))
         paid = spent(chain)
-        again = await reserve_for(chain, OWNER, units=UNITS, terms=Terms(epochs=4, max_cost_frost=10**5))
+        again = await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=4, max_cost_frost=10**5))
         assert again == replace(held, cost_frost=0)
         assert spent(chain) == paid
 
     @pytest.mark.parametrize(("units", "epochs"), [(UNITS + 1, 5), (UNITS, 6)])
     async def test_takes_none_that_is_too_small_or_too_short(self, chain: LedgerChain, units: int, epochs: int) -> None:
-        held = await reserve_for(chain, OWNER, units=UNITS, terms=Terms(epochs=5))
-        fresh = await reserve_for(chain, OWNER, units=units, terms=Terms(epochs=epochs))
+        held = await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=5))
+        fresh = await reserve_for(chain, OWNER, units=units, order=Order(epochs=epochs))
         assert fresh.reservation != held.reservation
         assert fresh.cost_frost > 0
 
@@ -136,31 +136,31 @@ class TestReserving:
         assert found == small
 
     async def test_pays_nothing_over_what_was_agreed(self, chain: LedgerChain) -> None:
-        price = quote(GENESIS, units=UNITS, epochs=3).total_frost
+        price = quote(GENESIS, await chain.seats(), units=UNITS, epochs=3).total_frost
         with pytest.raises(Unpaid, match=r"--max-cost says .*: nothing was paid") as fault:
-            await reserve_for(chain, OWNER, units=UNITS, terms=Terms(epochs=3, max_cost_frost=price - 1))
+            await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=3, max_cost_frost=price - 1))
         assert fault.value.exit_code == ExitCode.UNPAID
         assert spent(chain) == 0
-        await reserve_for(chain, OWNER, units=UNITS, terms=Terms(epochs=3, max_cost_frost=price))
+        await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=3, max_cost_frost=price))
 
     async def test_needs_the_price_in_the_wallet(self, chain: LedgerChain) -> None:
-        price = quote(GENESIS, units=UNITS, epochs=3).total_frost
+        price = quote(GENESIS, await chain.seats(), units=UNITS, epochs=3).total_frost
         await chain.transact(OWNER, Transfer(OwnerId(POOR.public), price - 1))
         with pytest.raises(Unpaid, match=r"the wallet has .*wallet show.*faucet"):
-            await reserve_for(chain, POOR, units=UNITS, terms=Terms(epochs=3))
+            await reserve_for(chain, POOR, units=UNITS, order=Order(epochs=3))
         await chain.transact(OWNER, Transfer(OwnerId(POOR.public), 1))
-        await reserve_for(chain, POOR, units=UNITS, terms=Terms(epochs=3))
+        await reserve_for(chain, POOR, units=UNITS, order=Order(epochs=3))
 
     async def test_tries_again_when_the_epoch_ends_meanwhile(self, chain: LedgerChain) -> None:
         chain.ends_epoch_before_next = True
-        reserved = await reserve_for(chain, OWNER, units=UNITS, terms=Terms(epochs=2))
+        reserved = await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=2))
         assert reserved.end_epoch == 3
         assert [row.code for row in chain.rows] == ["wrong_epochs", "ok"]
 
     async def test_says_when_the_network_is_full(self, chain: LedgerChain) -> None:
         await chain.transact(OWNER, Reserve(GENESIS.parameters.capacity_units, 1, 2))
         with pytest.raises(TransactionFailed, match="over_capacity: the network has not as much storage") as fault:
-            await reserve_for(chain, OWNER, units=1, terms=Terms(epochs=2))
+            await reserve_for(chain, OWNER, units=1, order=Order(epochs=2))
         assert fault.value.exit_code == ExitCode.REFUSED
 
 
@@ -169,50 +169,50 @@ class TestLiveBlob:
     async def live(self, chain: LedgerChain) -> BlobId:
         """A blob that the owner keeps for two epochs."""
         blob = make_blob(GENESIS.code, 5_000)
-        reserved = await reserve_for(chain, OWNER, units=UNITS, terms=Terms(epochs=2))
+        reserved = await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=2))
         await chain.certify(blob, reserved.reservation)
         return blob.header.blob_id
 
-    async def keep(self, chain: LedgerChain, key: Key, blob_id: BlobId, terms: Terms) -> tuple[int, int, int]:
+    async def keep(self, chain: LedgerChain, key: Key, blob_id: BlobId, order: Order) -> tuple[int, int, int]:
         """Return the end epoch, the number of transactions and their cost, which must be what was said."""
         blob = chain.ledger.blob(blob_id)
         assert blob is not None
         owner = OwnerId(key.public)
         rows, before = len(chain.rows), chain.ledger.account(owner).balance_frost
-        kept = await keep_live(chain, key, blob, terms=terms)
+        kept = await keep_live(chain, key, blob, order=order)
         assert kept.transactions == len(chain.rows) - rows
         assert kept.cost_frost == before - chain.ledger.account(owner).balance_frost
         return kept.end_epoch, kept.transactions, kept.cost_frost
 
     async def test_that_is_kept_as_long_already_costs_nothing(self, chain: LedgerChain, live: BlobId) -> None:
-        assert await self.keep(chain, OWNER, live, Terms(epochs=2)) == (2, 0, 0)
+        assert await self.keep(chain, OWNER, live, Order(epochs=2)) == (2, 0, 0)
 
     async def test_of_one_s_own_is_extended_with_one_transaction(self, chain: LedgerChain, live: BlobId) -> None:
-        end, transactions, _ = await self.keep(chain, OWNER, live, Terms(epochs=5))
+        end, transactions, _ = await self.keep(chain, OWNER, live, Order(epochs=5))
         assert (end, transactions) == (5, 1)
         assert [entry.end_epoch for entry in chain.ledger.entries_of(SELF)] == [5]
 
     async def test_of_another_is_kept_too_with_one_transaction_where_there_is_storage(
         self, chain: LedgerChain, live: BlobId
     ) -> None:
-        await reserve_for(chain, OTHER_OWNER, units=UNITS, terms=Terms(epochs=3))
-        end, transactions, _ = await self.keep(chain, OTHER_OWNER, live, Terms(epochs=3))
+        await reserve_for(chain, OTHER_OWNER, units=UNITS, order=Order(epochs=3))
+        end, transactions, _ = await self.keep(chain, OTHER_OWNER, live, Order(epochs=3))
         assert (end, transactions) == (3, 1)
         assert isinstance(chain.rows[-1].signed.transaction.operation, CertifyAgain)
         assert len(chain.ledger.entries_of(OTHER)) == 1
 
     async def test_of_another_needs_storage_bought_first(self, chain: LedgerChain, live: BlobId) -> None:
-        assert (await self.keep(chain, OTHER_OWNER, live, Terms(epochs=3)))[:2] == (3, 2)
+        assert (await self.keep(chain, OTHER_OWNER, live, Order(epochs=3)))[:2] == (3, 2)
 
     async def test_that_shall_be_permanent_gets_an_entry_that_is(self, chain: LedgerChain, live: BlobId) -> None:
-        await self.keep(chain, OWNER, live, Terms(epochs=2, deletable=False))
+        await self.keep(chain, OWNER, live, Order(epochs=2, deletable=False))
         assert sorted(entry.deletable for entry in chain.ledger.entries_of(SELF)) == [False, True]
 
     async def test_is_not_extended_over_what_was_agreed(self, chain: LedgerChain, live: BlobId) -> None:
         blob = chain.ledger.blob(live)
         assert blob is not None
         with pytest.raises(Unpaid):
-            await keep_live(chain, OWNER, blob, terms=Terms(epochs=5, max_cost_frost=1))
+            await keep_live(chain, OWNER, blob, order=Order(epochs=5, max_cost_frost=1))
 
     async def test_is_extended_by_what_one_says_for_what_was_quoted(self, chain: LedgerChain, live: BlobId) -> None:
         before, heard = spent(chain), list[Quote]()
@@ -225,11 +225,11 @@ class TestLiveBlob:
     ) -> None:
         await payments.delete(chain, OWNER, live)
         assert chain.ledger.blob(live) is None
-        assert (await reserve_for(chain, OWNER, units=UNITS, terms=Terms(epochs=2))).cost_frost == 0
+        assert (await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=2))).cost_frost == 0
 
     async def test_that_is_permanent_is_not_deleted(self, chain: LedgerChain) -> None:
         blob = make_blob(GENESIS.code, 5_000)
-        reserved = await reserve_for(chain, OWNER, units=UNITS, terms=Terms(epochs=2))
+        reserved = await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=2))
         await chain.certify(blob, reserved.reservation, deletable=False)
         paid = spent(chain)
         with pytest.raises(InputError, match="--permanent: it stays until it expires"):

@@ -19,7 +19,7 @@ from p2pnode.chainview import Outcome
 from p2pnode.client import Client
 from p2pnode.errors import TransactionFailed
 from p2pnode.keys import Key
-from p2pnode.payments import Reserved, Terms
+from p2pnode.payments import Order, Reserved
 from p2pnode.publish import Publisher, _Reserving
 from p2pnode.upload import Stored, TooFewNodes
 from tests.chain import key_of
@@ -60,7 +60,7 @@ class Net(LedgerChain):
         return Stored(ID, 5_000, certify(GENESIS, statement, (0, 1, 2)), 3, 0, 0, ())
 
     def publisher(self) -> Publisher:
-        return Publisher(cast(Client, self), OWNER, Terms())
+        return Publisher(cast(Client, self), OWNER, Order())
 
 
 @pytest.fixture
