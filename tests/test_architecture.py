@@ -15,8 +15,7 @@ MAY_IMPORT = {
 }
 PURE = {
     *("base64", "binascii", "bisect", "collections", "dataclasses", "enum", "fractions", "functools", "heapq"),
-    *("itertools", "json"),
-    *("operator", "struct", "typing"),
+    *("itertools", "json", "operator", "struct", "typing"),
     *("blake3", "cbor2", "nacl"),
 }
 """All that economics may use: the same inputs give the same outputs."""
