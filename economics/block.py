@@ -199,17 +199,23 @@ def verify_successor(
         raise Rejected(Reason.WRONG_PARENT, "what builds on a boundary is empty")
     if header.committee_hash != committee.hash:
         raise Rejected(Reason.WRONG_STATE, "another committee")
-    _verify_next_committee(header.next_committee_hash, parent=None if first or is_tail else parent)
-    if not is_tail and is_boundary(header, root=root, epoch_ms=epoch_ms) and header.next_committee_hash == ZERO_HASH:
-        raise Rejected(Reason.WRONG_TIME, "a block that ends an epoch names the next committee")
+    _verify_name(header.next_committee_hash, parent=None if first or is_tail else parent)
+    if not is_tail and is_boundary(header, root=root, epoch_ms=epoch_ms):
+        _verify_boundary(header)
 
 
-def _verify_next_committee(named: Digest, *, parent: BlockHeader | None) -> None:
-    """Raise `Rejected` if a name goes back, or comes where none can be (None): behind the root or a boundary."""
+def _verify_name(named: Digest, *, parent: BlockHeader | None) -> None:
+    """Raise `Rejected` if the name of the next committee is another than the parent's, if that has one, or comes where
+    none can be (parent None): right behind the root or a boundary."""
     if parent is None and named != ZERO_HASH:
         raise Rejected(Reason.WRONG_STATE, "nobody can know the next committee yet")
     if parent is not None and parent.next_committee_hash not in (ZERO_HASH, named):
         raise Rejected(Reason.WRONG_STATE, "another next committee than the parent's")
+
+
+def _verify_boundary(header: BlockHeader) -> None:
+    if header.next_committee_hash == ZERO_HASH:
+        raise Rejected(Reason.WRONG_TIME, "a block that ends an epoch names the next committee")
 
 
 def _stands_still(header: BlockHeader, parent: BlockHeader, *, end_ms: int) -> bool:

@@ -14,12 +14,13 @@ from economics import cbor
 from economics.blob import BlobId
 from economics.block import BlockHeader, Finality, is_boundary
 from economics.committee import Committee
-from economics.crypto import DIGEST_BYTES, Digest, Level, digest
+from economics.crypto import DIGEST_BYTES, Digest, Level, digest, verify_signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Parameters
 from economics.slots import blob_key
 from economics.state import BlobSummary
 from economics.tree import Proof
+from economics.votes import Verify
 
 VERSION = 1
 RECEIPT_BYTES_MAX = 4 << 20
@@ -103,12 +104,14 @@ def _verify_epoch(trusted: Trusted, header: BlockHeader) -> None:
         raise Rejected(Reason.WRONG_EPOCH, f"a block of epoch {header.epoch}, trusted is epoch {trusted.epoch}")
 
 
-def follow(trusted: Trusted, boundary: Boundary, *, parameters: Parameters) -> Trusted:
+def follow(
+    trusted: Trusted, boundary: Boundary, *, parameters: Parameters, verify: Verify = verify_signature
+) -> Trusted:
     """Return the epoch that begins at a boundary of the trusted one, or raise `Rejected`."""
     _verify_epoch(trusted, boundary.header)
     if not is_boundary(boundary.header, root=trusted.root, epoch_ms=parameters.epoch_ms):
         raise Rejected(Reason.WRONG_TIME, "the block does not end its epoch")
-    boundary.finality.verify(boundary.header, committee=trusted.committee)
+    boundary.finality.verify(boundary.header, committee=trusted.committee, verify=verify)
     return Trusted(boundary.header, _next_committee(trusted.committee, boundary))
 
 

@@ -274,7 +274,8 @@ class ChainClient:
     async def _keep_seating(self, seating: Seating) -> Seating:
         self._trust.seating = seating
         await self.members.seat(seating.current)
-        await trio.to_thread.run_sync(self._trust.keep_seating, seating)
+        async with self._keeping:
+            await trio.to_thread.run_sync(self._trust.keep_seating, seating)
         return seating
 
     async def receipt(self, blob_id: BlobId) -> Receipt:

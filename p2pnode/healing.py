@@ -115,7 +115,7 @@ class Healing:
         """Look for what is missing, and report to the chain when nothing of the handover is."""
         self.peers.begin(ledger.epoch)
         start = trio.current_time()
-        proven = self.store.proven()
+        proven = self.store.proofs.known()
         survey = await trio.to_thread.run_sync(lambda: self._surveyor.survey(ledger, now=start, proven=proven))
         self._survey_s = trio.current_time() - start
         self.missing = len(survey.headers) + len(survey.wants)
@@ -193,6 +193,10 @@ class Healing:
         z = self.code.symbol_bytes(want.length)
         return LENGTH_BYTES + 2 * self.code.n * DIGEST_BYTES + self.code.pair_bytes(z)
 
+    def _files_bytes(self, wants: Sequence[Want]) -> int:
+        """Return what the files of these pairs take of the disk."""
+        return sum(self.store.layout.file_bytes(self.code.symbol_bytes(want.length)) for want in wants)
+
     async def _store(self, made: Sequence[tuple[SegmentMetadata, Want, Pair]]) -> None:
         """Keep pairs that have been checked; each is durable by itself."""
         for metadata, want, pair in made:
@@ -233,6 +237,7 @@ class Healing:
         for page in self._pages([[want] for want in wants]):
             size = sum(map(self._item_bytes, page))
             async with self.throttle.taken(size):
+                await trio.to_thread.run_sync(self.store.verify_room, self._files_bytes(page))
                 try:
                     await self._take_page(epoch, node, shard, page, size)
                 except REQUEST_FAULTS as fault:
@@ -283,6 +288,7 @@ class Healing:
 
         async def recover(page: list[Want]) -> None:
             async with room, self.throttle.taken(sum(map(self._item_bytes, page))):
+                await trio.to_thread.run_sync(self.store.verify_room, self._files_bytes(page))
                 made, wrong = await self.repair.recover_pairs(ledger, page)
                 await self._store(made)
                 for fault in wrong:

@@ -9,10 +9,10 @@ from economics.committee import Committee
 from economics.crypto import NodeId
 from economics.ledger import Ledger
 from economics.state import BlobSummary
-from p2pnode.store import SliverStore
+from p2pnode.store import SliverKey, SliverStore
 
-WANTS_MAX = 4_096
-"""Found in one survey; when these are done, or cannot be had, the next one begins behind them."""
+WANTS_MAX = 1_024
+"""Found in one survey, 4 GiB of full segments at most: the next one begins behind them, and by the newest ledger."""
 SOURCES_MAX = 3
 """Former holders of one shard that are asked for its slivers, before these are recovered from symbols."""
 
@@ -42,8 +42,50 @@ class Survey:
     """Whether all is held that this member owes now of what was certified before its committee's shards moved."""
     next_due: float = inf
     """When the first blob is due whose upload may still be under way."""
-    last: BlobId | None = None
-    """The last blob that something of is in `wants`."""
+    rest: tuple[BlobId, int] | None = None
+    """The blob and segment from where on there was no room for more."""
+
+
+class _Look:
+    """One look at the blobs of a ledger."""
+
+    def __init__(self, ledger: Ledger, node: NodeId, store: SliverStore) -> None:
+        later = ledger.next_committee
+        self.store = store
+        self.current = ledger.committee.shards_of_node(node)
+        self.owed = sorted({*self.current, *(() if later is None else later.shards_of_node(node))})
+        self.since = ledger.handover.since_epoch
+        self.found = Survey()
+        self._wanted: set[SliverKey] = set()
+
+    def at(self, blob: BlobSummary, first: int) -> bool:
+        """Add what is missing of a blob from a segment on; return whether anything of it is."""
+        record = self.store.record(blob.blob_id)
+        is_old = blob.certified_epoch < self.since
+        if record is None:
+            self.found.headers.append(blob.blob_id)
+            self.found.synced &= not (is_old and self.current)
+            return True
+        is_missing = False
+        for segment, root in enumerate(record.header.roots):
+            shards = self.store.missing(root, self.owed)
+            if shards:
+                is_missing = True
+                self.found.synced &= not (is_old and set(shards) & set(self.current))
+                if segment >= first:
+                    self._want(blob, segment, root, shards)
+        return is_missing
+
+    def _want(self, blob: BlobSummary, segment: int, root: Root, shards: list[int]) -> None:
+        """Want a segment's pairs, all of them, as they are recovered together, or none where there is no room."""
+        if len(self._wanted) >= WANTS_MAX:
+            self.found.rest = self.found.rest or (blob.blob_id, segment)
+            return
+        length = self.store.code.segment_length(blob.length, segment)
+        for shard in shards:
+            if (root, shard) not in self._wanted:
+                self._wanted.add((root, shard))
+                self.found.wants.append(Want(root, shard, blob.blob_id, segment, length, blob.certified_epoch))
 
 
 class Surveyor:
@@ -55,67 +97,41 @@ class Surveyor:
         self.delay_s = delay_s
         self._noticed: dict[BlobId, float] | None = None
         """When blobs of the current epoch were first found incomplete; None before the first survey."""
-        self._last: BlobId | None = None
+        self._rest: tuple[BlobId, int] | None = None
+        """Where the last survey had no more room."""
 
     def survey(self, ledger: Ledger, *, now: float, proven: Set[BlobId]) -> Survey:
         """Return what is missing, without the blobs that are proven to be encoded wrongly: 1 us a segment and shard."""
-        found = Survey()
-        current = ledger.committee.shards_of_node(self.node)
-        later = ledger.next_committee
-        owed = sorted({*current, *(() if later is None else later.shards_of_node(self.node))})
+        look = _Look(ledger, self.node, self.store)
         noticed: dict[BlobId, float] = {}
-        wanted: set[tuple[Root, int]] = set()
-        for blob in self._in_turn(ledger) if owed else ():
-            if blob.blob_id in proven or not self._look_at(blob, found, owed, current, ledger, wanted):
+        for blob, first in self._in_turn(ledger) if look.owed else ():
+            if blob.blob_id in proven or not look.at(blob, first):
                 continue
             if blob.certified_epoch == ledger.epoch:
                 noticed[blob.blob_id] = self._notice(blob.blob_id, now)
         if noticed:
-            self._hold_back(found, noticed, now)
-        self._noticed, self._last = noticed, found.last if len(wanted) >= WANTS_MAX else None
-        return found
+            self._hold_back(look.found, noticed, now)
+        self._noticed, self._rest = noticed, look.found.rest
+        return look.found
 
-    def _in_turn(self, ledger: Ledger) -> Iterator[BlobSummary]:
-        """Yield the live blobs, from where the last survey stopped."""
+    def _in_turn(self, ledger: Ledger) -> Iterator[tuple[BlobSummary, int]]:
+        """Yield the live blobs, and from which segment on to look; begins where the last survey had no more room."""
         blobs = list(ledger.live_blobs())
-        start = 0 if self._last is None else sum(blob.blob_id <= self._last for blob in blobs)
-        yield from blobs[start:]
-        yield from blobs[:start]
-
-    def _look_at(
-        self,
-        blob: BlobSummary,
-        found: Survey,
-        owed: list[int],
-        current: tuple[int, ...],
-        ledger: Ledger,
-        wanted: set[tuple[Root, int]],
-    ) -> bool:
-        """Add what is missing of a blob; return whether anything is."""
-        is_old = blob.certified_epoch < ledger.handover.since_epoch
-        record = self.store.record(blob.blob_id)
-        if record is None:
-            found.headers.append(blob.blob_id)
-            found.synced &= not (is_old and current)
-            return True
-        is_missing = False
-        code = self.store.code
-        for segment, root in enumerate(record.header.roots):
-            is_full = len(wanted) >= WANTS_MAX  # a segment's pairs are recovered together
-            for shard in self.store.missing(root, owed):
-                is_missing = True
-                found.synced &= not (is_old and shard in current)
-                if is_full or (root, shard) in wanted:
-                    continue
-                wanted.add((root, shard))
-                found.last = blob.blob_id
-                length = code.segment_length(blob.length, segment)
-                found.wants.append(Want(root, shard, blob.blob_id, segment, length, blob.certified_epoch))
-        return is_missing
+        blob_id, first = (BlobId(b""), 0) if self._rest is None else self._rest
+        start = sum(blob.blob_id < blob_id for blob in blobs)
+        for at, blob in enumerate((*blobs[start:], *blobs[:start])):
+            yield blob, 0 if at or blob.blob_id != blob_id else first
+        if first and blobs[start:]:
+            yield blobs[start], 0
 
     def _notice(self, blob_id: BlobId, now: float) -> float:
-        """Return since when a blob is known to be incomplete; what is so at the start has waited long enough."""
-        return -inf if self._noticed is None else self._noticed.get(blob_id, now)
+        """Return since when a blob is known to be incomplete; what no upload is under way for has waited long enough.
+
+        That is what is so at the start, and what was complete: it has a record.
+        """
+        if self._noticed is None:
+            return -inf
+        return self._noticed.get(blob_id, now if self.store.record(blob_id) is None else -inf)
 
     def _hold_back(self, found: Survey, noticed: dict[BlobId, float], now: float) -> None:
         """Leave out what is not due yet: its client may still be sending it."""

@@ -64,14 +64,14 @@ class Proofs:
 
     async def found(self, blob_id: BlobId, proof: InconsistencyProof) -> None:
         """Keep a proof that this node has made, and have the blob invalidated."""
-        await trio.to_thread.run_sync(self.store.put_proof, blob_id, proof.encode())
+        await trio.to_thread.run_sync(self.store.proofs.put, blob_id, proof.encode())
         self._news.set()
 
     async def run(self) -> None:
         """See proofs through to the ledger, those of an earlier run too."""
         while True:
             self._news = trio.Event()
-            for blob_id in sorted(self.store.proven()):
+            for blob_id in sorted(self.store.proofs.known()):
                 ledger = self._ledger()
                 if ledger.blob(blob_id) is not None and not ledger.is_invalid(blob_id):
                     await self._invalidate(ledger, blob_id)
@@ -79,7 +79,7 @@ class Proofs:
                 await self._news.wait()
 
     async def _invalidate(self, ledger: Ledger, blob_id: BlobId) -> None:
-        proof = await trio.to_thread.run_sync(self.store.proof, blob_id)
+        proof = await trio.to_thread.run_sync(self.store.proofs.read, blob_id)
         assert proof is not None  # it is among those that the store has
         proof_hash = digest(Level.PROOF, proof)
         attestations = await self._gather(ledger.committee, blob_id, proof)
@@ -146,8 +146,8 @@ class Proofs:
 
         def check() -> None:
             InconsistencyProof.decode(payload, code=self.codec.code).verify(self.codec, header)
-            if blob_id not in self.store.proven():
-                self.store.put_proof(blob_id, payload)
+            if blob_id not in self.store.proofs.known():
+                self.store.proofs.put(blob_id, payload)
 
         await trio.to_thread.run_sync(check)
         signature = self.sign(self._message(ledger.epoch, blob_id, payload))

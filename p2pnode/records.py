@@ -1,13 +1,15 @@
-"""What a node keeps of a blob besides its slivers: header, what it signed for, certificate. Values and bytes only."""
+"""What a node keeps of a blob besides its slivers: header, what it signed for, certificate; proofs against writers."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from economics import cbor
-from economics.blob import BlobId, Header
+from economics.blob import BlobId, Header, build_blob_id_text, parse_blob_id
 from economics.commitments import Certificate, Commitment, OwnerStatement
 from economics.crypto import SIGNATURE_BYTES, Digest, Signature
 from economics.errors import Reason, Rejected
 from economics.geometry import Code
+from p2pnode.files import replace_synced
 
 BLOB_RECORD_BUDGET = cbor.Budget(size_max=8 << 20, depth_max=4, elements_max=4_096)
 ENTRIES_MAX = 256
@@ -71,3 +73,34 @@ def _parse_entry(row: object, chain_id: Digest) -> Entry:
             return Entry(statement, Signature(owner_signature), epoch, Signature(signature))
         case _:
             raise Rejected(Reason.MALFORMED, "not an entry of a blob record")
+
+
+class ProofFiles:
+    """Inconsistency proofs that have been checked, one file for each blob. For worker threads."""
+
+    def __init__(self, directory: Path) -> None:
+        self.foreign_files = 0
+        self._directory = directory
+        self._known: set[BlobId] = set()
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in directory.iterdir():
+            if path.suffix == ".new":
+                path.unlink()
+                continue
+            try:
+                self._known.add(parse_blob_id(path.name))
+            except Rejected:
+                self.foreign_files += 1
+
+    def put(self, blob_id: BlobId, proof: bytes) -> None:
+        """Keep a proof; durable on return."""
+        replace_synced(self._directory / build_blob_id_text(blob_id), (proof,))
+        self._known.add(blob_id)
+
+    def read(self, blob_id: BlobId) -> bytes | None:
+        """Return the proof that is known of a blob."""
+        return (self._directory / build_blob_id_text(blob_id)).read_bytes() if blob_id in self._known else None
+
+    def known(self) -> frozenset[BlobId]:
+        """Return the blobs whose writer is known to have encoded them wrongly."""
+        return frozenset(self._known)

@@ -20,7 +20,7 @@ from economics.errors import Reason, Rejected
 from p2pnode.codec import Codec, Kind
 from p2pnode.errors import NodeError, SpaceError
 from p2pnode.files import full_disk_named, replace_synced, sync_directory, write_synced
-from p2pnode.records import ENTRIES_MAX, BlobRecord, Entry
+from p2pnode.records import ENTRIES_MAX, BlobRecord, Entry, ProofFiles
 from p2pnode.sliverfile import Head, Layout, Pair
 
 DISK_RESERVE_BYTES = 16 << 20
@@ -71,21 +71,21 @@ class SliverStore:
         """Live uploads that rely on a root."""
         self._unclosed: dict[Root, None] = {}
         """Roots without a reference, oldest first: the order in which they are evicted."""
-        self._proofs: set[BlobId] = set()
         self._load()
+        self.proofs = ProofFiles(directory / "proofs")
+        """What is known of writers that encoded wrongly; it outlives their blobs."""
+        self.foreign_files += self.proofs.foreign_files
 
     # --- start: the directory is the index -----------------------------------------------------------------------
 
     def _load(self) -> None:
-        for room in ("slivers", "blobs", "proofs", "tmp"):
+        for room in ("slivers", "blobs", "tmp"):
             (self.directory / room).mkdir(parents=True, exist_ok=True)
         for leftover in (self.directory / "tmp").iterdir():
             if leftover.is_file():
                 leftover.unlink()
         for path in (self.directory / "blobs").iterdir():
             self._load_record(path)
-        for path in (self.directory / "proofs").iterdir():
-            self._load_proof(path)
         found: list[tuple[int, Root, int, int]] = []
         for drawer in os.scandir(self.directory / "slivers"):
             for file in os.scandir(drawer) if drawer.is_dir() else (drawer,):
@@ -111,15 +111,6 @@ class SliverStore:
             self.foreign_files += 1
             return
         self._index_record(blob_id, record)
-
-    def _load_proof(self, path: Path) -> None:
-        if path.suffix == ".new":
-            path.unlink()
-            return
-        try:
-            self._proofs.add(parse_blob_id(path.name))
-        except Rejected:
-            self.foreign_files += 1
 
     def _add_file(self, root: Root, shard: int, size: int) -> None:
         shards = self._sizes.setdefault(root, {})
@@ -236,6 +227,12 @@ class SliverStore:
             if disk.f_bavail * disk.f_frsize < size + DISK_RESERVE_BYTES:
                 raise SpaceError(f"the disk that holds {self.directory} is full: free some space or lower the quota")
             self.used_bytes += size
+
+    def verify_room(self, size: int) -> None:
+        """Raise `SpaceError` unless there is room for so many bytes, before anybody sends them."""
+        with self._lock:
+            self._reserve(size)
+            self.used_bytes -= size
 
     def evict(self, size: int) -> None:
         """Delete slivers that no record and no live upload refers to, oldest first, until `size` bytes are free."""
@@ -472,26 +469,6 @@ class SliverStore:
         replace_synced(self._record_path(blob_id), (record.encode(),))
         with self._lock:
             self._index_record(blob_id, record)
-
-    # --- proofs that a writer encoded wrongly --------------------------------------------------------------------
-
-    def _proof_path(self, blob_id: BlobId) -> Path:
-        return self.directory / "proofs" / build_blob_id_text(blob_id)
-
-    def put_proof(self, blob_id: BlobId, proof: bytes) -> None:
-        """Keep a proof that has been checked; durable on return. It outlives the blob."""
-        replace_synced(self._proof_path(blob_id), (proof,))
-        with self._lock:
-            self._proofs.add(blob_id)
-
-    def proof(self, blob_id: BlobId) -> bytes | None:
-        """Return the proof that is known of a blob; it is read off the disk."""
-        return self._proof_path(blob_id).read_bytes() if blob_id in self._proofs else None
-
-    def proven(self) -> set[BlobId]:
-        """Return the blobs whose writer is known to have encoded them wrongly."""
-        with self._lock:
-            return set(self._proofs)
 
 
 def _parse_sliver_name(name: str) -> SliverKey | None:

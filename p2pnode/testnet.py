@@ -252,16 +252,19 @@ def wait_ready(process: Process) -> None:
 
 def restart(testnet: Network, index: int) -> Network:
     """Start a node that is not running again; the rest of the testnet is left alone."""
-    old = testnet.process(index)
-    if old.is_running:
+    if testnet.process(index).is_running:
         raise InputError(f"node {index} is running")
-    fresh = start(
-        testnet.directory, index, node=old.node, owner=old.owner, address=old.address, behaviour=old.behaviour
-    )
+    fresh = start_again(testnet, index)
     changed = testnet.with_process(fresh)
     changed.save()
     wait_ready(fresh)
     return changed
+
+
+def start_again(testnet: Network, index: int) -> Process:
+    """Start a node as it was before, and do not wait for it."""
+    old = testnet.process(index)
+    return start(testnet.directory, index, node=old.node, owner=old.owner, address=old.address, behaviour=old.behaviour)
 
 
 def add(testnet: Network, *, stake_frost: int | None = None, quota_bytes: int | None = None) -> Network:

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from p2pnode.kernel import load_kernel
 from scripts.benchmarks.chain import bench_chain
+from scripts.benchmarks.challenges import bench_challenges
 from scripts.benchmarks.codec import bench_codec
 from scripts.benchmarks.gossip import bench_gossip, run_gossip_node
 from scripts.benchmarks.network import bench_network
@@ -46,7 +47,7 @@ def show(title: str, rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = ("codec", "stages", "wire", "gossip", "network", "chain", "large")
+    parts = ("codec", "stages", "wire", "gossip", "network", "challenges", "chain", "large")
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(parts)}; all but large if none"
     )
@@ -74,6 +75,7 @@ def main() -> None:
             "wire": lambda: bench_wire(directory),
             "gossip": bench_gossip,
             "network": lambda: bench_network(directory, nodes=10, shards=10, size=100 * MIB),
+            "challenges": lambda: bench_challenges(directory / "challenges"),
             "chain": lambda: bench_chain(directory),
             "large": lambda: bench_network(directory, nodes=10, shards=10, size=2 * GIB),
         }

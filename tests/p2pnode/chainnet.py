@@ -19,7 +19,7 @@ from p2pnode.network.frames import Incoming, receive_message_or_end, send_messag
 from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
 from tests.p2pnode.finalchain import GENESIS
-from tests.small import UPLOADER
+from tests.small import OPERATORS, UPLOADER
 from tests.streams import as_stream, stream_pair
 
 Handler = Callable[[Stream], Awaitable[None]]
@@ -92,22 +92,22 @@ async def silent(stream: Stream) -> None:
 
 
 class ChainNet:
-    """Dials the handlers of members in memory; a member without one does not answer."""
+    """Dials the handlers of operators in memory, members or not; one without a handler does not answer."""
 
     def __init__(self, handlers: Sequence[Handler | None], nursery: trio.Nursery, genesis: Genesis = GENESIS) -> None:
         self.genesis = genesis
         self.handlers = {
-            member.node: handler for member, handler in zip(genesis.members, handlers, strict=False) if handler
+            NodeId(key.public): handler for key, handler in zip(OPERATORS, handlers, strict=False) if handler
         }
         self.asked: list[int] = []
-        """Members in the order of dialling."""
+        """Operators in the order of dialling."""
         self._nursery = nursery
 
     async def open_stream(
         self, peer: NodeId, protocol: str, *, addresses: Sequence[str] = (), deadline_s: float = 10.0
     ) -> Stream:
         await trio.lowlevel.checkpoint()
-        self.asked.append([member.node for member in self.genesis.members].index(peer))
+        self.asked.append([key.public for key in OPERATORS].index(peer))
         if peer not in self.handlers:
             raise PeerUnreachable("no answer")
         client, server = stream_pair(CLIENT, peer, window=64 << 20)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from economics.arguments import Operation
 from economics.block import Block, BlockHeader, Finality, leader_of, transactions_root
+from economics.committee import Committee
 from economics.crypto import Digest, OwnerId
 from economics.genesis import Genesis
 from economics.ledger import Ledger
@@ -50,17 +51,31 @@ def sign(
     return build(Transaction(ledger.genesis.chain_id, sender, number, fee, expiry_height, operation), key.sign)
 
 
-def certify_vote(vote: Vote, chain_id: Digest, signers: Sequence[int] = (0, 1, 2)) -> VoteCertificate:
+def operator_of(committee: Committee, index: int) -> Key:
+    """Return the key of a member."""
+    return next(key for key in OPERATORS if key.public == committee.members[index].node)
+
+
+def certify_vote(
+    vote: Vote, chain_id: Digest, signers: Sequence[int] = (0, 1, 2), *, committee: Committee = GENESIS.committee
+) -> VoteCertificate:
     signatures = tuple(
-        (index, OPERATORS[index].sign(Vote(vote.kind, vote.epoch, vote.view, vote.block_hash, index).encode(chain_id)))
+        (
+            index,
+            operator_of(committee, index).sign(
+                Vote(vote.kind, vote.epoch, vote.view, vote.block_hash, index).encode(chain_id)
+            ),
+        )
         for index in signers
     )
     return VoteCertificate(vote.kind, vote.epoch, vote.view, vote.block_hash, signatures)
 
 
-def finalize(header: BlockHeader, *, signers: Sequence[int] = (0, 1, 2)) -> Finality:
+def finalize(
+    header: BlockHeader, *, signers: Sequence[int] = (0, 1, 2), committee: Committee = GENESIS.committee
+) -> Finality:
     vote = Vote(Kind.FINALIZE, header.epoch, header.view, header.hash, 0)
-    return Finality(certify_vote(vote, header.chain_id, signers))
+    return Finality(certify_vote(vote, header.chain_id, signers, committee=committee))
 
 
 @dataclass
@@ -97,13 +112,14 @@ class Maker:
             "next_committee_hash": ZERO_HASH if is_first else ledger.next_committee_hash,
         }
         header = BlockHeader(**{**fields, **changes})  # type: ignore[arg-type]
-        block = Block(header, OPERATORS[header.leader].sign(header.encode()), hashes)
+        block = Block(header, operator_of(ledger.committee, header.leader).sign(header.encode()), hashes)
         self.made.append(Candidate(block, transactions))
         return self.made[-1]
 
     async def apply(self) -> None:
         """Finalize all that was made and execute it."""
-        await self.executor.apply(self.made, finalize(self.made[-1].block.header))
+        finality = finalize(self.made[-1].block.header, committee=self.executor.ledger.committee)
+        await self.executor.apply(self.made, finality)
         self.made.clear()
 
 

@@ -10,10 +10,12 @@ import trio
 from economics.arguments import ReportAudit
 from economics.blob import Header, SegmentMetadata, sliver_hash
 from economics.nodes import Outcome
+from p2pnode import answers as answers_module
 from p2pnode.adversary import MANNERS, Behaviour, send_wrong_symbols
 from p2pnode.audit import JITTER, PATIENCE
 from p2pnode.codec import EncodedSegment, Kind
 from p2pnode.network.stream import Stream
+from p2pnode.rounds import Sheet
 from p2pnode.sliverfile import Pair
 from p2pnode.storage import Reply, send_honestly
 from tests.p2pnode.challenged import (
@@ -29,6 +31,7 @@ from tests.p2pnode.challenged import (
     make_ledger,
     make_round,
     open_world,
+    put_all,
 )
 from tests.p2pnode.test_store import path_of
 from tests.small import make_blob, make_codec, make_pairs
@@ -167,6 +170,26 @@ async def test_who_is_in_another_round_is_away(tmp_path: Path) -> None:
             assert await world.auditor.audit(sheet) == [OFFLINE]
 
 
+async def test_who_executes_the_round_s_block_late_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers_module, "LAG_S", 0.01)
+    async with open_world(tmp_path) as world:
+        auditing, target = world.nodes[AUDITOR], world.nodes[TARGET]
+        wait, asked = target.answers._await, []
+
+        async def wait_again(name: tuple[int, int]) -> Sheet:
+            asked.append(name)
+            if len(asked) == 2:
+                target.begin()
+            return await wait(name)
+
+        monkeypatch.setattr(target.answers, "_await", wait_again)
+        auditing.rounds.window_s = 8.0
+        sheet = auditing.begin(ago_s=2.0)
+        with trio.fail_after(30):
+            assert await world.auditor.audit(sheet) == [OK]
+        assert asked == [(1, 1), (1, 1)]
+
+
 class TestOwnSlivers:
     async def test_an_auditor_without_slivers_cannot_tell(self, tmp_path: Path) -> None:
         async with open_world(tmp_path) as world:
@@ -200,7 +223,7 @@ class TestOwnSlivers:
         async with open_world(tmp_path) as world:
             ledger = make_ledger(make_round(epoch=1), *BLOBS, fresh, unknown)
             ledger.certify(fresh.header, epoch=1)
-            world.nodes[AUDITOR].store.put_header(fresh.header)
+            put_all(world.nodes[AUDITOR].store, OWN, [fresh])
             sheets = [node.begin(ledger, ago_s=ASKING_S) for node in world.nodes]
             with trio.fail_after(30):
                 assert await world.auditor.audit(sheets[AUDITOR]) == [OK]

@@ -1,136 +1,30 @@
 """Four members with real engines, ledgers and files, joined by streams in memory: f = 1 of them may lie at will."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 import trio
 
 from economics.arguments import Transfer
 from economics.block import Proposal, leader_of
-from economics.crypto import Digest, NodeId, OwnerId, Signature
+from economics.crypto import Digest, NodeId, Signature
 from economics.fields import sized
 from economics.genesis import Genesis
 from economics.ledger import Ledger
 from economics.transactions import SignedTransaction
 from economics.votes import Kind, SignedVote, Vote
-from gossip.pubsub import Gossip
 from p2pnode import chainsync as chainsync_module
-from p2pnode.errors import NetworkError, PeerUnreachable
+from p2pnode.errors import NetworkError
 from p2pnode.links import FrameType, build_frame
-from p2pnode.members import Members
-from p2pnode.network.host import Network
-from p2pnode.network.stream import Stream
-from p2pnode.participant import Participant
 from p2pnode.protocols import chain_protocol, consensus_protocol
 from p2pnode.trust import trusted_genesis
-from p2pnode.validator import encode_message, speak_honestly
+from p2pnode.validator import encode_message
 from tests.p2pnode.chainnet import silent
-from tests.p2pnode.finalchain import GENESIS as PLAIN
 from tests.p2pnode.finalchain import Maker, open_executor, sign
-from tests.p2pnode.member import open_binding
-from tests.small import OPERATORS, OTHER_OWNER, OWNER
-from tests.streams import as_stream, stream_pair
-
-PACE = replace(PLAIN.parameters, block_interval_ms=20, timeout_ms=500, heartbeat_ms=2_000)
-GENESIS = replace(PLAIN, parameters=PACE)
-TO = OwnerId(OTHER_OWNER.public)
-Handler = Callable[[Stream], Awaitable[None]]
-
-
-class Quiet:
-    """A gossip that nobody hears."""
-
-    async def subscribe(self, topic: str, **_: object) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def publish(self, topic: str, data: bytes) -> None:
-        await trio.lowlevel.checkpoint()
-
-
-class World:
-    """Who serves what, and the streams between them."""
-
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self.nursery = nursery
-        self.served: dict[tuple[NodeId, str], Handler] = {}
-
-    def open_stream(self, caller: NodeId, peer: NodeId, protocol: str) -> Stream:
-        handler = self.served.get((peer, protocol))
-        if handler is None:
-            raise PeerUnreachable("no answer")
-        client, server = stream_pair(caller, peer, window=4 << 20)
-
-        async def handle() -> None:
-            with suppress(NetworkError):
-                await handler(as_stream(server))
-
-        self.nursery.start_soon(handle)
-        return as_stream(client)
-
-
-class Place:
-    """One node's network."""
-
-    def __init__(self, world: World, own: NodeId) -> None:
-        self.world, self.own = world, own
-
-    async def open_stream(
-        self, peer: NodeId, protocol: str, *, addresses: Sequence[str] = (), deadline_s: float = 10.0
-    ) -> Stream:
-        await trio.lowlevel.checkpoint()
-        return self.world.open_stream(self.own, peer, protocol)
-
-
-def join(world: World, path: Path, own: int, *, genesis: Genesis = GENESIS) -> Participant:
-    key = OPERATORS[own]
-    node = NodeId(key.public)
-    place = cast(Network, Place(world, node))
-    begun = trio.current_time()
-    participant = Participant(
-        executor=open_executor(path, genesis),
-        key=key,
-        clock_ms=lambda: genesis.time_ms + int((trio.current_time() - begun) * 1000),
-        binding=open_binding(path, genesis)[1],
-        chain_members=Members(place, genesis, chain_protocol(genesis), None),
-        consensus_members=Members(place, genesis, consensus_protocol(genesis), None),
-        gossip=cast(Gossip, Quiet()),
-        snapshot_blocks=5_000,
-        speak=speak_honestly,
-    )
-    world.served[node, chain_protocol(genesis)] = participant.server.handle
-    world.served[node, consensus_protocol(genesis)] = participant.membership.handle
-    return participant
-
-
-@asynccontextmanager
-async def network(
-    path: Path, members: Sequence[int], genesis: Genesis = GENESIS
-) -> AsyncIterator[tuple[World, list[Participant]]]:
-    with trio.fail_after(120):
-        async with trio.open_nursery() as nursery:
-            world = World(nursery)
-            nodes = [join(world, path / str(own), own, genesis=genesis) for own in members]
-            for node in nodes:
-                nursery.start_soon(node.run)
-            yield world, nodes
-            nursery.cancel_scope.cancel()
-
-
-def pay(node: Participant, nonce: int) -> SignedTransaction:
-    return sign(node.executor.ledger, OWNER, Transfer(TO, 1), nonce=nonce)
-
-
-async def settle(nodes: Sequence[Participant], nonce: int) -> None:
-    """Wait until all have executed so many transactions of the owner, and compare what they hold."""
-    for node in nodes:
-        while node.executor.ledger.account(OwnerId(OWNER.public)).nonce < nonce:
-            await node.executor.advanced.wait()
-    height = min(node.executor.height for node in nodes)
-    assert len({node.executor.root(height) for node in nodes}) == 1
+from tests.p2pnode.village import GENESIS, TO, join, network, pay, settle
+from tests.small import OPERATORS, OWNER
 
 
 async def test_they_execute_what_any_of_them_is_given(tmp_path: Path) -> None:
@@ -146,7 +40,7 @@ async def test_three_of_them_go_on_and_the_fourth_catches_up(tmp_path: Path) -> 
             await nodes[0].submit(pay(nodes[0], nonce))
         await settle(nodes, 4)
         late = join(world, tmp_path / "3", 3)
-        world.nursery.start_soon(late.run)
+        world.start(late)
         await settle([late], 4)
         await late.submit(pay(late, 4))
         await settle([*nodes, late], 5)
@@ -225,7 +119,7 @@ async def test_one_that_was_away_catches_up_past_a_liar(tmp_path: Path, monkeypa
         await settle(nodes, 4)
         world.served[liar, chain_protocol(GENESIS)] = silent
         late = join(world, tmp_path / "3", 3)
-        world.nursery.start_soon(late.run)
+        world.start(late)
         ahead = SignedVote(Vote(Kind.NULLIFY, 9, 1, Digest(bytes(32)), 2), Signature(bytes(64)))
         stream = world.open_stream(liar, NodeId(OPERATORS[3].public), consensus_protocol(GENESIS))
         await stream.send(encode_message(ahead))

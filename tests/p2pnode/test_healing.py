@@ -1,6 +1,5 @@
 """What a node owes comes back: from who held it, else from symbols, whoever lies; it costs little, nothing is lost."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,13 @@ from p2pnode.storage import Reply, send_honestly
 from tests.p2pnode.healers import Healer, Town
 from tests.p2pnode.test_recovery import Writer
 from tests.p2pnode.test_store import path_of
+from tests.p2pnode.threads import inline_threads as inline_threads
 from tests.small import Blob, make_blob, make_codec, make_genesis, make_pairs
 
 FOUR = make_genesis()
 """n = 4: f = 1, P = 2, S = 3."""
 SEVEN = make_genesis((1,) * 7)
 """n = 7: f = 2, P = 3, S = 5."""
-
-
-@pytest.fixture
-def inline_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work for threads is done at once: a clock that jumps while everybody waits would not wait for a thread."""
-
-    async def run(call: Callable[..., object], *args: object, **options: object) -> object:
-        await trio.lowlevel.checkpoint()
-        return call(*args)
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", run)
 
 
 def expect_whole(town: Town, blob: Blob, shards: list[int]) -> None:
@@ -335,8 +324,8 @@ class TestWrongWriters:
             await healer.once()
             blob_id = header.blob_id
             assert healer.peers.excluded == {}
-            assert healer.store.proven() == {blob_id}
-            proof = healer.store.proof(blob_id)
+            assert healer.store.proofs.known() == {blob_id}
+            proof = healer.store.proofs.read(blob_id)
             assert proof is not None
             InconsistencyProof.decode(proof, code=FOUR.code).verify(make_codec(FOUR), header)
             async with trio.open_nursery() as nursery:

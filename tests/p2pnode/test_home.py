@@ -29,7 +29,7 @@ class TestConfig:
     def test_shows_defaults_as_comments(self) -> None:
         lines = Config(quota_bytes=7).to_toml().splitlines()
         assert [line for line in lines if not line.startswith("# ")] == ["quota_bytes = 7"]
-        assert len(lines) == 8
+        assert len(lines) == 10
 
     def test_names_peers_to_start_from(self) -> None:
         peer = "A" * 43 + "@/ip4/203.0.113.5/tcp/4001"

@@ -11,7 +11,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from economics.crypto import NodeId
+from economics.committee import Committee, Member
+from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from p2pnode import links as links_module
 from p2pnode.errors import NetworkError, PeerUnreachable, StreamBroken
@@ -45,6 +46,8 @@ def node(member: int) -> NodeId:
     return NodeId(OPERATORS[member].public)
 
 
+RESEATED = Committee(1, tuple(Member(node(own), OwnerId(OWNER.public), 1) for own in (4, 2, 1, 0)))
+"""The next committee: member 3 has left, 4 is new, and everybody sits in another place."""
 INDEX = {node(member): member for member in range(8)}
 
 
@@ -141,7 +144,7 @@ class TestOutbox:
 
 
 class Mesh:
-    """Four members' links, joined by streams in memory that can be refused and broken."""
+    """The links of four members, and of one of the next committee, joined by streams that can be refused and broken."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
@@ -152,17 +155,17 @@ class Mesh:
         """(who, whom, when)."""
         self.inbound: dict[tuple[int, int], MemoryStream] = {}
         """The receiving end of the newest stream, by (sender, receiver)."""
-        self.received: list[list[tuple[int, FrameType, bytes]]] = [[] for _ in range(4)]
+        self.received: list[list[tuple[int, FrameType, bytes]]] = [[] for _ in range(5)]
         self.news = trio.Event()
         self.members = [
             Links(
                 members=cast(Members, _Way(self, own)),
-                committee=GENESIS.committee,
+                committee=GENESIS.committee if own < 4 else RESEATED,
                 own=node(own),
                 receive=self.taker(own),
                 greet=self.greeter(own),
             )
-            for own in range(4)
+            for own in range(5)
         ]
 
     def taker(self, own: int) -> links_module.Receive:
@@ -219,6 +222,9 @@ class _Way:
     async def open_stream(self, who: Who) -> Stream:
         assert not isinstance(who, int)
         return await self.mesh.dial(self.own, INDEX[who])
+
+    async def seat(self, committee: Committee) -> None:
+        await trio.lowlevel.checkpoint()
 
 
 @asynccontextmanager
@@ -305,6 +311,69 @@ class TestSending:
             # What was on its way, then the newest: the engine says again what still matters of the rest.
             await mesh.until(3, 0, [b"\0", bodies[0], *bodies[-10:]])
             assert mesh.members[0]._outboxes[node(3)].dropped == 19
+
+    async def test_that_end_at_once_are_tried_less_and_less_often(
+        self, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A member that does not know yet that it is one refuses each."""
+
+        async def refuse(member: int, stream: MemoryStream) -> None:
+            await stream.reset()
+
+        async with open_mesh() as mesh:
+            monkeypatch.setattr(mesh, "handle", refuse)
+            mesh.nursery.start_soon(mesh.members[0].run)
+            await trio.sleep(30)
+            times = [when for _, member, when in mesh.dials if member == 3]
+            pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+            assert pauses == pytest.approx([RETRY_S_MIN, 0.4, 0.8, 1.6, 3.2, *[RETRY_S_MAX] * (len(pauses) - 5)])
+            assert len(pauses) > 5
+
+
+class TestSeat:
+    async def test_keeps_the_streams_of_who_stays_and_ends_those_of_who_left(self) -> None:
+        async with open_mesh() as mesh:
+            one = mesh.members[1]
+            mesh.nursery.start_soon(one.run)
+            for member in (0, 2, 3):
+                await mesh.until(member, 1, [b"\1"])
+            staying, leaving = mesh.connect(node(2), 1), mesh.connect(node(3), 1)
+            for stream in (staying, leaving):
+                await stream.send(vote(b"before"))
+            for member in (2, 3):
+                await mesh.until(1, member, [b"before"])
+            one.broadcast(vote(b"last"))
+            await one.seat(RESEATED)
+            await expect_reset(leaving)
+            one.broadcast(vote(b"first"))
+            await mesh.until(4, 1, [b"\1", b"first"])
+            for member in (0, 2):
+                await mesh.until(member, 1, [b"\1", b"last", b"first"])
+            await staying.send(vote(b"after"))
+            await mesh.until(1, 2, [b"before", b"after"])
+            assert sorted(member for _, member, _ in mesh.dials) == [0, 2, 3, 4]
+            while one.up != {node(0), node(2), node(4)}:
+                await trio.lowlevel.checkpoint()
+            assert b"first" not in [body for _, _, body in mesh.received[3]]
+
+    async def test_shuns_whoever_was_and_nobody_in_its_place(self) -> None:
+        """Member 2 moves to where member 1 was shunned for a lie, and member 1 to 2."""
+        async with open_mesh() as mesh:
+            zero = mesh.members[0]
+            await zero.shun(node(1))
+            await zero.seat(RESEATED)
+            await expect_reset(mesh.connect(node(1), 0))
+            honest = mesh.connect(node(2), 0)
+            await honest.send(vote(b"heard"))
+            await mesh.until(0, 2, [b"heard"])
+
+    async def test_takes_frames_of_new_members_and_none_of_who_left(self) -> None:
+        async with open_mesh() as mesh:
+            await mesh.members[0].seat(RESEATED)
+            await expect_reset(mesh.connect(node(3), 0))
+            new = mesh.connect(node(4), 0)
+            await new.send(vote(b"hello"))
+            await mesh.until(0, 4, [b"hello"])
 
 
 async def expect_reset(stream: MemoryStream) -> None:

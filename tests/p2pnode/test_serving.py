@@ -123,18 +123,27 @@ class TestSymbols:
         for target in range(CODE.n):
             for kind in Kind:
                 request: dict[str, cbor.Value] = {"from": [3, 1], "kind": int(kind), "op": "symbols", "shard": target}
-                async with node.stream(STRANGER) as stream:
+                async with node.stream(OWNERS[GENESIS.committee.holder(target)]) as stream:
                     reply, payload = await ask(stream, request, b"".join((*BLOB.header.roots, bytes(32))))
                 assert reply.header["count"] == 4
                 want = [crossing(segment, kind, target, helper) for segment in BLOB.segments for helper in (3, 1)]
                 assert split_items(payload) == [*want, b"", b""]
+
+    async def test_go_to_nobody_but_who_lost_it(self, node: Server) -> None:
+        """Each symbol of parity has a whole sliver read: that is for who needs it."""
+        await hold_all(node)
+        request: dict[str, cbor.Value] = {"from": [0], "kind": 0, "op": "symbols", "shard": 2}
+        for peer in (OWNERS[0], OWNERS[2], STRANGER):
+            async with node.stream(peer) as stream:
+                reply, _ = await ask(stream, request, BLOB.header.roots[0])
+            expect_refusal(reply, Reason.UNKNOWN_SIGNER)
 
     async def test_under_a_challenge_are_not_had(self, node: Server) -> None:
         await hold_all(node)
         root = BLOB.header.roots[0]
         node.frozen = {(root, 1)}
         request: dict[str, cbor.Value] = {"from": [3, 1], "kind": 0, "op": "symbols", "shard": 0}
-        async with node.stream() as stream:
+        async with node.stream(OWNERS[0]) as stream:
             _, payload = await ask(stream, request, root)
             assert split_items(payload) == [crossing(BLOB.segments[0], Kind.PRIMARY, 0, 3), b""]
             row = sliver_request(root, Kind.PRIMARY, CODE.pair_of_shard(1, root), 0, 1)
@@ -198,7 +207,7 @@ class TestInvalidBlobs:
             for request in requests:
                 expect_refusal((await ask(stream, request))[0], Reason.INVALID)
             assert split_items((await ask(stream, {"op": "headers"}, BLOB.header.blob_id))[1]) == [b""]
-            node.store.put_proof(BLOB.header.blob_id, b"proof")
+            node.store.proofs.put(BLOB.header.blob_id, b"proof")
             assert (await ask(stream, {"blob": BLOB.header.blob_id, "op": "proof"}))[1] == b"proof"
         async with node.stream() as stream:
             await ask(stream, UNPAID)

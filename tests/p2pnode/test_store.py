@@ -854,7 +854,11 @@ class TestBlobsThatGo:
 
     def test_leave_the_proof_against_their_writer(self, tmp_path: Path) -> None:
         store, blob_id = open_store(tmp_path), BlobId(bytes(range(32)))
-        assert store.proof(blob_id) is None
-        store.put_proof(blob_id, b"proof")
+        assert store.proofs.read(blob_id) is None
+        store.proofs.put(blob_id, b"proof")
         again = open_store(tmp_path)
-        assert (again.proof(blob_id), again.proven(), again.foreign_files) == (b"proof", {blob_id}, 0)
+        assert (again.proofs.read(blob_id), again.proofs.known(), again.foreign_files) == (
+            b"proof",
+            frozenset({blob_id}),
+            0,
+        )

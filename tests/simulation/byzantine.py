@@ -1,14 +1,23 @@
-"""The adversary: holds the keys of up to f members, hears everything at once, says anything to anyone.
+"""The adversary: holds the keys of members with up to f shards, hears everything at once, says anything to anyone.
 
 It cannot forge an honest member's signature under this network's chain ID; of another network with the same members it
-has as many as it likes. It equivocates as a leader and as a voter, skips views without right, withholds, splits votes
-and certificates between halves, replays what it heard, old epochs included, and lies about heights.
+has as many as it likes. A node of its own that has lost its seat goes on signing, under the index that it last had. It
+equivocates as a leader and as a voter, skips views without right, withholds, splits votes and certificates between
+halves, replays what it heard, old epochs included, and lies about heights.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from economics.block import Block, BlockHeader, Finality, Proposal, leader_of, transactions_root
+from economics.block import (
+    AHEAD_MS_MAX,
+    Block,
+    BlockHeader,
+    Finality,
+    Proposal,
+    leader_of,
+    transactions_root,
+)
 from economics.committee import Committee
 from economics.crypto import Digest, Level, Signature, digest
 from economics.effects import Ask, Message
@@ -16,7 +25,7 @@ from economics.genesis import Genesis
 from economics.votes import ZERO_HASH, Kind, SignedVote, Vote, VoteCertificate
 from tests.simulation.chain import Blocks
 from tests.simulation.invariants import vote_bytes
-from tests.simulation.keys import Signer
+from tests.simulation.keys import Roster, Signer
 from tests.simulation.network import Network
 from tests.simulation.shell import Payload, Shell, Transactions, WantBlocks, WantTransactions
 from tests.simulation.world import World
@@ -46,6 +55,8 @@ class Style:
     lie: int = 6
     serve: int = 50
     """Answer requests."""
+    turn: int = 0
+    """Lie about the end of the epoch and who comes next."""
 
 
 @dataclass(slots=True)
@@ -55,10 +66,11 @@ class Adversary:
     world: World
     network: Network
     genesis: Genesis
+    roster: Roster
+    committees: Mapping[int, Committee]
+    """Of each epoch, as far as anybody knows."""
     signers: Mapping[int, Signer]
-    """Of its own members."""
-    foreign: Callable[[int, bytes], Signature]
-    """What any member signs on another network."""
+    """Of its own nodes, by number."""
     honest: Mapping[int, Shell]
     style: Style
     tempo_ms: int
@@ -71,16 +83,12 @@ class Adversary:
     _certificates: dict[Statement, VoteCertificate] = field(default_factory=dict)
     _blocks: dict[Digest, Block] = field(default_factory=dict)
     _halves: dict[Slot, frozenset[int]] = field(default_factory=dict)
-    _committees: dict[int, Committee] = field(default_factory=dict)
-
+    _indices: dict[int, int] = field(default_factory=dict)
+    """Own node -> the last index that it has had in a committee."""
     _observer: Shell = field(init=False)
-    """The honest member that is furthest: all it knows is public."""
-
-    _quorum: int = 0
+    """The honest node that is furthest: all it knows is public."""
 
     def __post_init__(self) -> None:
-        total = self._weight(range(len(self.genesis.members)))
-        self._quorum = total - (total - 1) // 3
         self._observer = next(iter(self.honest.values()))
 
     # What it hears
@@ -156,17 +164,25 @@ class Adversary:
     # Votes
 
     def _committee(self, epoch: int) -> Committee:
-        if epoch not in self._committees:
-            self._committees[epoch] = Committee(epoch, self.genesis.members)
-        return self._committees[epoch]
+        """Return an epoch's committee, or the last one that is known, for epochs nobody has heard of."""
+        return self.committees[min(epoch, max(self.committees))]
 
-    def _weight(self, members: Iterable[int]) -> int:
-        return sum(self.genesis.members[index].shards for index in members)
+    def _index(self, number: int, epoch: int) -> int:
+        """Return the index under which one of its nodes signs; without a seat the last that it had, if any."""
+        index = self.roster.index(self._committee(epoch), number)
+        if index is not None:
+            self._indices[number] = index
+        return self._indices.get(number, 0)
 
-    def _sign(self, statement: Statement, signer: int) -> SignedVote:
+    def _seated(self, epoch: int) -> dict[int, int]:
+        """Return index and number of those of its nodes that have a seat."""
+        found = {self.roster.index(self._committee(epoch), number): number for number in self.signers}
+        return {index: number for index, number in found.items() if index is not None}
+
+    def _sign(self, statement: Statement, number: int) -> SignedVote:
         epoch, view, kind, block_hash = statement
-        vote = Vote(kind, epoch, view, block_hash, signer)
-        return SignedVote(vote, self.signers[signer].sign(vote_bytes(vote, self.genesis.chain_id)))
+        vote = Vote(kind, epoch, view, block_hash, self._index(number, epoch))
+        return SignedVote(vote, self.signers[number].sign(vote_bytes(vote, self.genesis.chain_id)))
 
     def _count(self, vote: Vote, signature: Signature) -> None:
         statement = (vote.epoch, vote.view, vote.kind, vote.block_hash)
@@ -176,10 +192,10 @@ class Adversary:
             self._combine(statement, tally, vote)
 
     def _combine(self, statement: Statement, tally: dict[int, Signature], vote: Vote) -> None:
-        committee = self._committee(vote.epoch)
-        if self._weight({*tally, *self.signers}) < self._quorum:
+        committee, seated = self._committee(vote.epoch), self._seated(vote.epoch)
+        if committee.weight({*tally, *seated}) < committee.quorum:
             return
-        own = {signer: self._sign(statement, signer).signature for signer in self.signers}
+        own = {index: self._sign(statement, number).signature for index, number in seated.items()}
         certificate = VoteCertificate.build(vote, committee=committee, signatures={**own, **tally})
         if certificate is None:
             return
@@ -196,7 +212,7 @@ class Adversary:
             return
         self._slot = slot
         self._observer = max(
-            self.honest.values(), key=lambda shell: (shell.is_up, shell.chain.head.height, -shell.index)
+            self.honest.values(), key=lambda shell: (shell.is_up, shell.chain.head.height, -shell.number)
         )
         for signer in self.signers:
             if self._chance(self.style.vote):
@@ -205,7 +221,8 @@ class Adversary:
         if root is None:
             return
         for view in (slot[1], slot[1] + 1):
-            leader = leader_of(view, root_hash=root.hash, committee=self._committee(slot[0]))
+            committee = self._committee(slot[0])
+            leader = self.roster.number(committee, leader_of(view, root_hash=root.hash, committee=committee))
             if leader in self.signers and self._chance(self.style.lead):
                 self._soon(self._lead, leader, (slot[0], view))
 
@@ -304,7 +321,7 @@ class Adversary:
             parent_view=0 if parent == root else parent.view,
             parent_hash=parent.hash,
             time_ms=shell.chain.date(now_ms, parent, names_next=named != ZERO_HASH),
-            leader=leader,
+            leader=self._index(leader, slot[0]),
             transactions_root=transactions_root(()),
             transactions_count=0,
             executed_height=executed,
@@ -313,9 +330,30 @@ class Adversary:
             next_committee_hash=named,
         )
         hashes: tuple[Digest, ...] = ()
-        if self._chance(20):
+        if self._chance(self.style.turn):
+            header = self._turn(header)
+        elif self._chance(20):
             header, hashes = self._spoil(header)
         return Block(header, self.signers[leader].sign(header.encode()), hashes)
+
+    def _turn(self, header: BlockHeader) -> BlockHeader:
+        """Return it with another name of the next committee, or none, or dated at the end of the epoch or before it."""
+        random, end_ms = self.world.random, self._end_ms(header)
+        wrong = digest(Level.MESSAGE, random.randbytes(8))
+        late_ms = max(header.time_ms, end_ms)
+        if header.next_committee_hash == ZERO_HASH and random.random() < 0.5:
+            return replace(header, next_committee_hash=wrong)
+        if end_ms - self._observer.clock_ms() > AHEAD_MS_MAX:
+            return replace(header, next_committee_hash=random.choice((wrong, ZERO_HASH)))
+        turned = [
+            replace(header, next_committee_hash=wrong, time_ms=late_ms),
+            replace(header, next_committee_hash=ZERO_HASH),
+            replace(header, next_committee_hash=ZERO_HASH, time_ms=late_ms),
+            replace(header, time_ms=late_ms),
+            replace(header, time_ms=end_ms - 1),
+            replace(header, time_ms=end_ms - 1),
+        ]
+        return random.choice(turned)
 
     def _end_ms(self, header: BlockHeader) -> int:
         """Return when the header's epoch ends."""
@@ -331,10 +369,6 @@ class Adversary:
             replace(header, time_ms=max(0, header.time_ms - 1_000_000)),
             replace(header, height=header.height + 1),
             replace(header, committee_hash=wrong),
-            replace(header, next_committee_hash=wrong),
-            replace(header, next_committee_hash=ZERO_HASH, time_ms=self._end_ms(header)),
-            replace(header, next_committee_hash=ZERO_HASH),
-            replace(header, time_ms=self._end_ms(header) - 1),
             replace(header, parent_hash=wrong),
             replace(header, executed_height=header.height + 3),
             replace(header, transactions_root=transactions_root((wrong,)), transactions_count=1),
@@ -380,41 +414,35 @@ class Adversary:
         epoch, view, kind, block_hash = statement
         committee = self._committee(epoch)
         votes = dict(self._tallies.get(statement, {}))
-        own = {signer: self._sign(statement, signer).signature for signer in self.signers}
-        votes.update(own)
+        seated = self._seated(epoch)
+        votes.update({index: self._sign(statement, number).signature for index, number in seated.items()})
         items = sorted(votes.items())
         roll = self.world.random.randrange(4)
-        if roll == 0 and self._weight(votes) < self._quorum:
+        if roll == 0 and committee.weight(votes) < committee.quorum:
             items = sorted([*items, *items, *items])[: len(committee.members)]
         elif roll == 1:
             rest = [index for index in range(len(committee.members)) if index not in votes]
             items = sorted([*items, *((index, Signature(bytes(64))) for index in rest)])
-            items = items[: self._enough(items)]
+            items = items[: _enough(committee, items)]
         elif roll == 2:
             items = [(index, self._foreign(statement, index)) for index in range(len(committee.members))]
-            items = items[: self._enough(items)]
+            items = items[: _enough(committee, items)]
         return VoteCertificate(kind, epoch, view, block_hash, tuple(items))
 
-    def _enough(self, items: Sequence[tuple[int, Signature]]) -> int:
-        """Return how many of these, from the first on, weigh as much as a quorum."""
-        weight = 0
-        for count, (index, _) in enumerate(items, start=1):
-            weight += self.genesis.members[index].shards
-            if weight >= self._quorum:
-                return count
-        return len(items)
-
     def _foreign(self, statement: Statement, signer: int) -> Signature:
-        """Return what an honest member signed for the same view of another network."""
+        """Return what any member signed for the same view of another network."""
         epoch, view, kind, block_hash = statement
-        return self.foreign(signer, vote_bytes(Vote(kind, epoch, view, block_hash, signer), OTHER_CHAIN))
+        number = self.roster.number(self._committee(epoch), signer)
+        return self.roster.signers[number].sign(vote_bytes(Vote(kind, epoch, view, block_hash, signer), OTHER_CHAIN))
 
     def _impersonate(self, statement: Statement) -> None:
         """Vote in the name of others: with own signatures, made-up ones, or those of another network."""
         epoch, view, kind, block_hash = statement
         receivers = self._some(self._slot)
         how = self.world.random.randrange(3)
-        for index in self.honest:
+        for index, number in enumerate(self.roster.numbers(self._committee(epoch))):
+            if number in self.signers:
+                continue
             vote = Vote(kind, epoch, view, block_hash, index)
             message = vote_bytes(vote, self.genesis.chain_id)
             signature = (
@@ -432,7 +460,7 @@ class Adversary:
         signer = self._any_member()
         for step in (1, 3, 100, 1 << 40):
             self._tell(self._some(self._slot), self._sign((epoch, view + step, kind, block_hash), signer))
-        nobody = Vote(kind, epoch, view, block_hash, len(self.genesis.members))
+        nobody = Vote(kind, epoch, view, block_hash, len(self._committee(epoch).members))
         self._tell(self._some(self._slot), SignedVote(nobody, Signature(bytes(64))))
 
     def _mislabel(self, statement: Statement) -> None:
@@ -456,6 +484,16 @@ class Adversary:
         forged = self._forge((header.epoch, header.view, Kind.FINALIZE, fake.hash))
         rows = [(row.block, row.transactions) for row in shell.disk.chain[first - 1 :]]
         self.network.send(receiver, sender, Blocks((*rows, (fake, ())), Finality(forged)))
+
+
+def _enough(committee: Committee, items: Sequence[tuple[int, Signature]]) -> int:
+    """Return how many of these, from the first on, weigh as much as a quorum."""
+    weight = 0
+    for count, (index, _) in enumerate(items, start=1):
+        weight += committee.members[index].shards
+        if weight >= committee.quorum:
+            return count
+    return len(items)
 
 
 def _statement(certificate: VoteCertificate) -> Statement:

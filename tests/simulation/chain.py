@@ -15,7 +15,7 @@ from economics.block import (
     transactions_root,
     verify_successor,
 )
-from economics.crypto import Digest, OwnerId, Signature
+from economics.crypto import Digest, NodeId, OwnerId, Signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.ledger import Ledger
@@ -46,13 +46,13 @@ class Chain:
         disk: Disk,
         *,
         origin: tuple[Ledger, BlockHeader],
-        own: int,
+        node: NodeId,
         sign: Callable[[bytes], Signature],
         verify: Verify,
         clock_ms: Callable[[], int],
-        tell: Callable[[BlockHeader, Digest], None],
+        tell: Callable[[BlockHeader, Ledger], None],
     ) -> None:
-        """`tell` hears of each block that is executed, and of the root after it."""
+        """`tell` hears of each block that is executed, and of the ledger after it."""
         self.genesis = genesis
         self.ledger = origin[0].fork()
         self.head = self.root_header = origin[1]
@@ -64,7 +64,7 @@ class Chain:
         self.candidates: dict[Digest, Kept] = {}
         """Blocks above the head that are judged good or came from the log, with their bodies."""
         self._disk = disk
-        self._own = own
+        self._node = node
         self._sign = sign
         self._verify = verify
         self._clock_ms = clock_ms
@@ -137,6 +137,8 @@ class Chain:
         hashes = tuple(signed.hash for signed in bodies)
         executed = parent.height if is_first else self.ledger.height
         named = ZERO_HASH if is_empty else self.nexts[executed]
+        leader = self.ledger.committee.index_of(self._node)
+        assert leader is not None, "who has no seat leads no view"
         header = BlockHeader(
             chain_id=self.genesis.chain_id,
             epoch=self.ledger.epoch,
@@ -145,7 +147,7 @@ class Chain:
             parent_view=0 if is_first else parent.view,
             parent_hash=parent.hash,
             time_ms=self.date(self._clock_ms(), parent, names_next=named != ZERO_HASH),
-            leader=self._own,
+            leader=leader,
             transactions_root=transactions_root(hashes),
             transactions_count=len(hashes),
             executed_height=executed,
@@ -208,7 +210,7 @@ class Chain:
             self.root_header = header
         for receipt in applied.receipts:
             self.mempool.pop(receipt.hash, None)
-        self._tell(header, self.ledger.root)
+        self._tell(header, self.ledger)
 
     def rows_from(self, first: int) -> Blocks | None:
         """Return final blocks from a height on, up to a boundary or some number that has a finality."""

@@ -50,6 +50,8 @@ class Disk:
     """Of the durable log, for quick questions."""
     kept: set[bytes] = field(default_factory=set)
     """Hashes of the blocks that are durable with their bodies."""
+    is_quiet: bool = False
+    """Marks that more may have been signed than is on this disk."""
     forgets: bool = False
     """A planted fault: `sync` returns before anything is durable."""
     _pending: list[Record] = field(default_factory=list)
@@ -89,6 +91,17 @@ class Disk:
     def cut(self) -> None:
         """Lose what was not synced."""
         self._pending.clear()
+
+    def roll_back(self, *, chain: int, log: int) -> None:
+        """Be as this disk was when it held so little, 0 of either for a new one; what was signed since is forgotten."""
+        self.chain[chain:] = []
+        self.log[log:] = []
+        self.fuses.clear()
+        self._pending.clear()
+        self.votes = {record for record in self.log if isinstance(record, SignedVote)}
+        self.kept = {record.proposal.block.hash for record in self.log if isinstance(record, Kept)}
+        self.kept.update(row.block.hash for row in self.chain)
+        self.is_quiet = True
 
     def append(self, rows: list[FinalBlock]) -> None:
         """Store final blocks, all or none."""

@@ -1,19 +1,29 @@
-"""What must hold whatever the adversary does: S1 to S11, seen from outside. Believes no variable of an engine.
+"""What must hold whatever the adversary does: S1 to S11, and E1 to E3 where committees change; seen from outside.
+
+Nothing here believes a variable of an engine. E1: an epoch has one committee, for every node. E2: nobody votes in an
+epoch in which it has no seat, under any index. E3: who follows boundaries alone, from genesis, finds the root and the
+committee of every epoch. All others hold in each epoch with its own committee.
 
 Every statement that honest members sign is counted, and Byzantine members count as having signed everything, for both
 sides: what a quorum could then prove is held against the rules, whether or not somebody puts it together. That no two
 contradictory quorums are possible even so is what n > 3f gives, and it finds a fault long before a fork.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from economics.block import Block, BlockHeader, Finality
-from economics.crypto import Digest
+from economics.committee import Committee
+from economics.crypto import TAG_BYTES, Digest
 from economics.effects import Ask, Guilty, Message
 from economics.errors import Rejected
 from economics.genesis import Genesis
+from economics.ledger import Ledger
+from economics.light import Boundary, Trusted, follow
 from economics.votes import Kind, SignedVote, Verify, Vote, VoteCertificate
+from tests.simulation.disk import FinalBlock
+from tests.simulation.keys import Roster
 from tests.simulation.shell import Shell
 
 Slot = tuple[int, int]
@@ -31,6 +41,10 @@ class Violation(AssertionError):
         self.rule = rule
 
 
+class Unbounded(Exception):
+    """The scenario has let the faulty have more than f shards: what follows would prove nothing."""
+
+
 def vote_bytes(vote: Vote, chain_id: Digest) -> bytes:
     """Return the signed bytes of a vote, written from FORMATS.md 9 and not by the code under test."""
     numbers = vote.epoch.to_bytes(8, "big") + vote.view.to_bytes(8, "big")
@@ -39,7 +53,7 @@ def vote_bytes(vote: Vote, chain_id: Digest) -> bytes:
 
 @dataclass(slots=True)
 class Statements:
-    """What honest members have signed for one view."""
+    """What honest nodes have signed for one view."""
 
     notarize: dict[Digest, set[int]] = field(default_factory=dict)
     finalize: dict[Digest, set[int]] = field(default_factory=dict)
@@ -48,54 +62,68 @@ class Statements:
 
 @dataclass(slots=True)
 class Watch:
-    """Sees every message, certificate and final block of the honest members."""
+    """Sees every message, certificate and final block of the honest nodes, who are known by number."""
 
     genesis: Genesis
+    roster: Roster
     root: BlockHeader
     verify: Verify
     byzantine: frozenset[int]
     overhear: Callable[[int, Message], None]
     """Tells the adversary."""
     restart: Callable[[Shell], None]
-    """Sees to a member that went down."""
+    """Sees to a node that went down."""
+    is_bounded: Callable[[Committee], bool]
+    """Whether the faulty have no more of a committee than they may, as a scenario must see to."""
     statements: dict[Slot, Statements] = field(default_factory=dict)
     headers: dict[Digest, BlockHeader] = field(default_factory=dict)
     chain: dict[int, BlockHeader] = field(default_factory=dict)
     """The final header of each height."""
     roots: dict[int, Digest] = field(default_factory=dict)
     heights: dict[int, int] = field(default_factory=dict)
-    """Member -> its highest final height, over all its lives."""
+    """Node -> its highest final height, over all its lives."""
+    committees: dict[int, Committee] = field(default_factory=dict)
+    """Of each epoch, since somebody executed what fixes it."""
     last_votes: dict[int, Slot] = field(default_factory=dict)
     evidence: list[Guilty] = field(default_factory=list)
     nullified: int = 0
     _seen: set[tuple[int, SignedVote]] = field(default_factory=set)
     _valid: set[VoteCertificate] = field(default_factory=set)
-    _shards: tuple[int, ...] = ()
-    _quorum: int = 0
-    _spare: int = 0
-    """The shards of the Byzantine members."""
+    _spare: dict[int, int] = field(default_factory=dict)
+    """Epoch -> the shards of the Byzantine members."""
+    _lost: set[int] = field(default_factory=set)
+    """Nodes whose disk has forgotten something: what they proposed then they may hear again, and pass on."""
+    _told: dict[int, tuple[int, Digest]] = field(default_factory=dict)
+    """Node -> the epoch that it is in and what it takes for the next committee."""
 
     def __post_init__(self) -> None:
         self.chain[0] = self.headers[self.root.hash] = self.root
-        self._shards = tuple(member.shards for member in self.genesis.members)
-        total = sum(self._shards)
-        self._quorum = total - (total - 1) // 3
-        self._spare = self._weight(self.byzantine)
+        self._seat(self.genesis.committee)
 
-    def _weight(self, members: Iterable[int]) -> int:
-        return sum(self._shards[index] for index in members)
+    def _seat(self, committee: Committee) -> None:
+        """E1, and that the scenario keeps what it promises."""
+        known = self.committees.setdefault(committee.epoch, committee)
+        if known != committee:
+            raise Violation("E1", f"two committees in epoch {committee.epoch}")
+        if committee.epoch not in self._spare:
+            self._spare[committee.epoch] = self.roster.weight(committee, self.byzantine)
+            if not self.is_bounded(committee):
+                raise Unbounded(f"the faulty have too many shards in epoch {committee.epoch}")
 
-    def is_possible(self, honest: set[int]) -> bool:
-        """Return whether these and the Byzantine members are a quorum."""
-        return bool(honest) and self._weight(honest) + self._spare >= self._quorum
+    def is_possible(self, honest: set[int], epoch: int) -> bool:
+        """Return whether these and the Byzantine members are a quorum of an epoch."""
+        committee = self.committees[epoch]
+        total = len(committee.holders)
+        quorum = total - (total - 1) // 3
+        return bool(honest) and self.roster.weight(committee, honest) + self._spare[epoch] >= quorum
 
     # The wire
 
     def sent(self, shell: Shell, message: Message) -> None:
         match message:
-            case SignedVote(vote) if vote.signer == shell.index:
-                if (shell.index, message) not in self._seen:
-                    self._seen.add((shell.index, message))
+            case SignedVote(vote) if vote.signer == self._index(shell, vote.epoch):
+                if (shell.number, message) not in self._seen:
+                    self._seen.add((shell.number, message))
                     self._own_vote(shell, message)
             case VoteCertificate():
                 self.held(shell, message)
@@ -103,17 +131,31 @@ class Watch:
                 pass
             case _:
                 header = message.block.header
+                is_heard_again = message.block.hash in self.headers and shell.number in self._lost
                 self.headers[message.block.hash] = header
-                if header.leader == shell.index and message.block.hash not in shell.disk.kept:
-                    raise Violation("S8", f"member {shell.index} proposes at view {header.view} what it may forget")
-        self.overhear(shell.index, message)
+                leads = header.leader == self._index(shell, header.epoch) and not is_heard_again
+                if leads and message.block.hash not in shell.disk.kept:
+                    raise Violation("S8", f"node {shell.number} proposes at view {header.view} what it may forget")
+        self.overhear(shell.number, message)
+
+    def _index(self, shell: Shell, epoch: int) -> int | None:
+        committee = self.committees.get(epoch)
+        return None if committee is None else committee.index_of(shell.node)
+
+    def signed(self, shell: Shell, message: bytes) -> None:
+        """E2: a node signs no vote but as the member that it is."""
+        if message[:TAG_BYTES] not in TAGS.values():
+            return
+        epoch, signer = int.from_bytes(message[48:56], "big"), int.from_bytes(message[-2:], "big")
+        if signer != self._index(shell, epoch):
+            raise Violation("E2", f"node {shell.number} votes as member {signer} of epoch {epoch}")
 
     def _own_vote(self, shell: Shell, signed: SignedVote) -> None:
-        vote, member = signed.vote, shell.index
+        vote, member = signed.vote, shell.number
         if signed not in shell.disk.votes:
-            raise Violation("S8", f"member {member} sends {vote.kind.name} of view {vote.view} that is not durable")
+            raise Violation("S8", f"node {member} sends {vote.kind.name} of view {vote.view} that is not durable")
         if vote.kind is not Kind.NULLIFY and vote.block_hash not in shell.disk.kept:
-            raise Violation("S10", f"member {member} votes {vote.kind.name} at view {vote.view} for what it lacks")
+            raise Violation("S10", f"node {member} votes {vote.kind.name} at view {vote.view} for what it lacks")
         slot = (vote.epoch, vote.view)
         self.last_votes[member] = max(self.last_votes.get(member, slot), slot)
         said = self.statements.setdefault(slot, Statements())
@@ -123,24 +165,25 @@ class Watch:
             case Kind.FINALIZE:
                 self._once(member, vote, said.finalize)
             case Kind.NULLIFY:
-                was_possible = self.is_possible(said.nullify)
+                was_possible = self.is_possible(said.nullify, vote.epoch)
                 said.nullify.add(member)
-                self.nullified += self.is_possible(said.nullify) and not was_possible
+                self.nullified += self.is_possible(said.nullify, vote.epoch) and not was_possible
         finalizes = any(member in members for members in said.finalize.values())
         if finalizes and member in said.nullify:
-            raise Violation("S7", f"member {member} finalizes and nullifies view {vote.view}")
+            raise Violation("S7", f"node {member} finalizes and nullifies view {vote.view}")
         self._verify_view(slot, said)
 
     def _once(self, member: int, vote: Vote, said: dict[Digest, set[int]]) -> None:
         said.setdefault(vote.block_hash, set()).add(member)
         if sum(member in members for members in said.values()) > 1:
-            raise Violation("S7", f"member {member} votes {vote.kind.name} twice at view {vote.view}")
+            raise Violation("S7", f"node {member} votes {vote.kind.name} twice at view {vote.view}")
 
     def _verify_view(self, slot: Slot, said: Statements) -> None:
-        finalized = [block_hash for block_hash, members in said.finalize.items() if self.is_possible(members)]
-        if finalized and self.is_possible(said.nullify):
+        epoch, _ = slot
+        finalized = [block_hash for block_hash, members in said.finalize.items() if self.is_possible(members, epoch)]
+        if finalized and self.is_possible(said.nullify, epoch):
             raise Violation("S2", f"epoch and view {slot} can be finalized and nullified")
-        notarized = [block_hash for block_hash, members in said.notarize.items() if self.is_possible(members)]
+        notarized = [block_hash for block_hash, members in said.notarize.items() if self.is_possible(members, epoch)]
         if len(notarized) > 1 or len(finalized) > 1:
             raise Violation("S3", f"two blocks can be notarized or finalized at epoch and view {slot}")
         if any(block_hash not in notarized for block_hash in finalized):
@@ -151,19 +194,22 @@ class Watch:
     def held(self, shell: Shell, certificate: VoteCertificate) -> None:
         """S6, for what an honest member keeps or passes on."""
         if certificate.epoch != shell.chain.ledger.epoch:
-            raise Violation("S6", f"member {shell.index} takes a certificate of epoch {certificate.epoch} for its own")
+            raise Violation("S6", f"node {shell.number} takes a certificate of epoch {certificate.epoch} for its own")
         if certificate in self._valid:
             return
+        members = self.committees[certificate.epoch].members
+        shards = [member.shards for member in members]
+        quorum = sum(shards) - (sum(shards) - 1) // 3
         indices = [index for index, _ in certificate.signatures]
-        if indices != sorted(set(indices)) or not indices or indices[-1] >= len(self._shards):
+        if indices != sorted(set(indices)) or not indices or indices[-1] >= len(members):
             raise Violation("S6", "the signers of a certificate are not distinct members in order")
-        weight, lightest = self._weight(indices), min(self._shards[index] for index in indices)
-        if not self._quorum <= weight < self._quorum + lightest:
-            raise Violation("S6", f"a certificate of view {certificate.view} weighs {weight} of {self._quorum}")
+        weight, lightest = sum(shards[index] for index in indices), min(shards[index] for index in indices)
+        if not quorum <= weight < quorum + lightest:
+            raise Violation("S6", f"a certificate of view {certificate.view} weighs {weight} of {quorum}")
         for index, signature in certificate.signatures:
             vote = Vote(certificate.kind, certificate.epoch, certificate.view, certificate.block_hash, index)
             try:
-                self.verify(self.genesis.members[index].node, vote_bytes(vote, self.genesis.chain_id), signature)
+                self.verify(members[index].node, vote_bytes(vote, self.genesis.chain_id), signature)
             except Rejected as fault:
                 raise Violation("S6", f"member {index} did not sign what a certificate says") from fault
         self._valid.add(certificate)
@@ -176,7 +222,7 @@ class Watch:
             self.headers[block.hash] = header
             known = self.chain.get(header.height)
             if known is not None and known != header:
-                raise Violation("S1", f"height {header.height} is final twice, at member {shell.index} another")
+                raise Violation("S1", f"height {header.height} is final twice, at node {shell.number} another")
             if known is None:
                 self._extend(header)
         last = blocks[-1].header
@@ -200,46 +246,77 @@ class Watch:
             raise Violation("S5", f"height {header.height} is of view {header.view} on view {header.parent_view}")
         for view in range(first, header.view):
             said = self.statements.get((header.epoch, view), Statements())
-            if not self.is_possible(said.nullify):
+            if not self.is_possible(said.nullify, header.epoch):
                 raise Violation("S5", f"height {header.height} skips view {view}, which is not nullified")
-            if any(self.is_possible(members) for members in said.finalize.values()):
+            if any(self.is_possible(members, header.epoch) for members in said.finalize.values()):
                 raise Violation("S5", f"height {header.height} skips view {view}, which is final")
         said = self.statements.get((header.epoch, header.view), Statements())
-        if not self.is_possible(said.notarize.get(header.hash, set())):
+        if not self.is_possible(said.notarize.get(header.hash, set()), header.epoch):
             raise Violation("S4", f"height {header.height} is final and was not notarized")
         self.chain[header.height] = header
 
-    def executed(self, shell: Shell, header: BlockHeader, root: Digest) -> None:
-        """S9, and for blocks executed again after a start too."""
-        known = self.roots.setdefault(header.height, root)
-        if known != root:
-            raise Violation("S9", f"member {shell.index} has another state root at height {header.height}")
+    def executed(self, shell: Shell, header: BlockHeader, ledger: Ledger) -> None:
+        """S9 and E1, and for blocks executed again after a start too."""
+        known = self.roots.setdefault(header.height, ledger.root)
+        if known != ledger.root:
+            raise Violation("S9", f"node {shell.number} has another state root at height {header.height}")
         if self.chain.get(header.height) != header:
-            raise Violation("S9", f"member {shell.index} executes what is not final at height {header.height}")
-        self.heights[shell.index] = max(self.heights.get(shell.index, 0), header.height)
+            raise Violation("S9", f"node {shell.number} executes what is not final at height {header.height}")
+        self.heights[shell.number] = max(self.heights.get(shell.number, 0), header.height)
+        told = (ledger.epoch, ledger.next_committee_hash)
+        if self._told.get(shell.number) != told:
+            self._told[shell.number] = told
+            for committee in (ledger.committee, ledger.next_committee):
+                if committee is not None:
+                    self._seat(committee)
 
     def started(self, shell: Shell) -> None:
         """S9: a start brings back all that was final."""
-        if shell.chain.head.height < self.heights.get(shell.index, 0):
-            raise Violation("S9", f"member {shell.index} lost final blocks")
+        if shell.chain.head.height < self.heights.get(shell.number, 0):
+            raise Violation("S9", f"node {shell.number} lost final blocks")
+
+    def lost_disk(self, shell: Shell) -> None:
+        """Ask no more that a node has again what its disk has lost."""
+        self._lost.add(shell.number)
+        self.heights.pop(shell.number, None)
+        self._told.pop(shell.number, None)
+
+    def follow(self, rows: Sequence[FinalBlock]) -> int:
+        """E3, by what one node's disk holds; return how many epochs a light client went through."""
+        parameters, trusted = self.genesis.parameters, Trusted(self.root, self.genesis.committee)
+        for row, after in pairwise(rows):
+            header = row.block.header
+            if after.block.header.epoch == header.epoch:
+                continue
+            assert row.finality is not None, "a boundary is final by itself or by what builds on it"
+            following = self.committees[header.epoch + 1]
+            stays = following == trusted.committee.in_epoch(following.epoch)
+            boundary = Boundary(header, row.finality, b"" if stays else following.encode())
+            try:
+                trusted = follow(trusted, boundary, parameters=parameters, verify=self.verify)
+            except Rejected as fault:
+                raise Violation("E3", f"a light client does not follow into epoch {following.epoch}") from fault
+            if trusted != Trusted(self.chain[header.height], following):
+                raise Violation("E3", f"a light client has another root or committee of epoch {following.epoch}")
+        return trusted.epoch
 
     def accused(self, shell: Shell, guilty: Guilty) -> None:
         """S11: evidence names who is guilty, and proves it."""
-        signers = {_accused(item) for item in (guilty.first, guilty.second)}
+        signers = {self._accused(item) for item in (guilty.first, guilty.second)}
         if len(signers) != 1 or not signers <= self.byzantine:
-            raise Violation("S11", f"member {shell.index} accuses {sorted(signers)}")
+            raise Violation("S11", f"node {shell.number} accuses {sorted(signers)}")
         if guilty.first == guilty.second:
             raise Violation("S11", "evidence of one thing said once")
         self.evidence.append(guilty)
 
+    def _accused(self, exhibit: object) -> int:
+        """Return the number of who signed this."""
+        if isinstance(exhibit, SignedVote):
+            return self.roster.number(self.committees[exhibit.vote.epoch], exhibit.vote.signer)
+        assert isinstance(exhibit, tuple)
+        header = exhibit[0]
+        assert isinstance(header, BlockHeader)
+        return self.roster.number(self.committees[header.epoch], header.leader)
+
     def went_down(self, shell: Shell) -> None:
         self.restart(shell)
-
-
-def _accused(exhibit: object) -> int:
-    if isinstance(exhibit, SignedVote):
-        return exhibit.vote.signer
-    assert isinstance(exhibit, tuple)
-    header = exhibit[0]
-    assert isinstance(header, BlockHeader)
-    return header.leader

@@ -1,11 +1,15 @@
-"""Keys of simulated members: Ed25519, or a stand-in that costs a microsecond and that nobody in a simulation forges."""
+"""Keys of simulated nodes, and which node is which member in an epoch.
 
-from collections.abc import Callable
+A key is Ed25519, or a stand-in that costs a microsecond and that nobody in a simulation forges.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
 
-from economics.crypto import SIGNATURE_BYTES, Signature, verify_signature
+from economics.committee import Committee
+from economics.crypto import SIGNATURE_BYTES, NodeId, Signature, verify_signature
 from economics.errors import Reason, Rejected
 from economics.votes import Verify
 from p2pnode.keys import Key
@@ -17,6 +21,30 @@ class Signer:
 
     public: bytes
     sign: Callable[[bytes], Signature]
+
+
+class Roster:
+    """All nodes there will ever be, by number, which is also their place on the wires; an epoch's index is another."""
+
+    def __init__(self, signers: Sequence[Signer]) -> None:
+        self.signers = tuple(signers)
+        self.nodes = tuple(NodeId(signer.public) for signer in signers)
+        self._numbers = {node: number for number, node in enumerate(self.nodes)}
+
+    def number(self, committee: Committee, index: int) -> int:
+        """Return the number of a member."""
+        return self._numbers[committee.members[index].node]
+
+    def numbers(self, committee: Committee) -> list[int]:
+        """Return the numbers of all members, in index order."""
+        return [self._numbers[member.node] for member in committee.members]
+
+    def index(self, committee: Committee, number: int) -> int | None:
+        return committee.index_of(self.nodes[number])
+
+    def weight(self, committee: Committee, numbers: Iterable[int]) -> int:
+        """Return the shards of these nodes; those without a seat have none."""
+        return sum(len(committee.shards_of_node(self.nodes[number])) for number in set(numbers))
 
 
 def _stand_in(public: bytes, message: bytes) -> bytes:

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
-from economics import tally
+from economics import block, tally
 from economics.asking import Asking
 from economics.ballot import Ballot
 from economics.block import BlockHeader, Finality, Proposal
@@ -26,10 +26,13 @@ from economics.errors import Rejected
 from economics.judging import Judging, Verdict
 from economics.votes import ZERO_HASH, Kind, SignedVote, Verify, Vote, VoteCertificate
 from economics.voting import Voting
+from tests.simulation import chain
 from tests.simulation.batch import play
 from tests.simulation.byzantine import OTHER_CHAIN
+from tests.simulation.chain import Chain
 from tests.simulation.disk import Disk, FinalBlock, Kept
-from tests.simulation.scenario import Scenario, crash_at, draw
+from tests.simulation.keys import Roster
+from tests.simulation.scenario import Scenario, crash_at, draw, draw_mixed
 from tests.simulation.shell import Shell
 from tests.simulation.simulation import Result
 
@@ -39,6 +42,8 @@ Patch = tuple[Any, str, Any]
 
 SEEDS_MAX = 150
 """Within so many seeds each fault must be found."""
+MIXED_SEEDS_MAX = 50
+"""Those of the rules for changing committees within so many."""
 SIZES = (4, 4, 7)
 """Of committees that faults are looked for in, in turn: small ones are quick."""
 
@@ -51,6 +56,8 @@ class Mutant:
     patches: tuple[Patch, ...]
     takes_all_down: bool = False
     """Only a crash of all members at once shows it."""
+    is_mixed: bool = False
+    """It is looked for where committees change."""
     is_harmless: bool = False
     """No rule protects against it, as it breaks none."""
 
@@ -63,7 +70,13 @@ class Mutant:
 
     def scenario(self, number: int) -> Scenario:
         """Return what it is looked for in, one after the other."""
-        return crash_at(number + 1, is_durable=True, all_fall=True) if self.takes_all_down else draw_for_mutants(number)
+        if self.takes_all_down:
+            return crash_at(number + 1, is_durable=True, all_fall=True)
+        return draw_mixed(number) if self.is_mixed else draw_for_mutants(number)
+
+    @property
+    def seeds_max(self) -> int:
+        return MIXED_SEEDS_MAX if self.is_mixed else SEEDS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +99,7 @@ def hunt(mutant: Mutant) -> Hunt:
     """Plant a fault and play seeds until one finds it."""
     began = perf_counter()
     with mutant.planted():
-        for number in range(SEEDS_MAX):
+        for number in range(mutant.seeds_max):
             result = play(mutant.scenario(number))
             if result.fault is not None:
                 return Hunt(mutant.name, number + 1, result, perf_counter() - began)
@@ -318,6 +331,49 @@ def _judge_good(self: Shell, wish: Judge) -> None:
             self._answer(wish, ok=True)
 
 
+# Committees that change
+
+_make_engine, _roll_back = Shell._make_engine, Disk.roll_back
+
+
+def _newest_name(self: Chain, header: BlockHeader) -> bool:
+    """Compare the name of the next committee with the newest state, whatever the header has executed."""
+    is_tail = header.next_committee_hash == ZERO_HASH and self.ends_epoch(header)
+    is_named = is_tail or header.next_committee_hash == self.nexts[-1]
+    return is_named and self.roots[header.executed_height] == header.state_root
+
+
+def _any_name(self: Chain, header: BlockHeader) -> bool:
+    return self.roots[header.executed_height] == header.state_root
+
+
+def _undated(now_ms: int, *, parent: BlockHeader, **_: object) -> int:
+    return max(now_ms, parent.time_ms + 1)
+
+
+def _before(shell: Shell) -> Committee:
+    """Return the committee of the epoch before, as one of this epoch."""
+    ledger = shell.chain.ledger
+    return (ledger.committee_of(max(0, ledger.epoch - 1)) or ledger.committee).in_epoch(ledger.epoch)
+
+
+def _with_the_last_committee(self: Shell) -> Engine:
+    self._committee = _before(self)
+    self._others = tuple(number for number in self.roster.numbers(self._committee) if number != self.number)
+    return _make_engine(self)
+
+
+def _with_the_last_index(self: Shell) -> Engine:
+    index = self.roster.index(_before(self), self.number)
+    with patch.object(Roster, "index", lambda *_: index if index is not None else 0):
+        return _make_engine(self)
+
+
+def _forget_silently(self: Disk, *, chain: int, log: int) -> None:
+    _roll_back(self, chain=chain, log=log)
+    self.is_quiet = False
+
+
 def _patches(*patches: Patch) -> tuple[Patch, ...]:
     return patches
 
@@ -386,4 +442,32 @@ MUTANTS = (
     ),
     Mutant("nothing sent again", _patches((Engine, "_vote_nullify", _nullify_once), (Engine, "_stir", _nothing))),
     Mutant("nothing asked for", _patches((Asking, "_ask", _nothing), (Shell, "behind", _nothing))),
+    # Committees that change.
+    Mutant("a boundary that names no committee taken", _patches((block, "_verify_boundary", _nothing)), is_mixed=True),
+    Mutant("a boundary made that names no committee", _patches((chain, "block_time_ms", _undated)), is_mixed=True),
+    Mutant("the next committee's name not judged", _patches((Chain, "is_true", _any_name)), is_mixed=True),
+    Mutant(
+        "the next committee's name judged by the newest state",
+        _patches((Chain, "is_true", _newest_name)),
+        is_mixed=True,
+    ),
+    Mutant(
+        "no time left before the end of an epoch",
+        _patches((block, "_stands_still", lambda *_, **__: False)),
+        is_mixed=True,
+    ),
+    Mutant(
+        "the last epoch's committee kept", _patches((Shell, "_make_engine", _with_the_last_committee)), is_mixed=True
+    ),
+    Mutant("the last epoch's index kept", _patches((Shell, "_make_engine", _with_the_last_index)), is_mixed=True),
+    Mutant(
+        "a lost disk not noticed",
+        _patches((Disk, "roll_back", _forget_silently), (Voting, "meet_foreign", _nothing)),
+        is_mixed=True,
+    ),
+    Mutant(
+        "silence ended by the end of an epoch",
+        _patches((Engine, "quiet_next_epoch", None), (Voting, "meet_foreign", _nothing)),
+        is_mixed=True,
+    ),
 )

@@ -1,10 +1,11 @@
-"""From a seed to everything that will happen: members and weights, faults, crashes, parameters, the adversary's style.
+"""From a seed to everything that will happen: nodes and weights, faults, crashes, parameters, the adversary's style.
 
 Two acts. In the first the adversary rules: wires lose, repeat, delay and part, power fails at any record, up to f of
 the weight lies. In the second it has stopped ruling the wires: everything arrives soon, everybody is up again.
 """
 
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from random import Random
 
 from economics.genesis import Parameters
@@ -32,6 +33,38 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """A node's disk is lost at a time, but for the oldest so many percent of it, and the node comes back with that."""
+
+    at_ms: int
+    node: int
+    down_ms: int
+    keeps_percent: int
+
+
+class MoveKind(Enum):
+    """What the staker does."""
+
+    JOIN = auto()
+    """Registers a node and stakes on it."""
+    PUT = auto()
+    TAKE = auto()
+    """Takes some of the first stake back."""
+    LEAVE = auto()
+    """Takes all back and has the node offer nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Stake goes to a node or comes back from it, as much as so many percent of a shard's at genesis."""
+
+    at_ms: int
+    kind: MoveKind
+    node: int
+    shards_percent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Partition:
     """The members are on sides that hear nothing of each other, from a time on, for so long."""
 
@@ -46,10 +79,12 @@ class Scenario:
 
     seed: int
     shards: tuple[int, ...]
-    """Of each member."""
+    """Of each first member."""
+    standby: int = 0
+    """Nodes without a seat at first; their numbers follow those of the members."""
     byzantine: frozenset[int] = frozenset()
     dead: frozenset[int] = frozenset()
-    """Never start; together with the Byzantine members they are at most f by weight."""
+    """Never start; together with the Byzantine members and those that lose their disk they are at most f by weight."""
     is_real: bool = False
     parameters: Parameters = Parameters(timeout_ms=500, heartbeat_ms=1_000, block_interval_ms=50)  # noqa: RUF009
     weather: Weather = CALM
@@ -61,6 +96,12 @@ class Scenario:
     all_fall: bool = False
     """The first power cut of a fuse takes everybody down at once."""
     partitions: tuple[Partition, ...] = ()
+    moves: tuple[Move, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    report_ms: int = 0
+    """So long after another committee has begun its members say that they hold their shards."""
+    epochs: int = 0
+    """The second act goes on for so many epochs; 0: the committees stay as they are."""
     style: Style = Style()  # noqa: RUF009
     tempo_ms: int = 200
     stays_active: bool = False
@@ -75,8 +116,17 @@ class Scenario:
     """A member whose fuse blew is off for about so long."""
 
     @property
+    def nodes(self) -> int:
+        return len(self.shards) + self.standby
+
+    @property
     def faulty(self) -> frozenset[int]:
         return self.byzantine | self.dead
+
+    @property
+    def unreliable(self) -> frozenset[int]:
+        """Who may not have more than f shards of any committee: a node that has lost its disk is silent for long."""
+        return self.faulty | {loss.node for loss in self.losses}
 
 
 def draw(seed: int, members: int | None = None) -> Scenario:
@@ -118,6 +168,143 @@ def draw(seed: int, members: int | None = None) -> Scenario:
         chaos_ms=chaos_ms,
         down_ms=random.choice((20, 300, 3 * timeout_ms)),
     )
+
+
+# Scenarios in which the committees change
+
+
+def draw_mixed(seed: int) -> Scenario:
+    """Return a scenario of several epochs in which stake moves, and nodes join, leave and lose their disks."""
+    random = Random(f"mixed {seed}")
+    shards = _draw_shards(random, random.choice((4, 4, 5, 6, 7)))
+    standby = random.randrange(1, 4)
+    size = len(shards) + standby
+    faulty = sorted(frozenset.union(*_draw_faulty(random, shards)))
+    roles = dict(zip(faulty, random.choices(("byzantine", "dead", "lost"), (45, 10, 45), k=len(faulty)), strict=True))
+    byzantine, dead, lost = (
+        frozenset(number for number in faulty if roles[number] == role) for role in ("byzantine", "dead", "lost")
+    )
+    timeout_ms = random.choice((120, 250, 500))
+    epoch_ms = timeout_ms * random.choice((4, 8, 16)) if random.random() < 0.9 else random.choice((1, 2, 4, 50))
+    chaos_ms = max(epoch_ms, 5 * timeout_ms) * random.choice((2, 3, 4))
+    scenario = Scenario(
+        seed=seed,
+        shards=shards,
+        standby=standby,
+        byzantine=byzantine,
+        dead=dead,
+        is_real=random.randrange(100) < REAL_PERCENT,
+        parameters=Parameters(
+            timeout_ms=timeout_ms,
+            block_interval_ms=random.choice((10, 50, 100)),
+            heartbeat_ms=random.choice((100, 200, 600)),
+            epoch_ms=epoch_ms,
+            challenge_rounds=0,
+        ),
+        weather=_draw_weather(random, timeout_ms, is_harsh=random.random() < 0.4),
+        calm=Weather(delay_ms=(2, 40), loss=random.choice((0, 0, 0, 5))),
+        skews_ms=tuple(random.randrange(-200, 200) if random.random() < 0.3 else 0 for _ in range(size)),
+        outages=(*_draw_outages(random, size, chaos_ms), *_draw_turns(random, size, epoch_ms, chaos_ms)),
+        fuses=tuple(
+            (number, replace(fuse, record=random.randrange(1, 150))) for number, fuse in _draw_fuses(random, size)
+        ),
+        all_fall=random.random() < 0.2,
+        partitions=_draw_partitions(random, size, chaos_ms),
+        losses=_draw_losses(random, lost, chaos_ms),
+        report_ms=random.choice((0, timeout_ms, 6 * timeout_ms)),
+        epochs=random.choice((2, 3)),
+        style=_draw_style(random),
+        tempo_ms=random.choice((timeout_ms // 4, timeout_ms, timeout_ms * 2)),
+        stays_active=random.random() < 0.5,
+        transactions=random.randrange(0, 5),
+        views=random.randrange(6, 30),
+        chaos_ms=chaos_ms,
+        down_ms=random.choice((20, 300, 3 * timeout_ms)),
+    )
+    return replace(scenario, moves=_draw_moves(random, scenario))
+
+
+def _draw_turns(random: Random, size: int, epoch_ms: int, chaos_ms: int) -> tuple[Outage, ...]:
+    """Return outages around the ends of epochs and, of everybody, over several of them."""
+    span_ms = max(epoch_ms, 500)
+    outages = [
+        Outage(max(0, end_ms + random.randrange(-150, 150)), random.randrange(size), random.randrange(10, span_ms))
+        for end_ms in range(epoch_ms, chaos_ms, max(epoch_ms, chaos_ms // 4))
+        if random.random() < 0.5
+    ]
+    if random.random() < 0.4:
+        at_ms, down_ms = random.randrange(chaos_ms), random.randrange(span_ms // 2, 3 * span_ms)
+        outages += [Outage(at_ms + random.randrange(10), number, down_ms) for number in range(size)]
+    return tuple(outages)
+
+
+def _draw_losses(random: Random, lost: frozenset[int], chaos_ms: int) -> tuple[Loss, ...]:
+    return tuple(
+        Loss(
+            random.randrange(chaos_ms),
+            number,
+            random.randrange(10, chaos_ms // 2 if random.random() < 0.3 else 200),
+            random.choice((0, 0, 50, 90)),
+        )
+        for number in sorted(lost)
+    )
+
+
+def _draw_moves(random: Random, scenario: Scenario) -> tuple[Move, ...]:
+    """Return moves, done in this order, after each of which D'Hondt would give the unreliable at most f shards.
+
+    What has been asked for before a cut-off counts in it, what comes later does not: so each committee is one of these.
+    """
+    stakes = {number: 100 * count for number, count in enumerate(scenario.shards)}
+    mine = dict(stakes)
+    """Of each node's stake what is left of the first one, which alone is taken from in part."""
+    moves: list[Move] = []
+    for at_ms in sorted(random.randrange(scenario.chaos_ms) for _ in range(random.randrange(2, 9))):
+        honest = [number for number in range(scenario.nodes) if number not in scenario.unreliable]
+        number = random.choice(honest)
+        amount = random.randrange(20, 300)
+        if number not in stakes:
+            move = Move(at_ms, MoveKind.JOIN, number, amount)
+        elif random.random() < 0.4:
+            move = Move(at_ms, MoveKind.LEAVE, number)
+        elif random.random() < 0.5 and mine.get(number, 0) > 1:
+            move = Move(at_ms, MoveKind.TAKE, number, random.randrange(1, mine[number]))
+        else:
+            move = Move(at_ms, MoveKind.PUT, number, amount)
+        after = dict(stakes)
+        match move.kind:
+            case MoveKind.LEAVE:
+                del after[number]
+            case MoveKind.TAKE:
+                after[number] -= move.shards_percent
+            case _:
+                after[number] = after.get(number, 0) + move.shards_percent
+        if not _is_bounded(scenario, after):
+            continue
+        moves.append(move)
+        stakes = after
+        if move.kind is MoveKind.LEAVE:
+            mine.pop(number, None)
+        if move.kind is MoveKind.TAKE:
+            mine[number] -= move.shards_percent
+    return tuple(moves)
+
+
+def _is_bounded(scenario: Scenario, stakes: dict[int, int]) -> bool:
+    """Return whether D'Hondt gives the unreliable at most f shards, however it breaks ties."""
+    n = sum(scenario.shards)
+    f = n - quorum(n)
+    seats = dict.fromkeys(stakes, 0)
+    for _ in range(n):
+        open_to = [number for number in stakes if seats[number] < f]
+        if not open_to:
+            return True  # the committee stays as it is
+        order = [(stakes[number] / (seats[number] + 1), number in scenario.unreliable, number) for number in open_to]
+        seats[max(order)[2]] += 1
+    return sum(count for number, count in seats.items() if number in scenario.unreliable) <= f
+
+
+# What is drawn for both
 
 
 def _draw_shards(random: Random, size: int) -> tuple[int, ...]:
@@ -195,6 +382,7 @@ def _draw_style(random: Random) -> Style:
         replay=random.choice((0, 4, 10)),
         lie=random.choice((0, 5, 10)),
         serve=random.choice((0, 50, 100)),
+        turn=random.choice((0, 30, 60)),
     )
 
 

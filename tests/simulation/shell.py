@@ -1,4 +1,6 @@
-"""The shell of one simulated member: performs the engine's effects as the real one must. Logs before it tells.
+"""The shell of one simulated node: performs the engine's effects as the real one must. Logs before it tells.
+
+A node has an engine in the epochs in which it has a seat; in the others it follows what is final, and never votes.
 
 What it needs of its surroundings (wires, clock, watchers) is a `World`, a `Network` and an `Observer`.
 """
@@ -8,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from economics.arguments import ReportSync
 from economics.block import (
     AHEAD_MS_MAX,
     Block,
@@ -16,7 +19,7 @@ from economics.block import (
     Proposal,
 )
 from economics.consensus import Engine
-from economics.crypto import Digest, Signature
+from economics.crypto import Digest, OwnerId, Signature
 from economics.effects import (
     Ask,
     Broadcast,
@@ -34,6 +37,7 @@ from economics.effects import (
     Message,
     Missing,
     Persist,
+    Quiet,
     Send,
     Silenced,
     TimePassed,
@@ -41,14 +45,18 @@ from economics.effects import (
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.ledger import Ledger
-from economics.transactions import SignedTransaction
+from economics.transactions import SignedTransaction, Transaction, build
 from economics.votes import SignedVote, Verify, VoteCertificate
 from tests.simulation.chain import BLOCKS_MAX, Blocks, Chain, Row
 from tests.simulation.disk import Disk, Kept, PowerCut
+from tests.simulation.keys import Roster
 from tests.simulation.network import Network
 from tests.simulation.world import World
 
 JUDGE_MS_MAX = 30_000
+REPORT_FEE_FROST = 10**7
+REPORT_BLOCKS = 20
+"""A report that is not in a block by then is made anew."""
 PULL_MS = 250
 STUCK_TIMEOUTS = 3
 """So many leader timeouts without a new final block, and others are asked."""
@@ -81,11 +89,13 @@ class Observer(Protocol):
 
     def sent(self, shell: "Shell", message: Message) -> None: ...
 
+    def signed(self, shell: "Shell", message: bytes) -> None: ...
+
     def held(self, shell: "Shell", certificate: VoteCertificate) -> None: ...
 
     def finalized(self, shell: "Shell", blocks: Sequence[Block], finality: Finality) -> None: ...
 
-    def executed(self, shell: "Shell", header: BlockHeader, root: Digest) -> None: ...
+    def executed(self, shell: "Shell", header: BlockHeader, ledger: Ledger) -> None: ...
 
     def accused(self, shell: "Shell", guilty: Guilty) -> None: ...
 
@@ -94,9 +104,10 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a member is, whatever happens to its process."""
+    """What a node is, whatever happens to its process."""
 
-    index: int
+    number: int
+    """Its place on the wires; its index in a committee is another, and none where it has no seat."""
     sign: Callable[[bytes], Signature]
     verify: Verify
     skew_ms: int = 0
@@ -104,7 +115,7 @@ class Identity:
 
 
 class Shell:
-    """One member: its disk outlives every crash, all else is made anew by `start`."""
+    """One node: its disk outlives every crash, all else is made anew by `start`."""
 
     def __init__(
         self,
@@ -114,12 +125,21 @@ class Shell:
         network: Network,
         observer: Observer,
         genesis: Genesis,
+        roster: Roster,
         origin: tuple[Ledger, BlockHeader],
         engine_type: type[Engine],
         checks_bodies: bool,
+        report_ms: int,
     ) -> None:
+        """`report_ms`: so long after an epoch with another committee began the node says that it holds its shards."""
         self.identity = identity
-        self.index = identity.index
+        self.number = identity.number
+        self.node = roster.nodes[identity.number]
+        self.roster = roster
+        self.seated: Engine | None = None
+        """The engine of an epoch in which this node has a seat."""
+        self.quiet: Quiet | None = None
+        """What binds the next engine."""
         self.world = world
         self.network = network
         self.observer = observer
@@ -132,7 +152,11 @@ class Shell:
         self._origin = origin
         self._engine_type = engine_type
         self._checks_bodies = checks_bodies
-        self._others = tuple(index for index in range(len(genesis.members)) if index != identity.index)
+        self._report_ms = report_ms
+        self._reported_ms: int | None = None
+        self._committee = genesis.committee
+        self._others: tuple[int, ...] = ()
+        """The other members, by number."""
 
     # Life
 
@@ -145,7 +169,7 @@ class Shell:
             self.genesis,
             self.disk,
             origin=self._origin,
-            own=self.index,
+            node=self.node,
             sign=self.identity.sign,
             verify=self.identity.verify,
             clock_ms=self.clock_ms,
@@ -159,8 +183,10 @@ class Shell:
         self._due_key: object = None
         self._timer_ms: int | None = None
         self._stuck_at = -1
+        self.seated = None
+        self.quiet = Quiet() if self.disk.is_quiet else None
         self._renew(is_new_life=True)
-        self._later(STUCK_TIMEOUTS * self.genesis.parameters.timeout_ms, self._watch_progress)
+        self._watch_progress()
 
     def boot(self) -> None:
         """Start, unless the power fails again meanwhile."""
@@ -171,8 +197,13 @@ class Shell:
         if self.is_up:
             self.is_up = False
             self.disk.cut()
-            self.world.note("down", self.index)
+            self.world.note("down", self.number)
             self.observer.went_down(self)
+
+    @property
+    def engine(self) -> Engine:
+        assert self.seated is not None, "a node without a seat has no engine"
+        return self.seated
 
     def clock_ms(self) -> int:
         return self.genesis.time_ms + self.world.now_ms + self.identity.skew_ms
@@ -192,31 +223,47 @@ class Shell:
 
     def _renew(self, *, is_new_life: bool = False) -> None:
         """Put a new engine in place of one whose epoch has ended, or that the chain has overtaken."""
-        is_first = self.chain.head == self.chain.root_header
-        row = None if is_first else self.disk.chain[-1]
-        assert row is None or row.finality is not None
-        self.engine = self._engine_type(
-            chain_id=self.genesis.chain_id,
-            committee=self.chain.ledger.committee,
-            root=self.chain.root_header,
-            own=self.index,
-            sign=self.identity.sign,
-            parameters=self.genesis.parameters,
-            now_ms=self.clock_ms(),
-            restored=self._restored(),
-            finalized=None if row is None or row.finality is None else (row.block, row.finality.certificate),
-            verify=self.identity.verify,
-        )
+        old, epoch = self.seated, self.chain.ledger.epoch
+        if old is not None:
+            self.quiet = old.quiet_next_epoch if old.epoch != epoch else old.quiet
+        self._committee = self.chain.ledger.committee
+        members = self.roster.numbers(self._committee)
+        self._others = tuple(number for number in members if number != self.number)
+        self.seated = self._make_engine() if self.number in members else None
         self._due_key = self._timer_ms = None
         self._due_ms = None
         self._building = None
         self._judging.clear()
         self._final.clear()
+        if self.seated is None:
+            return
         if is_new_life:
             for other in self._others:
-                self.network.send(self.index, other, Ask(self.chain.ledger.epoch, self.engine.view))
-        self._perform(self.engine.start(self.clock_ms()))
+                self.network.send(self.number, other, Ask(epoch, self.seated.view))
+        self._perform(self.seated.start(self.clock_ms()))
         self._settle()
+
+    def _make_engine(self) -> Engine:
+        is_first = self.chain.head == self.chain.root_header
+        row = None if is_first else self.disk.chain[-1]
+        assert row is None or row.finality is not None
+        return self._engine_type(
+            chain_id=self.genesis.chain_id,
+            committee=self._committee,
+            root=self.chain.root_header,
+            own=self.roster.index(self._committee, self.number),
+            sign=self._sign,
+            parameters=self.genesis.parameters,
+            now_ms=self.clock_ms(),
+            restored=self._restored(),
+            finalized=None if row is None or row.finality is None else (row.block, row.finality.certificate),
+            quiet=self.quiet,
+            verify=self.identity.verify,
+        )
+
+    def _sign(self, message: bytes) -> Signature:
+        self.observer.signed(self, message)
+        return self.identity.sign(message)
 
     def _restored(self) -> list[SignedVote | VoteCertificate | Proposal]:
         epoch = self.chain.ledger.epoch
@@ -248,15 +295,19 @@ class Shell:
             case WantTransactions(hashes):
                 found = tuple(body for tx_hash in hashes if (body := self.chain.body(tx_hash)) is not None)
                 if found:
-                    self.network.send(self.index, sender, Transactions(found))
+                    self.network.send(self.number, sender, Transactions(found))
             case WantBlocks(first):
                 answer = self.chain.rows_from(first)
                 if answer is not None:
-                    self.network.send(self.index, sender, answer)
+                    self.network.send(self.number, sender, answer)
             case Blocks():
                 self._catch_up(payload)
+            case _ if self.seated is not None:
+                index = self.roster.index(self._committee, sender)
+                if index is not None:  # a stream of who has no seat is not listened to
+                    self.feed(Heard(payload, index))
             case _:
-                self.feed(Heard(payload, sender))
+                pass
 
     def submit(self, signed: SignedTransaction) -> None:
         """Take a transaction into the mempool."""
@@ -274,24 +325,67 @@ class Shell:
 
     def greet(self, other: int) -> None:
         """Begin a stream to a member that has come up."""
-        if self.is_up:
-            self.network.send(self.index, other, Ask(self.chain.ledger.epoch, self.engine.view))
+        if self.is_up and self.seated is not None and other in self._others:
+            self.network.send(self.number, other, Ask(self.chain.ledger.epoch, self.seated.view))
 
-    def behind(self, sender: int | None) -> None:
-        """Ask somebody for final blocks."""
-        asked = self.world.random.choice(self._others) if sender is None else sender
-        self.network.send(self.index, asked, WantBlocks(self.chain.head.height + 1))
+    def behind(self, member: int | None) -> None:
+        """Ask somebody for final blocks: this member, or anybody that this node has heard of."""
+        asked = self.world.random.choice(self._known()) if member is None else self._number(member)
+        self.network.send(self.number, asked, WantBlocks(self.chain.head.height + 1))
+
+    def _known(self) -> list[int]:
+        """Return who may be asked for what anybody may give: all of this committee, the next and the first."""
+        committees = (self._committee, self.chain.ledger.next_committee, self.genesis.committee)
+        numbers = {number for seated in committees if seated is not None for number in self.roster.numbers(seated)}
+        return sorted(numbers - {self.number})
+
+    def _number(self, member: int) -> int:
+        return self.roster.number(self._committee, member)
 
     def _watch_progress(self) -> None:
+        """Ask around when nothing has become final for a while; without a seat, more often."""
         if self._stuck_at == self.chain.head.height:
             self.behind(None)
         self._stuck_at = self.chain.head.height
-        self._later(STUCK_TIMEOUTS * self.genesis.parameters.timeout_ms, self._watch_progress)
+        timeouts = 1 if self.seated is None else STUCK_TIMEOUTS
+        self._later(timeouts * self.genesis.parameters.timeout_ms, self._watch_progress)
+
+    # The handover
+
+    def _consider_reporting(self) -> None:
+        """Have it said on the chain, after a while and until it is there, that this node holds its shards."""
+        own = self.roster.index(self._committee, self.number)
+        handover = self.chain.ledger.handover
+        if own is None or handover.is_done or own in handover.reporters:
+            self._reported_ms = None
+            return
+        if self._reported_ms is None:
+            self._reported_ms = self.world.now_ms + self._report_ms
+            self._later(self._report_ms, self._consider_reporting)
+        elif self.world.now_ms >= self._reported_ms:
+            self._reported_ms = None
+            self._report()
+
+    def _report(self) -> None:
+        account = OwnerId(self.node)
+        plain = Transaction(
+            chain_id=self.genesis.chain_id,
+            sender=account,
+            nonce=self.chain.ledger.account(account).nonce,
+            fee_frost=REPORT_FEE_FROST,
+            expiry_height=self.chain.head.height + REPORT_BLOCKS,
+            operation=ReportSync(self.chain.ledger.epoch),
+        )
+        signed = build(plain, self.identity.sign)
+        self.submit(signed)
+        for other in self._others:
+            self.network.send(self.number, other, Transactions((signed,)))
 
     # The engine
 
     def feed(self, item: Input) -> None:
         """Give the engine one input and perform what it wants."""
+        assert self.seated is not None
         try:
             effects = self.engine.handle(self.clock_ms(), item)
         except Rejected as fault:
@@ -322,7 +416,9 @@ class Shell:
 
     def _settle(self) -> None:
         """Set the timer, and say anew from when on a block is wanted, where the engine's answer has changed."""
-        engine = self.engine
+        engine = self.seated
+        if engine is None:
+            return
         tip = engine.tip
         key = (tip, len(self.chain.mempool), self.chain.head.height)
         if key != self._due_key:
@@ -342,6 +438,8 @@ class Shell:
         if self._timer_ms != planned_ms:
             return
         self._timer_ms = None
+        if self.seated is None:
+            return
         deadline = self.engine.deadline()
         if deadline is not None and deadline <= self.clock_ms():
             self.feed(TimePassed())
@@ -359,10 +457,10 @@ class Shell:
                 case Broadcast(message):
                     self.observer.sent(self, message)
                     for other in self._others:
-                        self.network.send(self.index, other, message)
+                        self.network.send(self.number, other, message)
                 case Send(member, message):
                     self.observer.sent(self, message)
-                    self.network.send(self.index, member, message)
+                    self.network.send(self.number, self._number(member), message)
                 case Build():
                     self._building = effect
                     self._later(0, self._try_building)
@@ -380,7 +478,9 @@ class Shell:
                 case Guilty():
                     self.observer.accused(self, effect)
                 case Silenced():
-                    raise AssertionError(f"member {self.index} fell silent: {effect.reason}")
+                    raise AssertionError(f"node {self.number} fell silent: {effect.reason}")
+        if self.seated is not None and self.seated.quiet is None:
+            self.disk.is_quiet = False
 
     def _log(self, effects: Sequence[Effect]) -> None:
         """Make durable what binds, before anything of the turn is sent."""
@@ -399,7 +499,7 @@ class Shell:
                 case _:
                     pass
         if binds:
-            self.world.note("sync", self.index, disk.waiting)
+            self.world.note("sync", self.number, disk.waiting)
             disk.sync()
 
     # Blocks
@@ -434,8 +534,8 @@ class Shell:
         found = {tx_hash: self.chain.body(tx_hash) for tx_hash in block.transactions}
         missing = tuple(tx_hash for tx_hash, body in found.items() if body is None)
         if missing:
-            asked = wish.sender if wish.sender is not None else self.world.random.choice(self._others)
-            self.network.send(self.index, asked, WantTransactions(missing))
+            asked = self.world.random.choice(self._others) if wish.sender is None else self._number(wish.sender)
+            self.network.send(self.number, asked, WantTransactions(missing))
             self._later(PULL_MS, self._judge, wish)
             return
         if self.chain.ledger.height < header.executed_height:
@@ -453,7 +553,7 @@ class Shell:
     def _answer(self, wish: Judge, *, ok: bool) -> None:
         block_hash = wish.proposal.block.hash
         del self._judging[block_hash]
-        self.world.note("judged", self.index, wish.proposal.block.header.view, ok)
+        self.world.note("judged", self.number, wish.proposal.block.header.view, ok)
         self.feed(Judged(block_hash, ok))
 
     def _end_judging(self, wish: Judge) -> None:
@@ -477,7 +577,7 @@ class Shell:
                 rows, missing = self.chain.collect(effect.blocks)
                 if missing:
                     for other in self._others:
-                        self.network.send(self.index, other, WantTransactions(missing))
+                        self.network.send(self.number, other, WantTransactions(missing))
                     self._later(PULL_MS, self._execute_final)
                     return
                 if self._apply(rows, effect.finality):
@@ -488,11 +588,12 @@ class Shell:
     def _apply(self, rows: Sequence[Row], finality: Finality) -> bool:
         epoch_ended = self.chain.apply(rows, finality)
         self._retry_judging()
+        self._consider_reporting()
         return epoch_ended
 
-    def _executed(self, header: BlockHeader, root: Digest) -> None:
-        self.world.note("executed", self.index, header.height, root.hex()[:8])
-        self.observer.executed(self, header, root)
+    def _executed(self, header: BlockHeader, ledger: Ledger) -> None:
+        self.world.note("executed", self.number, header.height, ledger.root.hex()[:8])
+        self.observer.executed(self, header, ledger)
 
     def _catch_up(self, answer: Blocks) -> None:
         """Execute blocks that another has; nothing of it is believed but what the finality proves."""
@@ -504,10 +605,10 @@ class Shell:
         except Rejected as fault:
             self.refuse(fault)
             return
-        self.world.note("caught up", self.index, rows[-1][0].header.height)
+        self.world.note("caught up", self.number, rows[-1][0].header.height)
         self.observer.finalized(self, [block for block, _ in rows], answer.finality)
         epoch_ended = self._apply(rows, answer.finality)
-        if epoch_ended or self.chain.head.height > self.engine.final_height:
+        if epoch_ended or (self.seated is not None and self.chain.head.height > self.seated.final_height):
             self._renew()
         if epoch_ended or len(answer.rows) >= BLOCKS_MAX:
             self.behind(None)

@@ -1,18 +1,31 @@
-"""Runs a scenario: builds the members, lets both acts happen, and tells what was seen. Raises `Violation`."""
+"""Runs a scenario: builds the nodes, lets both acts happen, and tells what was seen. Raises `Violation`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
-from economics.arguments import Evidence, Operation, Transfer
+from economics.arguments import (
+    Evidence,
+    Operation,
+    PutStake,
+    RegisterNode,
+    Transfer,
+    Unstake,
+    node_message,
+)
+from economics.beginning import first_stake_id
 from economics.block import BlockHeader, Proposal, genesis_header, leader_of
 from economics.committee import Committee, Member
 from economics.consensus import Engine
-from economics.crypto import NodeId, OwnerId
+from economics.crypto import Level, OwnerId, digest
 from economics.effects import Ask, Guilty, Message
 from economics.errors import Rejected
 from economics.genesis import Genesis, GenesisAccount
 from economics.ledger import Ledger
+from economics.nodes import Offence
+from economics.slots import StakeId
+from economics.state import decode_value
 from economics.transactions import (
     SignedTransaction,
     Transaction,
@@ -21,17 +34,23 @@ from economics.transactions import (
 )
 from economics.votes import SignedVote, VoteCertificate
 from tests.simulation.byzantine import Adversary
+from tests.simulation.disk import Disk
 from tests.simulation.invariants import Violation, Watch
-from tests.simulation.keys import Signer, make_signer, make_verify
+from tests.simulation.keys import Roster, Signer, make_signer, make_verify
 from tests.simulation.network import Network
-from tests.simulation.scenario import Scenario
+from tests.simulation.scenario import Loss, Move, MoveKind, Scenario
 from tests.simulation.shell import Identity, Payload, Shell, Transactions
 from tests.simulation.world import World
 
 GENESIS_MS = 1_700_000_000_000
-ACCOUNTS = 6
+ACCOUNTS = 7
 EVIDENCE_ACCOUNT = 3
 PROBE_ACCOUNTS = (4, 5)
+STAKER = 6
+"""Owns all first members and stakes for all others: what it asks for is done in order."""
+STAKER_FROST = 10**18
+MIXED_FACTOR = 3
+"""Where epochs are short and committees change, so many times as many views go by until all is level."""
 """What they send in the second act is known to all: it must be included (L5)."""
 FIRST_ACCOUNT = 1_000
 BALANCE_FROST = 10**12
@@ -55,6 +74,14 @@ class Result:
     blocks: int = 0
     nullified: int = 0
     epochs: int = 0
+    reseated: int = 0
+    """Epochs that began with another committee than the one before."""
+    joined: int = 0
+    """Seats that a node took in an epoch and had not in the one before."""
+    shifted: int = 0
+    """Members whose index is another than in the epoch before."""
+    losses: int = 0
+    """Disks that were lost, or replaced by an older state of theirs."""
     crashes: int = 0
     restarts: int = 0
     equivocations: int = 0
@@ -63,6 +90,8 @@ class Result:
     refused: int = 0
     honest_leaders: int = 0
     """Views with a live honest leader that the second act took."""
+    is_unbounded: bool = False
+    """The faulty came to have more than f shards of a committee: the run ended, and proves nothing."""
     fault: str | None = None
     """The invariant that broke, and how."""
     rule: str | None = None
@@ -83,6 +112,7 @@ class Simulation:
     watch: Watch = field(init=False)
     adversary: Adversary = field(init=False)
     shells: dict[int, Shell] = field(init=False)
+    roster: Roster = field(init=False)
     accounts: list[Signer] = field(init=False)
     nonces: list[int] = field(init=False)
     probes: list[OwnerId] = field(init=False)
@@ -91,7 +121,11 @@ class Simulation:
     _roots: dict[int, BlockHeader] = field(default_factory=dict)
     _reported: int = 0
     _away: set[int] = field(default_factory=set)
-    """Members that are off by an outage, whose end brings them back."""
+    """Nodes that are off by an outage, whose end brings them back."""
+    _stakes: dict[int, list[StakeId]] = field(default_factory=dict)
+    """Node -> the stakes on it."""
+    _moved: list[SignedTransaction] = field(default_factory=list)
+    """What the staker has asked for so far, in order."""
     _calm: bool = False
     _have_fallen: bool = False
 
@@ -99,11 +133,12 @@ class Simulation:
         scenario = self.scenario
         self.result = Result(scenario.seed)
         self.world = World(scenario.seed, log=self.log)
-        signers = [make_signer(index, is_real=scenario.is_real) for index in range(len(scenario.shards))]
+        signers = [make_signer(number, is_real=scenario.is_real) for number in range(scenario.nodes)]
+        self.roster = Roster(signers)
         self.accounts = [make_signer(FIRST_ACCOUNT + index, is_real=scenario.is_real) for index in range(ACCOUNTS)]
         self.nonces = [0] * ACCOUNTS
         self.probes = [OwnerId(self.accounts[account].public) for account in PROBE_ACCOUNTS]
-        self.genesis = self._make_genesis(signers)
+        self.genesis = self._make_genesis()
         ledger = Ledger.at_genesis(self.genesis)
         origin = (
             ledger,
@@ -118,42 +153,58 @@ class Simulation:
         self._roots[0] = origin[1]
         verify = make_verify(is_real=scenario.is_real)
         self.network = Network(self.world, self._deliver, scenario.weather, slow_ms=dict(scenario.slow_ms))
-        self.watch = Watch(self.genesis, origin[1], verify, scenario.byzantine, self._overhear, self._went_down)
+        self.watch = Watch(
+            self.genesis,
+            self.roster,
+            origin[1],
+            verify,
+            scenario.byzantine,
+            self._overhear,
+            self._went_down,
+            self._is_bounded,
+        )
         self.shells = {
-            index: Shell(
-                Identity(index, signer.sign, verify, (scenario.skews_ms or (0,) * len(signers))[index]),
+            number: Shell(
+                Identity(number, signer.sign, verify, (scenario.skews_ms or (0,) * len(signers))[number]),
                 world=self.world,
                 network=self.network,
                 observer=self.watch,
                 genesis=self.genesis,
+                roster=self.roster,
                 origin=origin,
                 engine_type=Engine,
                 checks_bodies=scenario.is_real,
+                report_ms=scenario.report_ms,
             )
-            for index, signer in enumerate(signers)
-            if index not in scenario.faulty
+            for number, signer in enumerate(signers)
+            if number not in scenario.faulty
         }
         self.adversary = Adversary(
             world=self.world,
             network=self.network,
             genesis=self.genesis,
-            signers={index: signers[index] for index in sorted(scenario.byzantine)},
-            foreign=lambda index, message: signers[index].sign(message),
+            roster=self.roster,
+            committees=self.watch.committees,
+            signers={number: signers[number] for number in sorted(scenario.byzantine)},
             honest=self.shells,
             style=scenario.style,
             tempo_ms=scenario.tempo_ms,
         )
 
-    def _make_genesis(self, signers: list[Signer]) -> Genesis:
-        owner = OwnerId(self.accounts[0].public)
+    def _make_genesis(self) -> Genesis:
+        owner = OwnerId(self.accounts[STAKER].public)
         members = tuple(
-            Member(NodeId(signer.public), owner, shards, ())
-            for signer, shards in zip(signers, self.scenario.shards, strict=True)
+            Member(node, owner, shards, ())
+            for node, shards in zip(self.roster.nodes, self.scenario.shards, strict=False)
         )
-        accounts = tuple(
-            GenesisAccount(key, BALANCE_FROST) for key in sorted(OwnerId(account.public) for account in self.accounts)
-        )
+        balances = {OwnerId(account.public): BALANCE_FROST for account in self.accounts}
+        balances |= {OwnerId(node): BALANCE_FROST for node in self.roster.nodes}
+        balances[owner] = STAKER_FROST
+        accounts = tuple(GenesisAccount(*row) for row in sorted(balances.items()))
         return Genesis("simulation", GENESIS_MS, 1_000, members, accounts, self.scenario.parameters)
+
+    def _is_bounded(self, committee: Committee) -> bool:
+        return self.roster.weight(committee, self.scenario.unreliable) <= committee.n - committee.quorum
 
     # Wires
 
@@ -187,21 +238,24 @@ class Simulation:
 
     def _overhear(self, sender: int, message: Message) -> None:
         self.world.note("sent", sender, _describe(message))
-        if isinstance(message, SignedVote) and message.vote.signer == sender:
-            slot = (message.vote.epoch, message.vote.view)
-            if slot not in self._slots:
-                self._begin_view(slot)
+        if isinstance(message, SignedVote):
+            vote = message.vote
+            if self.roster.number(self.watch.committees[vote.epoch], vote.signer) == sender:
+                self._begin_view((vote.epoch, vote.view))
         self.adversary.overhear(sender, message)
 
     def _begin_view(self, slot: tuple[int, int]) -> None:
+        if slot in self._slots:
+            return
         self._slots[slot] = None
         self.result.views += 1
         if not self._calm:
             return
         root = next((shell.chain.root_header for shell in self.up() if shell.chain.ledger.epoch == slot[0]), None)
         if root is not None:
-            leader = leader_of(slot[1], root_hash=root.hash, committee=Committee(slot[0], self.genesis.members))
-            self.result.honest_leaders += leader in self.shells
+            committee = self.watch.committees[slot[0]]
+            leader = leader_of(slot[1], root_hash=root.hash, committee=committee)
+            self.result.honest_leaders += self.roster.number(committee, leader) in self.shells
 
     def up(self) -> list[Shell]:
         return [shell for shell in self.shells.values() if shell.is_up]
@@ -210,7 +264,7 @@ class Simulation:
 
     def _went_down(self, shell: Shell) -> None:
         self.result.crashes += 1
-        if shell.index in self._away:
+        if shell.number in self._away:
             return
         self.world.after(1 + self.world.random.randrange(2 * self.scenario.down_ms), self.boot, shell)
         if self.scenario.all_fall and not self._have_fallen:
@@ -222,13 +276,13 @@ class Simulation:
         """Start a member if it is off; the others open their streams to it anew."""
         if shell.is_up:
             return
-        self.world.note("boot", shell.index)
+        self.world.note("boot", shell.number)
         shell.boot()
         if shell.life > 1:
             self.result.restarts += 1
             for other in self.shells.values():
                 if other is not shell:
-                    other.greet(shell.index)
+                    other.greet(shell.number)
         if shell.is_up:
             self.watch.started(shell)
 
@@ -256,11 +310,11 @@ class Simulation:
             return
         chosen = shells if to_all else [self.world.random.choice(shells)]
         for shell in chosen:
-            shell.receive(shell.index, Transactions((signed,)))
+            shell.receive(shell.number, Transactions((signed,)))
         if not to_all:
             for shell in self.shells.values():
                 if shell is not chosen[0]:
-                    self.network.send(chosen[0].index, shell.index, Transactions((signed,)))
+                    self.network.send(chosen[0].number, shell.number, Transactions((signed,)))
 
     def _publish_one(self) -> None:
         self.publish(self.make_transaction(self.world.random.randrange(EVIDENCE_ACCOUNT)), to_all=False)
@@ -301,6 +355,69 @@ class Simulation:
             world.after(partition.at_ms + partition.length_ms, self._part, {})
         for _ in range(scenario.transactions):
             world.after(world.random.randrange(max(1, scenario.chaos_ms // 3)), self._publish_one)
+        for move in scenario.moves:
+            world.after(move.at_ms, self._move, move)
+        for loss in scenario.losses:
+            world.after(loss.at_ms, self._lose, loss)
+
+    def _move(self, move: Move) -> None:
+        """Have the staker ask for what a move takes."""
+        for operation in self._operations(move):
+            signed = self.make_transaction(STAKER, operation)
+            self._moved.append(signed)
+            self.publish(signed, to_all=True)
+
+    def _operations(self, move: Move) -> Iterator[Operation]:
+        """Yield operations; each is signed before the next is made."""
+        node = self.roster.nodes[move.node]
+        stakes = self._stakes.setdefault(
+            move.node, [first_stake_id(node)] if move.node < len(self.scenario.shards) else []
+        )
+        frost = move.shards_percent * self.genesis.parameters.stake_frost_per_shard // 100
+        if move.kind in (MoveKind.JOIN, MoveKind.LEAVE):
+            yield self._register(move.node, is_leaving=move.kind is MoveKind.LEAVE)
+        if move.kind is MoveKind.LEAVE:
+            for stake in stakes:
+                yield Unstake(stake, 0)
+            stakes.clear()
+        elif move.kind is MoveKind.TAKE:
+            yield Unstake(stakes[0], frost)
+        else:
+            yield PutStake(node, frost)
+            stakes.append(StakeId(digest(Level.STAKE, self._moved[-1].hash)))
+
+    def _register(self, number: int, *, is_leaving: bool) -> RegisterNode:
+        sender, parameters = OwnerId(self.accounts[STAKER].public), self.genesis.parameters
+        message = node_message(chain_id=self.genesis.chain_id, sender=sender, nonce=self.nonces[STAKER])
+        return RegisterNode(
+            node=self.roster.nodes[number],
+            capacity_units=0 if is_leaving else parameters.capacity_units,
+            storage_vote_frost=parameters.storage_frost_per_unit,
+            write_vote_frost=parameters.write_frost_per_unit,
+            commission_basis_points=0,
+            addresses=(),
+            signature=self.roster.signers[number].sign(message),
+        )
+
+    def _lose(self, loss: Loss) -> None:
+        """Cut a node's power and have its disk be as it was once; it comes back, and knows that it has forgotten."""
+        shell = self.shells[loss.node]
+        if self._calm:
+            return
+        self.result.losses += 1
+        self._away.add(loss.node)
+        shell.stop()
+        disk = shell.disk
+        disk.roll_back(chain=self._row(disk, loss.keeps_percent), log=len(disk.log) * loss.keeps_percent // 100)
+        self.watch.lost_disk(shell)
+        self.world.after(loss.down_ms, self._come_back, shell)
+
+    def _row(self, disk: Disk, percent: int) -> int:
+        """Return how many rows so many percent are, so that the last one has its finality."""
+        last = len(disk.chain) * percent // 100
+        while last and disk.chain[last - 1].finality is None:
+            last -= 1
+        return last
 
     def _part(self, groups: dict[int, int]) -> None:
         if not self._calm:
@@ -314,7 +431,7 @@ class Simulation:
             self.world.after(down_ms, self._come_back, shell)
 
     def _come_back(self, shell: Shell) -> None:
-        self._away.discard(shell.index)
+        self._away.discard(shell.number)
         self.boot(shell)
 
     def _calm_down(self) -> None:
@@ -329,40 +446,55 @@ class Simulation:
         self._publish_evidence()
         for account in PROBE_ACCOUNTS:
             self.publish(self.make_transaction(account), to_all=True)
+        for signed in self._moved:  # some may have been known to nobody who is up
+            self.publish(signed, to_all=True)
         votes_before = dict(self.watch.last_votes)
         height = max(shell.chain.head.height for shell in self.shells.values())
         self._await(partial(self._has_recovered, height, votes_before))
+        epoch = max(shell.chain.ledger.epoch for shell in self.shells.values()) + self.scenario.epochs
+        self._await(partial(self._has_reached, epoch))
+
+    def _has_reached(self, epoch: int) -> bool:
+        """Return whether everybody is in this epoch, or a later one."""
+        return all(shell.chain.ledger.epoch >= epoch for shell in self.shells.values())
 
     def _has_recovered(self, height: int, votes_before: dict[int, tuple[int, int]]) -> bool:
         """Return whether L2, L4 and L5 have come true: new blocks, with what was published, everywhere, and votes."""
-        shells = list(self.shells.values())
-        bound = HONEST_LEADERS_MAX * (1 + self.scenario.calm.loss)
+        scenario, shells = self.scenario, list(self.shells.values())
+        bound = HONEST_LEADERS_MAX * (1 + scenario.calm.loss) * (MIXED_FACTOR if scenario.epochs else 1)
         if self.result.honest_leaders > bound:
             raise Violation("L2", f"{bound} honest leaders after the calm began have not sufficed")
-        first = shells[0]
+        first = shells[0].chain.head
         return all(
             shell.is_up
             and shell.chain.head.height >= height + 2
-            and shell.chain.head == first.chain.head
+            and (shell.chain.head == first or scenario.epochs > 0)
             and all(shell.chain.ledger.account(owner).nonce for owner in self.probes)
-            and self.watch.last_votes.get(shell.index, (0, 0)) > votes_before.get(shell.index, (0, 0))
+            and (
+                shell.seated is None
+                or self.watch.last_votes.get(shell.number, (0, 0)) > votes_before.get(shell.number, (0, 0))
+            )
             for shell in shells
         )
 
     def _await(self, is_done: Callable[[], bool]) -> None:
         if not self.world.run(is_done, until_ms=self.world.now_ms + self.scenario.calm_ms):
-            chains = ((shell.chain, shell.engine.view) for shell in self.shells.values())
-            slots = sorted((chain.ledger.epoch, view, chain.head.height) for chain, view in chains)
+            slots = sorted(
+                (shell.chain.ledger.epoch, shell.seated.view if shell.seated else 0, shell.chain.head.height)
+                for shell in self.shells.values()
+            )
             raise Violation("L1", f"nothing becomes final any more: epochs, views and heights {slots}")
 
     def _end(self) -> None:
-        """Compare all members, and count."""
+        """Compare all nodes, and count."""
         result, shells = self.result, list(self.shells.values())
         for shell in shells:
-            if shell.chain.ledger.root != shells[0].chain.ledger.root:
-                raise Violation("S9", "two members at one height have different states")
+            if shell.chain.ledger.root != self.watch.roots[shell.chain.head.height]:
+                raise Violation("S9", "two nodes at one height have different states")
             shell.chain.ledger.verify_supply()
+            self.watch.follow(shell.disk.chain)
         self._verify_punished()
+        self._count_seats()
         result.trace = self.world.trace_hash
         result.events, result.messages = self.world.events, self.network.sent
         result.blocks, result.nullified = len(self.watch.chain) - 1, self.watch.nullified
@@ -372,14 +504,21 @@ class Simulation:
 
     def _verify_punished(self) -> None:
         """S11: the chain has punished nobody but the guilty."""
-        full = self.genesis.parameters.stake_frost_per_shard
         ledger = next(iter(self.shells.values())).chain.ledger
-        for index, member in enumerate(self.genesis.members):
-            node = ledger.node(member.node)
-            is_whole = node is not None and node.stake_frost == member.shards * full
-            self.result.punished += not is_whole
-            if not is_whole and index not in self.scenario.byzantine:
-                raise Violation("S11", f"honest member {index} has been punished")
+        values = (decode_value(value) for _, value in ledger.tree.items())
+        nodes = {value.node for value in values if isinstance(value, Offence)}
+        self.result.punished = len(nodes)
+        if not nodes <= {self.roster.nodes[number] for number in self.scenario.byzantine}:
+            raise Violation("S11", "an honest node has been punished")
+
+    def _count_seats(self) -> None:
+        committees = [self.watch.committees[epoch] for epoch in sorted(self.watch.committees)]
+        for before, after in pairwise(committees):
+            self.result.reseated += before.in_epoch(after.epoch) != after
+            for index, member in enumerate(after.members):
+                old = before.index_of(member.node)
+                self.result.joined += old is None
+                self.result.shifted += old not in (None, index)
 
 
 def _describe(message: Message) -> str:

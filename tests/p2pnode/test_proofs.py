@@ -1,0 +1,108 @@
+"""A node attests a proof that it has checked against the blob's own header, and nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from economics import cbor
+from economics.arguments import invalid_message
+from economics.crypto import Level, NodeId, Signature, digest, verify_signature
+from economics.errors import Reason
+from p2pnode.codec import Kind
+from p2pnode.proofs import choose
+from p2pnode.recovery import Evidence, InconsistencyProof, Witness, build_recovery_proof
+from tests.p2pnode.healers import Town
+from tests.p2pnode.test_healing import FOUR, as_segment
+from tests.p2pnode.test_recovery import Writer
+from tests.p2pnode.test_storage import expect_refusal
+from tests.small import make_blob, make_codec, make_genesis
+from tests.streams import ask
+
+CODEC = make_codec(FOUR)
+HONEST = Writer.honest(CODEC, make_blob(FOUR.code, 600).data)
+LYING = HONEST.with_leaves(Kind.PRIMARY, 0)
+"""Its first row's leaves are not what its symbols expand to."""
+
+
+def proof_of(writer: Writer) -> bytes:
+    held = writer.slivers[Kind.PRIMARY, 0]
+    witness = Witness(0, held.leaves, bytes(held.sliver))
+    metadata = writer.metadata.encode()
+    return InconsistencyProof(Evidence.EXPANSION, 0, metadata, Kind.PRIMARY, 0, (witness,)).encode()
+
+
+async def attest(town: Town, member: int, payload: bytes, **changes: cbor.Value) -> Any:
+    request: dict[str, cbor.Value] = {"blob": LYING.header.blob_id, "epoch": 0, "op": "attest", **changes}
+    async with town.healing(), town.servers[member].stream() as stream:
+        reply, _ = await ask(stream, request, payload)
+    return reply
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Town:
+    town = Town(tmp_path)
+    town.store_pairs(LYING.header, [as_segment(LYING, FOUR.code)], but=(2,))
+    town.store_pairs(HONEST.header, [as_segment(HONEST, FOUR.code)])
+    return town
+
+
+@pytest.mark.parametrize("member", [1, 2])
+async def test_a_proof_that_holds_is_attested_and_kept(town: Town, member: int) -> None:
+    """The third node does not even have the blob's header, and fetches it."""
+    proof = proof_of(LYING)
+    reply = await attest(town, member, proof)
+    assert reply.header["index"] == member
+    message = invalid_message(
+        chain_id=FOUR.chain_id, epoch=0, blob_id=LYING.header.blob_id, proof_hash=digest(Level.PROOF, proof)
+    )
+    verify_signature(NodeId(town.servers[member].key.public), message, reply.raw("signature", 64))
+    assert town.servers[member].store.proofs.read(LYING.header.blob_id) == proof
+
+
+async def test_a_proof_against_an_honest_writer_is_refused(town: Town) -> None:
+    expect_refusal(await attest(town, 1, proof_of(HONEST), blob=HONEST.header.blob_id), Reason.UNPROVEN)
+    held = {index: HONEST.slivers[Kind.SECONDARY, index] for index in range(3)}
+    symbols = {index: CODEC.symbol(Kind.SECONDARY, one.sliver, 3, 100) for index, one in held.items()}
+    leaves: dict[int, bytes] = {index: one.leaves for index, one in held.items()}
+    wrong = build_recovery_proof(HONEST.metadata, Kind.PRIMARY, 3, symbols, leaves, segment=0, code=FOUR.code)
+    reply = await attest(town, 1, wrong.encode(), blob=HONEST.header.blob_id)
+    expect_refusal(reply, Reason.UNPROVEN)
+    assert town.servers[1].store.proofs.known() == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "want"),
+    [
+        ({"blob": HONEST.header.blob_id}, Reason.HASH_MISMATCH),
+        ({"blob": bytes(32)}, Reason.NOT_FOUND),
+        ({"epoch": 1}, Reason.WRONG_EPOCH),
+        ({"epoch": None}, Reason.MALFORMED),
+    ],
+)
+async def test_a_proof_for_another_blob_or_epoch_is_refused(
+    town: Town, changes: dict[str, cbor.Value], want: Reason
+) -> None:
+    expect_refusal(await attest(town, 1, proof_of(LYING), **changes), want)
+    assert town.servers[1].store.proofs.known() == set()
+
+
+async def test_what_is_no_proof_is_refused(town: Town) -> None:
+    for payload in (b"", b"\xa0", proof_of(LYING)[:-1]):
+        expect_refusal(await attest(town, 1, payload), Reason.MALFORMED)
+
+
+def test_as_few_attestations_are_chosen_as_reach_the_shards() -> None:
+    committee = make_genesis((1, 3, 2, 1)).committee
+    signatures = {index: Signature(bytes([index]) * 64) for index in range(4)}
+
+    def chosen(shards: int, but: int | None = None) -> list[int] | None:
+        given = {index: signature for index, signature in signatures.items() if index != but}
+        found = choose(committee, given, shards=shards)
+        return None if found is None else [item.signer for item in found]
+
+    assert chosen(3) == [1]
+    assert chosen(4) == chosen(5) == [1, 2]
+    assert chosen(6) == [0, 1, 2]
+    assert chosen(3, but=1) == [0, 2]
+    assert chosen(5, but=1) is None
