@@ -162,9 +162,7 @@ class Node:
         )
 
     def _operations(self, codec: Codec) -> Mapping[str, Operation]:
-        serving = Serving(
-            store=self.store, codec=codec, ledger=lambda: self.executor.ledger, is_frozen=self.rounds.is_frozen
-        )
+        serving = Serving(store=self.store, codec=codec, ledger=lambda: self.executor.ledger, frozen=self.rounds.frozen)
         answers = Answers(rounds=self.rounds, store=self.store, codec=codec, node=self.node_id)
         return {**serving.operations(), **answers.operations()}
 

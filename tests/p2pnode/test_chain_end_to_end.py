@@ -304,11 +304,7 @@ def kill(network: Network, *members: int) -> None:
 def bring_back(network: Network, *members: int) -> None:
     """Start nodes again, all at once."""
     old = testnet.load(network.directory)
-    genesis = old.client_home.load_genesis()
-    fresh = {
-        member: testnet.start(old.directory, member, genesis.members[member], old.process(member).behaviour)
-        for member in members
-    }
+    fresh = {member: testnet.start_again(old, member) for member in members}
     processes = tuple(fresh.get(process.index, process) for process in old.processes)
     replace(old, processes=processes).save()
     for process in fresh.values():
