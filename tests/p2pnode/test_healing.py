@@ -21,7 +21,7 @@ from p2pnode.peers import ANSWER_S
 from p2pnode.records import BlobRecord
 from p2pnode.recovery import InconsistencyProof
 from p2pnode.sliverfile import Pair
-from p2pnode.storage import Reply, send_honestly
+from p2pnode.storage import Manner, Reply, send_honestly
 from tests.p2pnode.healers import Healer, Town
 from tests.p2pnode.test_recovery import Writer
 from tests.p2pnode.test_store import path_of
@@ -277,7 +277,7 @@ class TestLiars:
                 payload = (joined[:-1] + bytes([joined[-1] ^ 1]),)
             await send_honestly(stream, asked, (header, payload))
 
-        manners = dict.fromkeys(range(1, 1 + count), send_wrong)
+        manners: dict[int, Manner] = dict.fromkeys(range(1, 1 + count), send_wrong)
         town, blob = Town(tmp_path, SEVEN, manners=manners), make_blob(SEVEN.code, 6000)
         town.store_blob(blob, but=(0,))
         async with town.healing() as healer:
