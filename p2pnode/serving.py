@@ -161,11 +161,17 @@ class Serving:
             raise Rejected(Reason.WRONG_EPOCH, f"this is epoch {epoch}")
         self._verify_holder(peer, shard)
         roots = [Root(root) for root in _split(payload)]
+        held = {root: self._held(root, [shard]) for root in roots}
 
         def read() -> Reply:
-            return _page((self._read_pair(root, shard) for root in roots), REPLY_BYTES_MAX)
+            return _page((self._read_pair(root, shard, held[root]) for root in roots), REPLY_BYTES_MAX)
 
         return await trio.to_thread.run_sync(read, limiter=self._heavy)
+
+    def _held(self, root: Root, shards: Sequence[int]) -> set[int]:
+        """Return the shards of a segment that may be had here now; for the trio thread, whose clock a round goes by."""
+        held = set(shards) - set(self.store.missing(root, shards))
+        return {shard for shard in held if not self.is_frozen(root, shard)}
 
     def _verify_holder(self, peer: NodeId, shard: int) -> None:
         """Raise `Rejected(UNKNOWN_SIGNER)` unless the peer holds the shard now or in the next epoch."""
@@ -173,8 +179,8 @@ class Serving:
         if not any(committee is not None and shard in committee.shards_of_node(peer) for committee in committees):
             raise Rejected(Reason.UNKNOWN_SIGNER, f"shard {shard} is not yours")
 
-    def _read_pair(self, root: Root, shard: int) -> list[bytes | memoryview]:
-        if self.is_frozen(root, shard) or self.store.missing(root, [shard]):
+    def _read_pair(self, root: Root, shard: int, held: set[int]) -> list[bytes | memoryview]:
+        if shard not in held:
             return [NOTHING]
         try:
             metadata, pair = self.store.read_pair(root, shard)
@@ -193,19 +199,22 @@ class Serving:
         helpers = _shards_in(message, self.code)
         self._verify_holder(peer, shard)
         roots = [Root(root) for root in _split(payload)]
+        held = {root: self._held(root, helpers) for root in roots}
 
         def read() -> Reply:
-            items = (self._read_crossings(root, shard, kind, helpers) for root in roots)
+            items = (self._read_crossings(root, shard, kind, helpers, held[root]) for root in roots)
             return _page(items, REPLY_BYTES_MAX)
 
         return await trio.to_thread.run_sync(read, limiter=self._heavy)
 
-    def _read_crossings(self, root: Root, shard: int, kind: Kind, helpers: Sequence[int]) -> list[bytes | memoryview]:
+    def _read_crossings(
+        self, root: Root, shard: int, kind: Kind, helpers: Sequence[int], held: set[int]
+    ) -> list[bytes | memoryview]:
         pair = self.code.pair_of_shard(shard, root)
         index = pair if kind is Kind.PRIMARY else self.code.n - 1 - pair
         made: list[bytes | memoryview] = []
         for helper in helpers:
-            if self.is_frozen(root, helper) or self.store.missing(root, [helper]):
+            if helper not in held:
                 made.append(NOTHING)
                 continue
             try:

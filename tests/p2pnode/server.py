@@ -61,7 +61,7 @@ class Server:
             store=self.store,
             codec=codec,
             ledger=lambda: self.chain.ledger,
-            is_frozen=lambda root, shard: (root, shard) in self.frozen,
+            is_frozen=self.is_frozen,
         )
         self.operations = dict(self.serving.operations())
         """More may be added."""
@@ -83,6 +83,11 @@ class Server:
             operations=self.operations,
             manner=manner,
         )
+
+    def is_frozen(self, root: Root, shard: int) -> bool:
+        """Only the trio thread may ask, as of a round."""
+        trio.current_time()
+        return (root, shard) in self.frozen
 
     def sign(self, message: bytes) -> Signature:
         self.signed.append(message)
