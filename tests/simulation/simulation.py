@@ -34,6 +34,7 @@ from economics.transactions import (
 )
 from economics.votes import SignedVote, VoteCertificate
 from tests.simulation.byzantine import Adversary
+from tests.simulation.chain import NOTHING
 from tests.simulation.disk import Disk, place_of
 from tests.simulation.invariants import Violation, Watch
 from tests.simulation.keys import Roster, Signer, make_signer, make_verify
@@ -80,6 +81,8 @@ class Result:
     """Seats that a node took in an epoch and had not in the one before."""
     shifted: int = 0
     """Members whose index is another than in the epoch before."""
+    reveals: int = 0
+    """Blocks whose leader revealed something that may count."""
     losses: int = 0
     """Disks that were lost, or replaced by an older state of theirs."""
     crashes: int = 0
@@ -361,6 +364,9 @@ class Simulation:
             world.after(partition.at_ms + partition.length_ms, self._part, {})
         for _ in range(scenario.transactions):
             world.after(world.random.randrange(max(1, scenario.chaos_ms // 3)), self._publish_one)
+        if scenario.epochs:
+            for shell in self.shells.values():
+                world.after(world.random.randrange(100), shell.commit)
         for move in scenario.moves:
             world.after(move.at_ms, self._move, move)
         self._doomed = {loss.node: loss for loss in scenario.losses}
@@ -407,8 +413,6 @@ class Simulation:
     def _lose(self, loss: Loss) -> None:
         """Cut a node's power and have its disk be as it was once; it comes back, and knows that it has forgotten."""
         shell = self.shells[loss.node]
-        if self._calm:
-            return
         self.result.losses += 1
         self._away.add(loss.node)
         shell.stop()
@@ -525,6 +529,7 @@ class Simulation:
             raise Violation("S11", "an honest node has been punished")
 
     def _count_seats(self) -> None:
+        self.result.reveals = sum(header.reveal != NOTHING for header in self.watch.chain.values())
         committees = [self.watch.committees[epoch] for epoch in sorted(self.watch.committees)]
         for before, after in pairwise(committees):
             self.result.reseated += before.in_epoch(after.epoch) != after
