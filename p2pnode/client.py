@@ -235,7 +235,7 @@ async def open_client(home: Home, *, on_fault: Callable[[Fault], None] = lambda 
             node_id=NodeId(session.public),
             addresses=network.addresses,
             server=False,
-            bootstrap=bootstrap_of(genesis, home.load_config_or_default()),
+            bootstrap=bootstrap_of(home.load_config_or_default(), genesis.members),
             cache_path=home.make_cache(),
             clock_ms=clock_ms,
         ) as discovery,

@@ -173,8 +173,9 @@ class Members:
     async def seat(self, committee: Committee) -> None:
         """Ask another committee from here on; idle streams to nodes that are no members of it are ended."""
         self.committee = committee
-        for node in [node for node in self._nodes.idle if committee.index_of(node) is None]:
-            await self._hang_up(node)
+        async with trio.open_nursery() as nursery:
+            for node in [node for node in self._nodes.idle if committee.index_of(node) is None]:
+                nursery.start_soon(self._hang_up, node)
 
     async def _hang_up(self, node: NodeId) -> None:
         for stream in self._nodes.idle.pop(node, []):

@@ -143,15 +143,21 @@ def ring_table(results: Results) -> Table:
         "rings that store nothing, praise each other and accuse all others",
         *("members", "share of shards", "profit of one", "honest profit", "honest stake slashed"),
     )
+    fair = fair_frost(results)
     for size, rows in sorted(grouped(results.rings, lambda row: row.size).items()):
         table.add_row(
             str(size),
             f"{size / SHARDS:.0%}",
-            f"{mean(row.profit for row in rows):.0%}",
-            f"{mean(row.honest_profit for row in rows):.0%}",
+            f"{mean(row.profit_frost for row in rows) / fair:.0%}" if size else "-",
+            f"{mean(row.honest_profit_frost for row in rows) / fair:.0%}",
             f"{mean(row.honest_slashed for row in rows):.1%}",
         )
     return table
+
+
+def fair_frost(results: Results) -> float:
+    """Return what a member makes in a network without a ring."""
+    return mean(row.honest_profit_frost for row in results.rings if not row.size)
 
 
 def plot_all(out: Path, results: Results) -> None:
@@ -281,21 +287,21 @@ def plot_homes(path: Path, results: Results) -> None:
 
 
 def plot_rings(path: Path, results: Results) -> None:
-    groups = grouped(results.rings, lambda row: row.size)
-    sizes = sorted(groups)
+    groups, fair = grouped(results.rings, lambda row: row.size), fair_frost(results)
+    sizes = sorted(size for size in groups if size)
     percent = [100 * size / SHARDS for size in sizes]
-    figures = (
-        ("profit of a member of the ring, % of a fair one", lambda row: 100 * row.profit),
-        ("profit of an honest member, % of a fair one", lambda row: 100 * row.honest_profit),
-        ("stake of the honest that was slashed, %", lambda row: 100 * row.honest_slashed),
-    )
+    liars = [100 * mean(row.profit_frost for row in groups[size]) / fair for size in sizes]
+    honest = [100 * mean(row.honest_profit_frost for row in groups[size]) / fair for size in sizes]
+    slashed = [100 * mean(row.honest_slashed for row in groups[size]) for size in sizes]
     save_plot(
         path,
         title="Members that store nothing, praise each other and accuse all others",
         x=Axis("shards of the ring, %"),
         y=Axis("%", limits=(-500, 500)),
         curves=[
-            Line(name, percent, [mean(map(figure, groups[size])) for size in sizes], colour)
-            for colour, (name, figure) in enumerate(figures)
+            Line("profit of a member of the ring, % of a fair one", percent, liars, 0),
+            Line("profit of an honest member, % of a fair one", percent, honest, 1),
+            Line("stake of the honest that was slashed, %", percent, slashed, 2),
+            Line("a third: what the network must stand", [100 / 3, 100 / 3], [-500, 500], 5, "--"),
         ],
     )

@@ -23,7 +23,7 @@ YEAR_DEMAND = Demand(uploads=4.0, median_bytes=0.5 * 2**30, growth=1.004)
 STORED = ((0.0, 0.25, 0.5, 0.75, 0.9), (0.95, 0.98, 0.99, 0.995, 1.0))
 UPTIMES = ((0.4, 0.5, 0.6, 0.65, 0.7), (0.75, 0.8, 0.9, 0.95, 0.99))
 OUTAGES_HOURS = (24.0, 48.0)
-RINGS = (2, 4, 5, 6, 7, 8, 9, 10)
+RINGS = (0, 2, 4, 5, 6, 7, 8, 9, 10)
 
 
 @dataclass(frozen=True, slots=True)

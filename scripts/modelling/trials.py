@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from scripts.modelling.market import Demand
-from scripts.modelling.operators import HONEST, Habit, Outage, Profile
+from scripts.modelling.operators import Habit, Outage, Profile
 from scripts.modelling.world import TIME_MS, Setting, Snapshot, World
 
 SHARDS = 16
@@ -47,11 +47,12 @@ class Ring:
     """What members that lie together did to the others, in one run."""
 
     size: int
-    profit: float
-    """Of a member of the ring, as a share of an honest one's in a network without a ring."""
+    """0 for the network without a ring, that the others are compared with."""
+    profit_frost: float
+    """Of a member of the ring."""
+    honest_profit_frost: float
     honest_slashed: float
     """The share that honest members lost of the stake that they began with."""
-    honest_profit: float
 
 
 def trial(profiles: Sequence[Profile], *, seed: int) -> Setting:
@@ -110,18 +111,16 @@ def outage(hours: float, *, seed: int, epochs: int) -> Home:
 
 def ring(size: int, *, seed: int, epochs: int) -> Ring:
     """Run a ring that stores nothing, calls its own good and all others liars."""
-    alone = World(trial([], seed=seed))
-    fair = mean(_profit(run_of, operator.name) for run_of in [run_on(alone, epochs)] for operator in alone.operators)
-    world = World(trial([Profile(DEDICATED.uptime, habit=Habit(0.0, in_ring=True))] * size, seed=seed))
+    liar = Profile(DEDICATED.uptime, habit=Habit(0.0, in_ring=True))
+    world = World(trial([liar] * size, seed=seed))
     run = run_on(world, epochs)
     stake = world.setting.parameters.stake_frost_per_shard
     liars, honest = world.operators[:size], world.operators[size:]
-    assert all(operator.profile.habit == HONEST for operator in honest)
     return Ring(
         size,
-        mean(_profit(run, operator.name) for operator in liars) / fair if liars else 0.0,
+        mean(_profit(run, operator.name) for operator in liars) if liars else 0.0,
+        mean(_profit(run, operator.name) for operator in honest),
         mean(_slashed(run, operator.name) for operator in honest) / stake,
-        mean(_profit(run, operator.name) for operator in honest) / fair,
     )
 
 

@@ -55,9 +55,9 @@ def test_who_is_away_for_longer_than_a_week_of_epochs_is_slashed() -> None:
 
 
 def test_a_ring_below_a_third_harms_nobody_and_one_of_a_majority_does() -> None:
-    below, majority = (ring(size, seed=1, epochs=2) for size in (5, 9))
-    assert below.honest_slashed == 0
-    assert below.profit < 0.01
+    nobody, below, majority = (ring(size, seed=1, epochs=2) for size in (0, 5, 9))
+    assert (nobody.honest_slashed, below.honest_slashed) == (0, 0)
+    assert below.profit_frost < 0 < nobody.honest_profit_frost < below.honest_profit_frost
     assert majority.honest_slashed > 0.05
 
 

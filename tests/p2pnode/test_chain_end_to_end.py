@@ -492,9 +492,8 @@ class TestEpochs:
         home = network.client_home
         receipts: list[Receipt] = []
         async with open_client(home) as client, trio.open_nursery() as nursery:
-            begin = (await client.chain.head()).epoch
             nursery.start_soon(pour, client.chain, faucet_of(network), 1_000_000)
-            while not receipts or receipts[-1].header.epoch < begin + 3:
+            while len({receipt.header.epoch for receipt in receipts}) < 3:
                 file = make_file(tmp_path / "file", 50_000, seed=100 + len(receipts))
                 publisher = Publisher(client, load_key(home.owner_key_path), Order(epochs=20))
                 stored = await publisher.publish(file)
@@ -506,7 +505,6 @@ class TestEpochs:
             again = Receipt.decode(receipt.encode(), chain_id=genesis.chain_id)
             proven = again.verify(trusted_genesis(genesis), parameters=genesis.parameters)
             assert proven.length == 50_000
-        assert len({receipt.header.epoch for receipt in receipts}) >= 3
 
     async def test_a_node_that_is_far_behind_joins_by_a_snapshot(self, network: Network, tmp_path: Path) -> None:
         async with joined(network, tmp_path / "node", snapshot_blocks=5) as (chain, home):
