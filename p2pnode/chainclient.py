@@ -22,7 +22,7 @@ from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.fields import Fields
 from economics.light import Receipt, Trusted, verify_final
-from economics.nodes import NodeEntry
+from economics.nodes import NodeEntry, Stake
 from economics.slots import account_key, blob_key, entry_slot, node_slot, state_key
 from economics.state import Account, BlobEntry, BlobSummary, Reservation, decode_value
 from economics.transactions import (
@@ -34,7 +34,7 @@ from economics.transactions import (
 )
 from economics.tree import Proof, StateKey
 from p2pnode.chainsync import HEAD_BYTES_MAX, REPLY_BYTES_MAX, request_within, take_epochs
-from p2pnode.chainview import Head, HistoryRow, Outcome, Seating
+from p2pnode.chainview import Head, HistoryRow, Make, Outcome, Seating
 from p2pnode.errors import NetworkError, TooSlow, TransactionFailed
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Members, Refused, ask_many
@@ -261,14 +261,14 @@ class ChainClient:
         with trio.move_on_after(SEATS_S):
             while True:
                 trusted = self.trusted
-                found = await prove_seating(self._values, trusted)
+                found = await prove_seating(self.values, trusted)
                 if found is not None and trusted is self.trusted:
                     return await self._keep_seating(found)
                 if trusted is self.trusted:  # a boundary is the head: the next block shows the epoch that it began
                     await trio.sleep(PAUSE_S)
         raise TooSlow(f"no member showed the state of the current epoch within {SEATS_S:.0f} s")
 
-    async def _values(self, keys: Sequence[StateKey]) -> tuple[bytes | None, ...]:
+    async def values(self, keys: Sequence[StateKey]) -> tuple[bytes | None, ...]:
         return (await self.prove(keys)).values
 
     async def _keep_seating(self, seating: Seating) -> Seating:
@@ -292,25 +292,22 @@ class ChainClient:
         finality = next(checked, proven.finality)
         return Receipt(blob_id, epochs, proven.header, finality, proven.proofs[0], proven.values[0])
 
-    async def owned(self, owner: OwnerId) -> tuple[list[Reservation], list[BlobEntry]]:
-        """Return an owner's reservations and entries, each proven; a member could leave some out.
+    async def owned(self, owner: OwnerId) -> list[Reservation | BlobEntry | Stake]:
+        """Return an owner's reservations, entries and stakes, each proven; a member could leave some out.
 
         They are as its own transactions left them, so that nothing is paid for twice.
         """
         await self._settle(owner)
         keys = await self._from_anyone(lambda member: self._owned_keys(member, owner))
-        reservations: list[Reservation] = []
-        entries: list[BlobEntry] = []
+        found: list[Reservation | BlobEntry | Stake] = []
         for at in range(0, len(keys), 64):
             for raw in (await self.prove(keys[at : at + 64])).values:
                 match None if raw is None else decode_value(raw):
-                    case Reservation() as reservation if reservation.owner == owner:
-                        reservations.append(reservation)
-                    case BlobEntry() as entry if entry.owner == owner:
-                        entries.append(entry)
+                    case Reservation() | BlobEntry() | Stake() as value if value.owner == owner:
+                        found.append(value)
                     case _:
                         pass
-        return reservations, entries
+        return found
 
     async def _settle(self, owner: OwnerId) -> None:
         """Wait until what can be proven shows an account's transactions that a member has or waits for; not for long:
@@ -334,14 +331,17 @@ class ChainClient:
                 return keys
 
     async def entries(self, owner: OwnerId) -> list[BlobEntry]:
-        return (await self.owned(owner))[1]
+        return [value for value in await self.owned(owner) if isinstance(value, BlobEntry)]
 
     async def reservations(self, owner: OwnerId) -> list[Reservation]:
-        return (await self.owned(owner))[0]
+        return [value for value in await self.owned(owner) if isinstance(value, Reservation)]
+
+    async def stakes(self, owner: OwnerId) -> list[Stake]:
+        return [value for value in await self.owned(owner) if isinstance(value, Stake)]
 
     # --- transactions --------------------------------------------------------------------------------------------
 
-    async def transact(self, key: Key, operation: Operation, *, deadline_s: float = 30.0) -> Outcome:
+    async def transact(self, key: Key, operation: Operation | Make, *, deadline_s: float = 30.0) -> Outcome:
         """Sign and send a transaction and wait until it is final.
 
         Raises `TransactionFailed` with its code where it had no effect or failed, `TooSlow` where nothing is known.
@@ -351,7 +351,7 @@ class ChainClient:
             raise TransactionFailed(outcome.code, fee_frost=outcome.fee_frost)
         return outcome
 
-    async def settle(self, key: Key, operation: Operation, *, deadline_s: float = 30.0) -> Outcome:
+    async def settle(self, key: Key, operation: Operation | Make, *, deadline_s: float = 30.0) -> Outcome:
         """Do the same, and return the outcome whatever its code; raises `TransactionFailed` only if nobody takes it."""
         signed = await self.sign(key, operation)
         try:
@@ -363,10 +363,11 @@ class ChainClient:
             self._spent[signed.transaction.sender] = signed.transaction.nonce + 1
         return outcome
 
-    async def sign(self, key: Key, operation: Operation) -> SignedTransaction:
+    async def sign(self, key: Key, wanted: Operation | Make) -> SignedTransaction:
         """Return a transaction with the account's next nonce and the least fee."""
         sender = OwnerId(key.public)
         nonce = await self._next_nonce(sender)
+        operation = wanted(nonce) if callable(wanted) else wanted
         height = (await self.head()).height
         plain = Transaction(self.genesis.chain_id, sender, nonce, 0, height + EXPIRY_AHEAD, operation)
         fee = least_fee(plain, self.genesis.parameters)

@@ -1,5 +1,6 @@
 """What a client sees of the chain: the interface that payments and commands are written against. Asks nobody itself."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,10 +10,14 @@ from economics.block import BlockHeader
 from economics.committee import Committee
 from economics.crypto import Digest, OwnerId
 from economics.genesis import Genesis
-from economics.nodes import Terms
+from economics.nodes import Stake, Terms
 from economics.state import Account, BlobEntry, BlobSummary, Reservation
 from economics.transactions import SignedTransaction
+from economics.tree import StateKey
 from p2pnode.keys import Key
+
+Make = Callable[[int], Operation]
+"""Returns the operation for a transaction of this nonce: what a node signs to be owned names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +94,18 @@ class Chain(Protocol):
 
     async def reservations(self, owner: OwnerId) -> list[Reservation]: ...
 
+    async def stakes(self, owner: OwnerId) -> list[Stake]: ...
+
+    async def values(self, keys: Sequence[StateKey]) -> tuple[bytes | None, ...]:
+        """Return the values of up to 64 keys of one state; None where it has none."""
+        ...
+
     async def seats(self, *, fresh: bool = False) -> Seating:
         """Return who holds what. Unless it is to be `fresh`, what is known may serve for as long as it must be true by
         this client's clock."""
         ...
 
-    async def transact(self, key: Key, operation: Operation, *, deadline_s: float = 30.0) -> Outcome:
+    async def transact(self, key: Key, operation: Operation | Make, *, deadline_s: float = 30.0) -> Outcome:
         """Have a transaction executed; raises `TransactionFailed`, or `TooSlow` where nothing is known of it."""
         ...
 

@@ -161,7 +161,7 @@ class Healing:
             self._is_full = True
             if not was_full:
                 log.error("what this node owes does not fit: %s", sole_exception(fault))
-        return not self._is_full and (bool(found) or self.peers.traffic.restored_pairs > before)
+        return bool(found) or self.peers.traffic.restored_pairs > before
 
     async def _take_headers(self, ledger: Ledger, wanted: Sequence[BlobId]) -> int:
         """Store the headers of blobs; return how many were found."""

@@ -19,7 +19,7 @@ from economics.genesis import Genesis, build_key_text, parse_genesis, parse_key
 from p2pnode.admission import UploadLimits
 from p2pnode.errors import ConfigError
 from p2pnode.files import replace_synced
-from p2pnode.keys import Key, load_key, load_or_create_key
+from p2pnode.keys import Key, keep_secret, load_key, load_or_create_key
 from p2pnode.wallet import read_wallet
 
 QUOTA_BYTES = 64 << 30
@@ -204,6 +204,13 @@ class Home:
             replace_synced(self.owner_public_path, (build_key_text(owner).encode() + b"\n",))
         replace_synced(self.config_path, (config.to_toml().encode(),))
         return operator
+
+    def adopt_operator(self, operator: Key) -> None:
+        """Have this home's node be the one of a key that was kept elsewhere; raises `ConfigError` if it has another."""
+        if not self.operator_key_path.exists():
+            keep_secret(self.operator_key_path, operator.seed.hex().encode() + b"\n")
+        elif self.load_operator().public != operator.public:
+            raise ConfigError(f"{self.path} is another node's: choose another --home")
 
     def owner_public(self) -> OwnerId:
         """Return whose node this is: whoever `init` was told, or the wallet's owner. Raises `ConfigError`."""

@@ -149,9 +149,10 @@ class Links:
         for node in [node for node in self._outboxes if committee.index_of(node) is None]:
             self._outboxes.pop(node).scope.cancel()
         self._open_outboxes()
-        for node in [node for node in self._inbound if committee.index_of(node) is None]:
-            await give_up(self._inbound.pop(node))
-        await self.members.seat(committee)
+        async with trio.open_nursery() as nursery:
+            for node in [node for node in self._inbound if committee.index_of(node) is None]:
+                nursery.start_soon(give_up, self._inbound.pop(node))
+            nursery.start_soon(self.members.seat, committee)
 
     def send(self, member: NodeId, frame: bytes) -> None:
         if member in self._outboxes:

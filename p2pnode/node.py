@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ import trio
 from dht.discovery import Discovery, DiscoveryError, open_discovery
 from economics import cbor
 from economics.blob import build_blob_id_text
+from economics.committee import Member
 from economics.consensus import Quiet
 from economics.crypto import NodeId
 from economics.genesis import ADDRESSES_MAX, Genesis, build_key_text
@@ -76,9 +77,9 @@ def clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def bootstrap_of(genesis: Genesis, config: Config) -> list[tuple[NodeId, Sequence[str]]]:
-    """Return the peers to start from: those of the settings and the members."""
-    return [*config.bootstrap_peers, *((member.node, member.addresses) for member in genesis.members)]
+def bootstrap_of(config: Config, members: Iterable[Member]) -> list[tuple[NodeId, Sequence[str]]]:
+    """Return the peers to start from: those of the settings and these members, at the last addresses they come with."""
+    return [*config.bootstrap_peers, *{member.node: member.addresses for member in members if member.addresses}.items()]
 
 
 def dialable(addresses: Sequence[str]) -> tuple[str, ...]:
@@ -161,9 +162,7 @@ class Node:
         )
 
     def _operations(self, codec: Codec) -> Mapping[str, Operation]:
-        serving = Serving(
-            store=self.store, codec=codec, ledger=lambda: self.executor.ledger, is_frozen=self.rounds.is_frozen
-        )
+        serving = Serving(store=self.store, codec=codec, ledger=lambda: self.executor.ledger, frozen=self.rounds.frozen)
         answers = Answers(rounds=self.rounds, store=self.store, codec=codec, node=self.node_id)
         return {**serving.operations(), **answers.operations()}
 
@@ -307,7 +306,7 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                         node_id=node.node_id,
                         addresses=lambda: config.announce or dialable(network.addresses()),
                         server=True,
-                        bootstrap=bootstrap_of(genesis, config),
+                        bootstrap=bootstrap_of(config, (*genesis.members, *chain.executor.ledger.committee.members)),
                         cache_path=home.make_cache(),
                         clock_ms=clock_ms,
                     ) as discovery,

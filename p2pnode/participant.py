@@ -116,7 +116,7 @@ class Participant:
         self._accused: set[tuple[int, int]] = set()
         """(member, epoch) of reported equivocations."""
         self.revealer = Revealer(executor=executor, node=self.node, seed=key.seed, want=self.operator.want)
-        maker = BlockMaker(
+        self.maker = BlockMaker(
             executor=executor,
             mempool=self.mempool,
             sign=key.sign,
@@ -126,7 +126,7 @@ class Participant:
         )
         self.membership = Membership(
             executor=executor,
-            maker=maker,
+            maker=self.maker,
             binding=binding,
             key=key,
             members=consensus_members,
@@ -147,7 +147,7 @@ class Participant:
         self.server = ChainServer(
             executor=executor,
             submit=self.submit,
-            waiting=maker.transaction,
+            waiting=self.maker.transaction,
             next_nonce=lambda owner: self.mempool.next_nonce(owner, ledger=executor.ledger),
         )
 
@@ -375,6 +375,7 @@ class Participant:
             await self.executor.apply(candidates, finality)
             executed = [signed for item in candidates for signed in item.transactions]
             self.mempool.drop_executed(executed, ledger=self.executor.ledger)
+            self.maker.drop_passed()
 
     def fall_behind(self, member: NodeId | None) -> None:
         """Say that others may have gone on without this node; a member who showed it is asked first."""

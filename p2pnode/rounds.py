@@ -3,7 +3,7 @@
 Both sides read from here: who answers, and who audits. It asks nobody and decides nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -116,8 +116,7 @@ class Rounds:
             await self._changed.wait()
         return self.sheet
 
-    def is_frozen(self, root: Root, shard: int) -> bool:
-        """Return whether a shard of a segment is under a challenge: who was asked must not have it from others now."""
-        if self.sheet is None or trio.current_time() >= self.began + self.window_s:
-            return False
-        return (root, shard) in self.sheet.pairs
+    def frozen(self) -> Set[tuple[Root, int]]:
+        """Return the shards of segments under a challenge: who was asked must not have them from others now."""
+        is_open = self.sheet is not None and trio.current_time() < self.began + self.window_s
+        return self.sheet.pairs if is_open and self.sheet is not None else frozenset()

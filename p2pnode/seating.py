@@ -102,8 +102,8 @@ def decode_seating(data: bytes, trusted: Trusted) -> Seating | None:
             "since_epoch": int(since),
             "source": bytes(source),
             "terms": bytes(terms),
-            "version": 1,
-        }:
+            "version": int(version),
+        } if version == VERSION:
             if root != trusted.root.hash:
                 return None
             addresses = dict(map(_parse_known, known))

@@ -3,7 +3,7 @@
 All that is sent has been checked against its root, so a rotten disk is never taken for a lie.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import partial
 
 import trio
@@ -31,12 +31,8 @@ LISTED_MAX = ITEMS_MAX * DIGEST_BYTES
 NOTHING = bytes(LENGTH_BYTES)
 """In place of an item: not held, or not to be had now."""
 
-IsFrozen = Callable[[Root, int], bool]
-"""Whether a shard of a segment is under a challenge now: it must not be had from others (FORMATS.md 17)."""
-
-
-def nothing_frozen(root: Root, shard: int) -> bool:
-    return False
+Pairs = Set[tuple[Root, int]]
+"""Shards of segments."""
 
 
 class Serving:
@@ -48,12 +44,13 @@ class Serving:
         store: SliverStore,
         codec: Codec,
         ledger: Callable[[], Ledger],
-        is_frozen: IsFrozen = nothing_frozen,
+        frozen: Callable[[], Pairs] = frozenset,
     ) -> None:
         self.store = store
         self.codec = codec
         self._ledger = ledger
-        self.is_frozen = is_frozen
+        self.frozen = frozen
+        """What is under a challenge now, and must not be had from others (FORMATS.md 17); asked in trio's thread."""
         self._heavy = trio.CapacityLimiter(HEAVY_AT_ONCE)
 
     @property
@@ -138,7 +135,7 @@ class Serving:
         count = message.integer("count", high=self.code.columns)
         self._verify_valid(root)
         pair = index if kind is Kind.PRIMARY else self.code.n - 1 - index
-        if count and self.is_frozen(root, self.code.shard_of_pair(pair, root)):
+        if count and (root, self.code.shard_of_pair(pair, root)) in self.frozen():
             raise Rejected(Reason.OVER_BUDGET, "this sliver is under a challenge: come back in a minute")
         read = partial(self.store.read_symbols, root, kind, index, first=first, count=count)
         symbols = await trio.to_thread.run_sync(read)
@@ -161,9 +158,10 @@ class Serving:
             raise Rejected(Reason.WRONG_EPOCH, f"this is epoch {epoch}")
         self._verify_holder(peer, shard)
         roots = [Root(root) for root in _split(payload)]
+        frozen = self.frozen()
 
         def read() -> Reply:
-            return _page((self._read_pair(root, shard) for root in roots), REPLY_BYTES_MAX)
+            return _page((self._read_pair(root, shard, frozen) for root in roots), REPLY_BYTES_MAX)
 
         return await trio.to_thread.run_sync(read, limiter=self._heavy)
 
@@ -173,8 +171,8 @@ class Serving:
         if not any(committee is not None and shard in committee.shards_of_node(peer) for committee in committees):
             raise Rejected(Reason.UNKNOWN_SIGNER, f"shard {shard} is not yours")
 
-    def _read_pair(self, root: Root, shard: int) -> list[bytes | memoryview]:
-        if self.is_frozen(root, shard) or self.store.missing(root, [shard]):
+    def _read_pair(self, root: Root, shard: int, frozen: Pairs) -> list[bytes | memoryview]:
+        if (root, shard) in frozen or self.store.missing(root, [shard]):
             return [NOTHING]
         try:
             metadata, pair = self.store.read_pair(root, shard)
@@ -193,19 +191,22 @@ class Serving:
         helpers = _shards_in(message, self.code)
         self._verify_holder(peer, shard)
         roots = [Root(root) for root in _split(payload)]
+        frozen = self.frozen()
 
         def read() -> Reply:
-            items = (self._read_crossings(root, shard, kind, helpers) for root in roots)
+            items = (self._read_crossings(root, shard, kind, helpers, frozen) for root in roots)
             return _page(items, REPLY_BYTES_MAX)
 
         return await trio.to_thread.run_sync(read, limiter=self._heavy)
 
-    def _read_crossings(self, root: Root, shard: int, kind: Kind, helpers: Sequence[int]) -> list[bytes | memoryview]:
+    def _read_crossings(
+        self, root: Root, shard: int, kind: Kind, helpers: Sequence[int], frozen: Pairs
+    ) -> list[bytes | memoryview]:
         pair = self.code.pair_of_shard(shard, root)
         index = pair if kind is Kind.PRIMARY else self.code.n - 1 - pair
         made: list[bytes | memoryview] = []
         for helper in helpers:
-            if self.is_frozen(root, helper) or self.store.missing(root, [helper]):
+            if (root, helper) in frozen or self.store.missing(root, [helper]):
                 made.append(NOTHING)
                 continue
             try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from dataclasses import replace as replace_field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +35,10 @@ SPOT_CHECK_S = 2
 """Nodes of a testnet check each other often, so that an adversary is soon named."""
 FAUCET_FROST = 1_000_000 * FROST_PER_WAL
 CLIENT_FROST = 1_000 * FROST_PER_WAL
+ROUND_S = 5
+"""A round of challenges takes a few seconds on a busy machine."""
+AWAY_S = 86_400
+"""A client that was away for a day still follows."""
 NODE_FROST = 100 * FROST_PER_WAL
 """What each node's owner and operator begin with: an operator pays the fees of what its node sends."""
 
@@ -83,6 +89,11 @@ class Network:
 
     def save(self) -> None:
         replace_synced(self.directory / "testnet.json", (json.dumps(self.to_json(), indent=2).encode(),))
+
+    def with_process(self, fresh: Process) -> "Network":
+        """Return the testnet with one process more, or in the place of an earlier one of its index."""
+        processes = {process.index: process for process in (*self.processes, fresh)}
+        return replace_field(self, processes=tuple(processes.values()))
 
     def process(self, index: int) -> Process:
         if not 0 <= index < len(self.processes):
@@ -156,7 +167,15 @@ def up(
         home.put_genesis(genesis)
     all_behaviours = ["honest"] * (nodes - len(behaviours)) + [*behaviours]
     processes = tuple(
-        start(directory, index, member, all_behaviours[index]) for index, member in enumerate(genesis.members)
+        start(
+            directory,
+            index,
+            node=build_key_text(member.node),
+            owner=build_key_text(member.owner),
+            address=member.addresses[0],
+            behaviour=all_behaviours[index],
+        )
+        for index, member in enumerate(genesis.members)
     )
     testnet = Network(directory, genesis.chain_id.hex(), shards, processes)
     testnet.save()
@@ -177,6 +196,17 @@ def make_node(home: Home, address: str, shards: int, limits: Mapping[str, int]) 
     return Member(NodeId(operator.public), home.owner_public(), shards, (address,))
 
 
+def parameters_of(epoch_s: int) -> Parameters:
+    """Return the parameters of a network whose epochs are so short that one can watch them."""
+    epoch_ms = 1000 * epoch_s
+    return Parameters(
+        epoch_ms=epoch_ms,
+        heartbeat_ms=min(Parameters().heartbeat_ms, max(500, epoch_ms // 20)),
+        challenge_rounds=min(Parameters().challenge_rounds, max(1, epoch_s // ROUND_S)),
+        unbonding_epochs=max(Parameters().unbonding_epochs, AWAY_S // epoch_s),
+    )
+
+
 def make_accounts(client: Home, members: Sequence[Member]) -> tuple[GenesisAccount, ...]:
     """Make the client's wallet and the faucet in its home, and return who begins with how much."""
     keys = {client.owner_key_path: CLIENT_FROST, client.faucet_key_path: FAUCET_FROST}
@@ -190,7 +220,7 @@ def home_of(directory: Path, index: int) -> Home:
     return Home(directory / f"node{index}")
 
 
-def start(directory: Path, index: int, member: Member, behaviour: str) -> Process:
+def start(directory: Path, index: int, *, node: str, owner: str, address: str, behaviour: str) -> Process:
     """Start one node in the background; its log is `node.log` in its home."""
     home = home_of(directory, index)
     command = [sys.executable, "-m", "p2pnode", "run", "--home", str(home.path), "--behaviour", behaviour]
@@ -200,11 +230,11 @@ def start(directory: Path, index: int, member: Member, behaviour: str) -> Proces
         )
     return Process(
         index=index,
-        node=build_key_text(member.node),
-        owner=build_key_text(member.owner),
+        node=node,
+        owner=owner,
         behaviour=behaviour,
         home=str(home.path),
-        address=member.addresses[0],
+        address=address,
         pid=child.pid,
         created=psutil.Process(child.pid).create_time(),
     )
@@ -222,16 +252,73 @@ def wait_ready(process: Process) -> None:
 
 def restart(testnet: Network, index: int) -> Network:
     """Start a node that is not running again; the rest of the testnet is left alone."""
-    old = testnet.process(index)
-    if old.is_running:
+    if testnet.process(index).is_running:
         raise InputError(f"node {index} is running")
-    genesis = testnet.client_home.load_genesis()
-    fresh = start(testnet.directory, index, genesis.members[index], old.behaviour)
-    processes = tuple(fresh if process.index == index else process for process in testnet.processes)
-    changed = Network(testnet.directory, testnet.chain_id, testnet.shards, processes)
+    fresh = start_again(testnet, index)
+    changed = testnet.with_process(fresh)
     changed.save()
     wait_ready(fresh)
     return changed
+
+
+def start_again(testnet: Network, index: int) -> Process:
+    """Start a node as it was before, and do not wait for it."""
+    old = testnet.process(index)
+    return start(testnet.directory, index, node=old.node, owner=old.owner, address=old.address, behaviour=old.behaviour)
+
+
+def add(testnet: Network, *, stake_frost: int | None = None, quota_bytes: int | None = None) -> Network:
+    """Start one more node, which joins: its stake, as much as a first member's if not given, is from the faucet."""
+    parameters = testnet.client_home.load_genesis().parameters
+    first = testnet.shards * parameters.stake_frost_per_shard // len(testnet.client_home.load_genesis().members)
+    stake = first if stake_frost is None else stake_frost
+    index, (address,) = len(testnet.processes), free_addresses(1)
+    home = home_of(testnet.directory, index)
+    member = make_node(home, address, 0, {} if quota_bytes is None else {"quota_bytes": quota_bytes})
+    home.put_genesis(testnet.client_home.load_genesis())
+    owner = build_key_text(member.owner)
+    call("faucet", "--home", testnet.client_home.path, owner, f"{stake + NODE_FROST}frost")
+    call("join", "--home", home.path, "--stake", f"{stake}frost", "--no-run")
+    fresh = start(
+        testnet.directory, index, node=build_key_text(member.node), owner=owner, address=address, behaviour="honest"
+    )
+    changed = testnet.with_process(fresh)
+    changed.save()
+    wait_ready(fresh)
+    return changed
+
+
+def remove(testnet: Network, index: int) -> None:
+    """Have a node leave, and stop it when others have what it held: that takes an epoch or two."""
+    process = testnet.process(index)
+    if not process.is_running:
+        raise InputError(f"node {index} is not running: what it holds cannot be handed over")
+    call("leave", "--home", process.home)
+    process.send(signal.SIGTERM)
+    if not wait_stopped([process]):
+        process.send(signal.SIGKILL)
+        wait_stopped([process])
+
+
+def replace(testnet: Network, index: int) -> Network:
+    """End a node with SIGKILL, wipe its disk but for its keys and settings, and start it again: it refills itself."""
+    process = testnet.process(index)
+    if process.is_running:
+        kill(testnet, index)
+    home = Home(Path(process.home))
+    for path in (home.chain_path, home.store_path, home.make_cache().parent):
+        shutil.rmtree(path, ignore_errors=True)
+    call("replace", "--home", home.path)
+    return restart(testnet, index)
+
+
+def call(*words: object) -> None:
+    """Run a command as a process; raises `PeerUnreachable` with its last words where it fails."""
+    command = [sys.executable, "-m", "p2pnode", *map(str, words)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise PeerUnreachable(f"`p2pnode {words[0]}` failed: {said[-1].removeprefix('error: ')}")
 
 
 def kill(testnet: Network, index: int) -> Process:

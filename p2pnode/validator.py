@@ -428,10 +428,11 @@ class Validator:
 
     async def _judge(self, wish: Judge) -> None:
         block = wish.proposal.block
+        if self.has_ended:  # nothing of the epoch is voted for here any more
+            self._post(Judged(block.hash, ok=False))
+            return
         fault: Exception
         try:
-            if self.has_ended:
-                raise Rejected(Reason.WRONG_EPOCH, "its epoch has ended here")
             with trio.move_on_after(JUDGE_S_MAX):
                 await self.maker.judge(block, sender=wish.sender)
                 self._post(Judged(block.hash, ok=True))

@@ -65,7 +65,7 @@ def init(
     if network is None:
         click.echo(f"next: put your network's genesis file at {home.genesis_path}, then `p2pnode run`")
     elif network.committee.index_of(NodeId(operator.public)) is None:
-        click.echo("next: `p2pnode run`; it will hold no shards, since only members of the genesis file do")
+        click.echo("next: `p2pnode join` for shards, which takes a stake; or `p2pnode run`, to hold none")
     else:
         click.echo("next: `p2pnode run`")
 

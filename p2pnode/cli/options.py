@@ -46,6 +46,60 @@ class AmountType(click.ParamType[int]):
 
 AMOUNT = AmountType()
 
+SIZE_FORM = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,3}))? ?([kmgtp]?)(i?)b?", re.IGNORECASE)
+DURATION_FORM = re.compile(r"([0-9]{1,9}) ?([smhd]?)")
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes, such as 500GB, 1.5TiB or 1000000."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        parts = SIZE_FORM.fullmatch(str(value).strip())
+        if parts is None or (parts[4] and not parts[3]):
+            self.fail(f"{value!r} is not a size: write bytes, or such as 500GB or 1.5TiB", param, ctx)
+        whole, decimals, prefix, binary = parts[1], parts[2] or "", parts[3].lower(), parts[4]
+        unit = (1024 if binary else 1000) ** " kmgtp".index(prefix or " ")
+        return int(int(whole + decimals) * unit // 10 ** len(decimals))
+
+
+class PercentType(click.ParamType[int]):
+    """A percentage with up to 2 decimals, as basis points."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        parts = re.fullmatch(r"([0-9]{1,3})(?:\.([0-9]{1,2}))?%?", str(value).strip())
+        points = None if parts is None else int(parts[1]) * 100 + int((parts[2] or "").ljust(2, "0"))
+        if points is None or points > 10_000:
+            self.fail(f"{value!r} is not a percentage from 0 to 100, such as 12.5", param, ctx)
+        return points
+
+
+class DurationType(click.ParamType[int]):
+    """A time in seconds, such as 20s, 10m, 12h or 1d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        parts = DURATION_FORM.fullmatch(str(value).strip().lower())
+        if parts is None or not int(parts[1]):
+            self.fail(f"{value!r} is not a time: write such as 20s, 10m, 12h or 1d", param, ctx)
+        return int(parts[1]) * SECONDS[parts[2]]
+
+
+SIZE = SizeType()
+PERCENT = PercentType()
+DURATION = DurationType()
+
 
 def default_home() -> Path:
     import platformdirs

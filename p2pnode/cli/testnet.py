@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from p2pnode.cli.options import directory_option
+from p2pnode.cli.options import AMOUNT, DURATION, SIZE, directory_option
 from p2pnode.cli.session import echo_json
 
 
@@ -25,7 +25,7 @@ def testnet() -> None:
 @click.option("--silent", default=0, type=click.IntRange(min=0), help="Number of nodes that never answer a read.")
 @click.option("--quota", type=click.IntRange(min=0), help="Most bytes of slivers each node keeps; 64 GiB if not given.")
 @click.option("--equivocator", default=0, type=click.IntRange(min=0), help="Number of nodes that vote for two blocks.")
-@click.option("--epoch", type=click.IntRange(min=1), help="Seconds of an epoch; a day if not given.")
+@click.option("--epoch", type=DURATION, help="How long an epoch is, such as 20s or 1h; a day if not given.")
 def up(
     directory: Path,
     nodes: int,
@@ -38,17 +38,13 @@ def up(
     epoch: int | None,
 ) -> None:
     """Start a testnet in the background and print its endpoints, keys and pids as JSON."""
-    from economics.genesis import Parameters
     from p2pnode import testnet as room
 
     behaviours = ["equivocator"] * equivocator + ["silent"] * silent + ["stalled"] * stalled + ["liar"] * liar
     limits: dict[str, int] = {}
     if quota is not None:
         limits["quota_bytes"] = quota
-    parameters = Parameters()
-    if epoch is not None:  # a client that was away for a day still follows
-        bound = max(parameters.unbonding_epochs, 86_400 // epoch)
-        parameters = Parameters(epoch_ms=1000 * epoch, unbonding_epochs=bound)
+    parameters = None if epoch is None else room.parameters_of(epoch)
     started = room.up(
         directory.absolute(), nodes=nodes, shards=shards, behaviours=behaviours, limits=limits, parameters=parameters
     )
@@ -91,6 +87,46 @@ def restart(directory: Path, node: int) -> None:
 
     changed = room.restart(room.load(directory), node)
     echo_json({"node": changed.process(node).node, "pid": changed.process(node).pid, "restarted": node})
+
+
+@testnet.command()
+@directory_option
+@click.argument("count", metavar="[N]", default=1, type=click.IntRange(1, 64))
+@click.option("--stake", metavar="WAL", type=AMOUNT, help="What each stakes; as much as a first member if not given.")
+@click.option("--quota", type=SIZE, help="Most bytes of slivers each keeps; 64 GiB if not given.")
+def add(directory: Path, count: int, stake: int | None, quota: int | None) -> None:
+    """Start N more nodes, one if not given, that join: they have shards from the next epoch on, or the one after."""
+    from p2pnode import testnet as room
+
+    changed = room.load(directory.absolute())
+    before = len(changed.processes)
+    for _ in range(count):
+        changed = room.add(changed, stake_frost=stake, quota_bytes=quota)
+    added = [{"index": one.index, "node": one.node, "pid": one.pid} for one in changed.processes[before:]]
+    echo_json({"added": added})
+
+
+@testnet.command()
+@directory_option
+@click.argument("node", type=int)
+def remove(directory: Path, node: int) -> None:
+    """Have node NODE leave, and stop it once others have what it held: that takes an epoch or two."""
+    from p2pnode import testnet as room
+
+    testnet = room.load(directory)
+    room.remove(testnet, node)
+    echo_json({"node": testnet.process(node).node, "removed": node})
+
+
+@testnet.command()
+@directory_option
+@click.argument("node", type=int)
+def replace(directory: Path, node: int) -> None:
+    """Kill node NODE, wipe its disk but for its keys, and start it again: it refills itself from the others."""
+    from p2pnode import testnet as room
+
+    changed = room.replace(room.load(directory), node)
+    echo_json({"node": changed.process(node).node, "pid": changed.process(node).pid, "replaced": node})
 
 
 @testnet.command("status")

@@ -97,7 +97,7 @@ class Node:
         self.executor = StandIn()
         self.rounds = Rounds(executor=self.executor.as_executor(), store=self.store)
         self.answers = Answers(rounds=self.rounds, store=self.store, codec=make_codec(GENESIS), node=self.node)
-        self.server.serving.is_frozen = self.rounds.is_frozen
+        self.server.serving.frozen = self.rounds.frozen
         operations = {**self.server.serving.operations(), **self.answers.operations()}
         self.server.server.operations = operations
         self.wanted: list[tuple[bytes, Operation]] = []

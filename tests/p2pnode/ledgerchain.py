@@ -8,6 +8,7 @@ from economics.block import BlockHeader
 from economics.crypto import Digest, OwnerId
 from economics.genesis import Genesis
 from economics.ledger import Code, Ledger
+from economics.nodes import Stake
 from economics.state import Account, BlobEntry, BlobSummary, Reservation
 from economics.transactions import (
     SignedTransaction,
@@ -15,7 +16,8 @@ from economics.transactions import (
     build,
     least_fee,
 )
-from p2pnode.chainview import Head, HistoryRow, Outcome, Seating
+from economics.tree import StateKey
+from p2pnode.chainview import Head, HistoryRow, Make, Outcome, Seating
 from p2pnode.errors import TransactionFailed
 from p2pnode.keys import Key
 from tests.small import OWNER, Blob, certify, make_statement
@@ -64,14 +66,15 @@ class LedgerChain:
         self.rows += rows
         return rows
 
-    def sign(self, key: Key, operation: Operation) -> SignedTransaction:
+    def sign(self, key: Key, wanted: Operation | Make) -> SignedTransaction:
         sender = OwnerId(key.public)
         nonce = self.ledger.account(sender).nonce
+        operation = wanted(nonce) if callable(wanted) else wanted
         blank = Transaction(self.genesis.chain_id, sender, nonce, 0, NEVER, operation)
         fee = least_fee(blank, self.genesis.parameters)
         return build(Transaction(self.genesis.chain_id, sender, nonce, fee, NEVER, operation), key.sign)
 
-    async def transact(self, key: Key, operation: Operation, *, deadline_s: float = 30.0) -> Outcome:
+    async def transact(self, key: Key, operation: Operation | Make, *, deadline_s: float = 30.0) -> Outcome:
         signed = self.sign(key, operation)
         if self.ends_epoch_before_next:
             self.ends_epoch_before_next = False
@@ -112,6 +115,12 @@ class LedgerChain:
 
     async def reservations(self, owner: OwnerId) -> list[Reservation]:
         return self.ledger.reservations_of(owner)
+
+    async def stakes(self, owner: OwnerId) -> list[Stake]:
+        return self.ledger.stakes_of(owner)
+
+    async def values(self, keys: Sequence[StateKey]) -> tuple[bytes | None, ...]:
+        return tuple(self.ledger.tree.get(key) for key in keys)
 
     async def history(self, owner: OwnerId, *, limit: int) -> list[HistoryRow]:
         own = [row for row in self.rows if row.signed.transaction.sender == owner]

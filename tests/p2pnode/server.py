@@ -61,7 +61,7 @@ class Server:
             store=self.store,
             codec=codec,
             ledger=lambda: self.chain.ledger,
-            is_frozen=lambda root, shard: (root, shard) in self.frozen,
+            frozen=self.show_frozen,
         )
         self.operations = dict(self.serving.operations())
         """More may be added."""
@@ -83,6 +83,11 @@ class Server:
             operations=self.operations,
             manner=manner,
         )
+
+    def show_frozen(self) -> set[tuple[Root, int]]:
+        """Return what is frozen; as a node's rounds do, by trio's clock, which worker threads do not have."""
+        trio.current_time()
+        return self.frozen
 
     def sign(self, message: bytes) -> Signature:
         self.signed.append(message)

@@ -304,11 +304,7 @@ def kill(network: Network, *members: int) -> None:
 def bring_back(network: Network, *members: int) -> None:
     """Start nodes again, all at once."""
     old = testnet.load(network.directory)
-    genesis = old.client_home.load_genesis()
-    fresh = {
-        member: testnet.start(old.directory, member, genesis.members[member], old.process(member).behaviour)
-        for member in members
-    }
+    fresh = {member: testnet.start_again(old, member) for member in members}
     processes = tuple(fresh.get(process.index, process) for process in old.processes)
     replace(old, processes=processes).save()
     for process in fresh.values():
@@ -492,9 +488,8 @@ class TestEpochs:
         home = network.client_home
         receipts: list[Receipt] = []
         async with open_client(home) as client, trio.open_nursery() as nursery:
-            begin = (await client.chain.head()).epoch
             nursery.start_soon(pour, client.chain, faucet_of(network), 1_000_000)
-            while not receipts or receipts[-1].header.epoch < begin + 3:
+            while len({receipt.header.epoch for receipt in receipts}) < 3:
                 file = make_file(tmp_path / "file", 50_000, seed=100 + len(receipts))
                 publisher = Publisher(client, load_key(home.owner_key_path), Order(epochs=20))
                 stored = await publisher.publish(file)
@@ -506,7 +501,6 @@ class TestEpochs:
             again = Receipt.decode(receipt.encode(), chain_id=genesis.chain_id)
             proven = again.verify(trusted_genesis(genesis), parameters=genesis.parameters)
             assert proven.length == 50_000
-        assert len({receipt.header.epoch for receipt in receipts}) >= 3
 
     async def test_a_node_that_is_far_behind_joins_by_a_snapshot(self, network: Network, tmp_path: Path) -> None:
         async with joined(network, tmp_path / "node", snapshot_blocks=5) as (chain, home):

@@ -80,6 +80,21 @@ async def test_a_client_with_the_genesis_alone_gets_to_the_newest_committee(exec
         assert set(ask.net.asked) <= set(STANDBYS)
 
 
+async def test_a_client_whose_home_knows_members_that_are_gone_gets_in_by_the_first_ones(
+    executor: Executor, tmp_path: Path
+) -> None:
+    await lose(executor, 0)
+    async with asking(tmp_path, executor, range(8)) as ask:
+        known = (await ask.client.seats()).current
+    for member in (1, 2, 3):
+        await lose(executor, member)
+    gone = {own for own in range(8) if known.index_of(node_of(own)) is not None}
+    async with asking(tmp_path, executor, sorted({0, *STANDBYS} - gone)) as ask:
+        assert ask.client.trusted.committee == known
+        assert await ask.client.seats() == seating(executor)
+        assert set(ask.net.asked[: len(gone)]) == gone
+
+
 class TestSeats:
     async def test_name_the_source_while_not_all_is_handed_over(self, executor: Executor, tmp_path: Path) -> None:
         await lose(executor, 0, 1)  # two new members of one shard each: those that stay are no quorum

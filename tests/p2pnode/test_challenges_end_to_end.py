@@ -56,7 +56,7 @@ def serve(world: World, path: Path, own: int, participant: Participant) -> None:
     codec = make_codec(GENESIS)
     rounds = Rounds(executor=participant.executor, store=server.store)
     answers = Answers(rounds=rounds, store=server.store, codec=codec, node=node)
-    server.serving.is_frozen = rounds.is_frozen
+    server.serving.frozen = rounds.frozen
     server.server.operations = {**server.serving.operations(), **answers.operations()}
     world.served[node, storage_protocol(GENESIS)] = server.server.handle
     place = cast(Network, Place(world, node))

@@ -1,17 +1,21 @@
 """A node attests a proof that it has checked against the blob's own header, and nothing else."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from economics import cbor
-from economics.arguments import invalid_message
+from economics.arguments import Invalidate, invalid_message
 from economics.crypto import Level, NodeId, Signature, digest, verify_signature
 from economics.errors import Reason
 from p2pnode.codec import Kind
+from p2pnode.network.frames import Incoming
 from p2pnode.proofs import choose
 from p2pnode.recovery import Evidence, InconsistencyProof, Witness, build_recovery_proof
+from p2pnode.storage import Reply
 from tests.p2pnode.healers import Town
 from tests.p2pnode.test_healing import FOUR, as_segment
 from tests.p2pnode.test_recovery import Writer
@@ -90,6 +94,26 @@ async def test_a_proof_for_another_blob_or_epoch_is_refused(
 async def test_what_is_no_proof_is_refused(town: Town) -> None:
     for payload in (b"", b"\xa0", proof_of(LYING)[:-1]):
         expect_refusal(await attest(town, 1, payload), Reason.MALFORMED)
+
+
+async def test_only_signatures_that_hold_go_on_the_chain(town: Town) -> None:
+    """Two of four shards are enough, and the first to answer signs something else."""
+
+    async def lie(peer: NodeId, message: Incoming, payload: bytes) -> Reply:
+        return {"index": 1, "ok": True, "signature": bytes(64)}, ()
+
+    async with town.healing() as healer, trio.open_nursery() as nursery:
+        for member in (1, 3):
+            operations = town.servers[member].operations
+            operations["attest"] = replace(operations["attest"], answer=lie)
+        healer.store.proofs.put(LYING.header.blob_id, proof_of(LYING))
+        nursery.start_soon(healer.proofs.run)
+        with trio.fail_after(20):
+            await healer.wished.wait()
+        nursery.cancel_scope.cancel()
+    ((operation, _),) = town.wanted
+    assert isinstance(operation, Invalidate)
+    assert [attestation.signer for attestation in operation.attestations] == [0, 2]
 
 
 def test_as_few_attestations_are_chosen_as_reach_the_shards() -> None:

@@ -96,10 +96,9 @@ async def test_what_is_sampled_is_frozen_for_the_window(
     store: SliverStore, autojump_clock: trio.testing.MockClock
 ) -> None:
     rounds = Rounds(executor=StandIn().as_executor(), store=store)
-    assert not rounds.is_frozen(ROOTS[0], SHARDS[0])
+    assert not rounds.frozen()
     rounds.sheet, rounds.began = draw(make_ledger().as_ledger(), store, None), trio.current_time()
     await trio.sleep(WINDOW_S - 0.1)
-    assert all(rounds.is_frozen(root, shard) for root in ROOTS for shard in SHARDS)
-    assert not any(rounds.is_frozen(root, shard) for root in ROOTS for shard in set(range(CODE.n)) - set(SHARDS))
+    assert rounds.frozen() == {(root, shard) for root in ROOTS for shard in SHARDS}
     await trio.sleep(0.1)
-    assert not any(rounds.is_frozen(root, shard) for root in ROOTS for shard in SHARDS)
+    assert not rounds.frozen()

@@ -5,9 +5,9 @@ import sys
 import time
 from functools import partial
 
-from tests.simulation.batch import add_up, play, play_all
+from tests.simulation.batch import Draw, add_up, play, play_all
 from tests.simulation.mutants import MUTANTS, hunt_all
-from tests.simulation.scenario import draw
+from tests.simulation.scenario import Scenario, draw, draw_mixed
 from tests.simulation.simulation import Result
 
 
@@ -16,6 +16,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=200, metavar="N", help="how many seeds (default 200)")
     parser.add_argument("--first", type=int, default=0, metavar="S", help="the first of them (default 0)")
     parser.add_argument("--nodes", type=int, metavar="n", help="members in each (default: 4, 7, 10 or 31 by the seed)")
+    parser.add_argument("--mixed", action="store_true", help="scenarios in which the committees change")
     parser.add_argument("--seed", type=int, metavar="S", help="replay one seed, every event of it")
     parser.add_argument("--quiet", action="store_true", help="with --seed: only the outcome")
     parser.add_argument("--processes", type=int, default=2, metavar="P", help="at a time (default 2)")
@@ -23,8 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def replay(seed: int, members: int | None, *, is_quiet: bool) -> int:
-    scenario = draw(seed, members)
+def replay(scenario: Scenario, *, is_quiet: bool) -> int:
     result = play(scenario, log=None if is_quiet else partial(print, end=""))
     print(scenario)
     print(result)
@@ -33,15 +33,21 @@ def replay(seed: int, members: int | None, *, is_quiet: bool) -> int:
     return result.fault is not None
 
 
+def drawn_by(arguments: argparse.Namespace) -> Draw:
+    """Return what makes a scenario of a seed."""
+    return draw_mixed if arguments.mixed else partial(draw, members=arguments.nodes)
+
+
 def run_seeds(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
     seeds = range(arguments.first, arguments.first + arguments.seeds)
     results: list[Result] = []
-    for result in play_all(seeds, members=arguments.nodes, processes=arguments.processes):
+    for result in play_all(seeds, draws=drawn_by(arguments), processes=arguments.processes):
         results.append(result)
         if result.fault is not None:
             size = "" if arguments.nodes is None else f" --nodes {arguments.nodes}"
-            print(f"seed {result.seed}: {result.fault}\n  replay: scripts/simulate --seed {result.seed}{size}")
+            kind = " --mixed" if arguments.mixed else size
+            print(f"seed {result.seed}: {result.fault}\n  replay: scripts/simulate --seed {result.seed}{kind}")
     seconds = time.perf_counter() - began
     sums = add_up(results)
     failed = sum(result.fault is not None for result in results)
@@ -70,7 +76,7 @@ def main() -> int:
     if arguments.mutants:
         return run_mutants(arguments.processes)
     if arguments.seed is not None:
-        return replay(arguments.seed, arguments.nodes, is_quiet=arguments.quiet)
+        return replay(drawn_by(arguments)(arguments.seed), is_quiet=arguments.quiet)
     return run_seeds(arguments)
 
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from multiprocessing import get_context
 
-from tests.simulation.invariants import Violation
+from tests.simulation.invariants import Unbounded, Violation
 from tests.simulation.scenario import Scenario, draw
 from tests.simulation.simulation import Result, Simulation
 
+Draw = Callable[[int], Scenario]
 CHUNK = 10
 """Seeds that a process takes at a time."""
 
@@ -18,6 +19,9 @@ def play(scenario: Scenario, *, log: Callable[[str], None] | None = None) -> Res
     simulation = Simulation(scenario, log=log)
     try:
         return simulation.run()
+    except Unbounded:
+        simulation.result.is_unbounded = True
+        return simulation.result
     except Violation as violation:
         rule, fault = violation.rule, str(violation)
     except Exception:
@@ -27,19 +31,19 @@ def play(scenario: Scenario, *, log: Callable[[str], None] | None = None) -> Res
     return result
 
 
-def play_seed(job: tuple[int, int | None]) -> Result:
-    seed, members = job
-    return play(draw(seed, members))
+def play_drawn(job: tuple[Draw, int]) -> Result:
+    draws, seed = job
+    return play(draws(seed))
 
 
-def play_all(seeds: Iterable[int], *, members: int | None = None, processes: int = 2) -> Iterator[Result]:
-    """Yield the results of seeds, in order."""
-    jobs = [(seed, members) for seed in seeds]
+def play_all(seeds: Iterable[int], *, draws: Draw = draw, processes: int = 2) -> Iterator[Result]:
+    """Yield the results of seeds, in order; `draws` makes a scenario of each."""
+    jobs = [(draws, seed) for seed in seeds]
     if processes == 1 or len(jobs) <= CHUNK:
-        yield from map(play_seed, jobs)
+        yield from map(play_drawn, jobs)
         return
     with get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(play_seed, jobs, chunksize=CHUNK)
+        yield from pool.imap(play_drawn, jobs, chunksize=CHUNK)
 
 
 def add_up(results: Iterable[Result]) -> dict[str, int]:

@@ -340,19 +340,12 @@ class Adversary:
         """Return it with another name of the next committee, or none, or dated at the end of the epoch or before it."""
         random, end_ms = self.world.random, self._end_ms(header)
         wrong = digest(Level.MESSAGE, random.randbytes(8))
-        late_ms = max(header.time_ms, end_ms)
-        if header.next_committee_hash == ZERO_HASH and random.random() < 0.5:
-            return replace(header, next_committee_hash=wrong)
-        if end_ms - self._observer.clock_ms() > AHEAD_MS_MAX:
-            return replace(header, next_committee_hash=random.choice((wrong, ZERO_HASH)))
-        turned = [
-            replace(header, next_committee_hash=wrong, time_ms=late_ms),
-            replace(header, next_committee_hash=ZERO_HASH),
-            replace(header, next_committee_hash=ZERO_HASH, time_ms=late_ms),
-            replace(header, time_ms=late_ms),
-            replace(header, time_ms=end_ms - 1),
-            replace(header, time_ms=end_ms - 1),
-        ]
+        turned = [replace(header, next_committee_hash=wrong)]
+        if header.next_committee_hash != ZERO_HASH:
+            turned.append(replace(header, next_committee_hash=ZERO_HASH))
+        if end_ms - self._observer.clock_ms() <= AHEAD_MS_MAX:
+            late = replace(header, time_ms=max(header.time_ms, end_ms))
+            turned += [late, late, replace(header, time_ms=end_ms - 1), replace(late, next_committee_hash=wrong)]
         return random.choice(turned)
 
     def _end_ms(self, header: BlockHeader) -> int:

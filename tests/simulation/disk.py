@@ -22,6 +22,17 @@ class Kept:
 Record = SignedVote | VoteCertificate | Kept
 
 
+def place_of(record: Record) -> tuple[int, int]:
+    """Return epoch and view."""
+    match record:
+        case SignedVote(vote):
+            return vote.epoch, vote.view
+        case VoteCertificate():
+            return record.epoch, record.view
+        case Kept(proposal):
+            return proposal.block.header.epoch, proposal.block.header.view
+
+
 @dataclass(frozen=True, slots=True)
 class FinalBlock:
     """A row of the chain; `finality` is of the last block of one write."""

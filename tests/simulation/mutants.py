@@ -32,7 +32,7 @@ from tests.simulation.byzantine import OTHER_CHAIN
 from tests.simulation.chain import Chain
 from tests.simulation.disk import Disk, FinalBlock, Kept
 from tests.simulation.keys import Roster
-from tests.simulation.scenario import Scenario, crash_at, draw, draw_mixed
+from tests.simulation.scenario import Scenario, crash_at, draw, draw_forgetful, draw_mixed
 from tests.simulation.shell import Shell
 from tests.simulation.simulation import Result
 
@@ -48,16 +48,24 @@ SIZES = (4, 4, 7)
 """Of committees that faults are looked for in, in turn: small ones are quick."""
 
 
+def draw_for_mutants(seed: int) -> Scenario:
+    return draw(seed, SIZES[seed % len(SIZES)])
+
+
+def draw_fall(number: int) -> Scenario:
+    """Return a run in which all members crash at once: at one record after the other."""
+    return crash_at(number + 1, is_durable=True, all_fall=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """One fault, made of replacements in the code under test or in the shell around it."""
 
     name: str
     patches: tuple[Patch, ...]
-    takes_all_down: bool = False
-    """Only a crash of all members at once shows it."""
-    is_mixed: bool = False
-    """It is looked for where committees change."""
+    draw: Callable[[int], Scenario] = draw_for_mutants
+    """What it is looked for in, one number after the other."""
+    seeds_max: int = SEEDS_MAX
     is_harmless: bool = False
     """No rule protects against it, as it breaks none."""
 
@@ -67,16 +75,6 @@ class Mutant:
             for owner, name, value in self.patches:
                 stack.enter_context(patch.object(owner, name, value))
             yield
-
-    def scenario(self, number: int) -> Scenario:
-        """Return what it is looked for in, one after the other."""
-        if self.takes_all_down:
-            return crash_at(number + 1, is_durable=True, all_fall=True)
-        return draw_mixed(number) if self.is_mixed else draw_for_mutants(number)
-
-    @property
-    def seeds_max(self) -> int:
-        return MIXED_SEEDS_MAX if self.is_mixed else SEEDS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +89,12 @@ class Hunt:
     seconds: float
 
 
-def draw_for_mutants(seed: int) -> Scenario:
-    return draw(seed, SIZES[seed % len(SIZES)])
-
-
 def hunt(mutant: Mutant) -> Hunt:
     """Plant a fault and play seeds until one finds it."""
     began = perf_counter()
     with mutant.planted():
         for number in range(mutant.seeds_max):
-            result = play(mutant.scenario(number))
+            result = play(mutant.draw(number))
             if result.fault is not None:
                 return Hunt(mutant.name, number + 1, result, perf_counter() - began)
     return Hunt(mutant.name, None, None, perf_counter() - began)
@@ -438,36 +432,63 @@ MUTANTS = (
     Mutant(
         "own votes not counted again after a restart",
         _patches((Engine, "_restore", _restore_uncounted)),
-        takes_all_down=True,
+        draw=draw_fall,
     ),
     Mutant("nothing sent again", _patches((Engine, "_vote_nullify", _nullify_once), (Engine, "_stir", _nothing))),
     Mutant("nothing asked for", _patches((Asking, "_ask", _nothing), (Shell, "behind", _nothing))),
     # Committees that change.
-    Mutant("a boundary that names no committee taken", _patches((block, "_verify_boundary", _nothing)), is_mixed=True),
-    Mutant("a boundary made that names no committee", _patches((chain, "block_time_ms", _undated)), is_mixed=True),
-    Mutant("the next committee's name not judged", _patches((Chain, "is_true", _any_name)), is_mixed=True),
+    Mutant(
+        "a boundary that names no committee taken",
+        _patches((block, "_verify_boundary", _nothing)),
+        draw=draw_mixed,
+        seeds_max=MIXED_SEEDS_MAX,
+    ),
+    Mutant(
+        "a boundary made that names no committee",
+        _patches((chain, "block_time_ms", _undated)),
+        draw=draw_mixed,
+        seeds_max=MIXED_SEEDS_MAX,
+    ),
+    Mutant(
+        "the next committee's name not judged",
+        _patches((Chain, "is_true", _any_name)),
+        draw=draw_mixed,
+        seeds_max=MIXED_SEEDS_MAX,
+    ),
     Mutant(
         "the next committee's name judged by the newest state",
         _patches((Chain, "is_true", _newest_name)),
-        is_mixed=True,
+        draw=draw_mixed,
+        seeds_max=MIXED_SEEDS_MAX,
     ),
     Mutant(
         "no time left before the end of an epoch",
         _patches((block, "_stands_still", lambda *_, **__: False)),
-        is_mixed=True,
+        draw=draw_mixed,
+        seeds_max=MIXED_SEEDS_MAX,
     ),
     Mutant(
-        "the last epoch's committee kept", _patches((Shell, "_make_engine", _with_the_last_committee)), is_mixed=True
+        "the last epoch's committee kept",
+        _patches((Shell, "_make_engine", _with_the_last_committee)),
+        draw=draw_mixed,
+        seeds_max=MIXED_SEEDS_MAX,
     ),
-    Mutant("the last epoch's index kept", _patches((Shell, "_make_engine", _with_the_last_index)), is_mixed=True),
+    Mutant(
+        "the last epoch's index kept",
+        _patches((Shell, "_make_engine", _with_the_last_index)),
+        draw=draw_mixed,
+        seeds_max=MIXED_SEEDS_MAX,
+    ),
     Mutant(
         "a lost disk not noticed",
         _patches((Disk, "roll_back", _forget_silently), (Voting, "meet_foreign", _nothing)),
-        is_mixed=True,
+        draw=draw_mixed,
+        seeds_max=MIXED_SEEDS_MAX,
     ),
     Mutant(
         "silence ended by the end of an epoch",
         _patches((Engine, "quiet_next_epoch", None), (Voting, "meet_foreign", _nothing)),
-        is_mixed=True,
+        draw=draw_forgetful,
+        seeds_max=MIXED_SEEDS_MAX,
     ),
 )

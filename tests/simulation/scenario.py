@@ -32,14 +32,24 @@ class Outage:
     down_ms: int
 
 
+class Forgets(Enum):
+    """What a disk that is replaced lacks."""
+
+    ALL = auto()
+    HALF = auto()
+    EPOCH = auto()
+    """All since shortly before the epoch began."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A node's disk is lost at a time, but for the oldest so many percent of it, and the node comes back with that."""
+    """With its first vote from a view on a node's disk is lost; it goes on with an older state of it, or a new one."""
 
-    at_ms: int
     node: int
+    slot: tuple[int, int]
+    """(epoch, view)"""
     down_ms: int
-    keeps_percent: int
+    forgets: Forgets
 
 
 class MoveKind(Enum):
@@ -176,7 +186,10 @@ def draw(seed: int, members: int | None = None) -> Scenario:
 def draw_mixed(seed: int) -> Scenario:
     """Return a scenario of several epochs in which stake moves, and nodes join, leave and lose their disks."""
     random = Random(f"mixed {seed}")
-    shards = _draw_shards(random, random.choice((4, 4, 5, 6, 7)))
+    members = random.choice((4, 4, 5, 6, 7))
+    shards = _draw_shards(random, members)
+    while max(shards) > sum(shards) - quorum(sum(shards)):  # no first member has more than the cap lets it keep
+        shards = _draw_shards(random, members)
     standby = random.randrange(1, 4)
     size = len(shards) + standby
     faulty = sorted(frozenset.union(*_draw_faulty(random, shards)))
@@ -210,18 +223,38 @@ def draw_mixed(seed: int) -> Scenario:
         ),
         all_fall=random.random() < 0.2,
         partitions=_draw_partitions(random, size, chaos_ms),
-        losses=_draw_losses(random, lost, chaos_ms),
+        losses=_draw_losses(random, lost, timeout_ms),
         report_ms=random.choice((0, timeout_ms, 6 * timeout_ms)),
         epochs=random.choice((2, 3)),
         style=_draw_style(random),
         tempo_ms=random.choice((timeout_ms // 4, timeout_ms, timeout_ms * 2)),
         stays_active=random.random() < 0.5,
         transactions=random.randrange(0, 5),
-        views=random.randrange(6, 30),
+        views=random.randrange(8, 36),
         chaos_ms=chaos_ms,
         down_ms=random.choice((20, 300, 3 * timeout_ms)),
     )
     return replace(scenario, moves=_draw_moves(random, scenario))
+
+
+def draw_forgetful(seed: int) -> Scenario:
+    """Return one in which a member forgets the epoch that it is in while a quarter of what is said gets lost.
+
+    Then the views that it has voted in are still open when it has caught up with the others.
+    """
+    mixed = draw_mixed(seed)
+    return replace(
+        mixed,
+        byzantine=frozenset(),
+        dead=frozenset(),
+        fuses=(),
+        outages=(),
+        partitions=(),
+        moves=(),
+        weather=Weather(delay_ms=(1, mixed.parameters.timeout_ms // 2), loss=25),
+        losses=(Loss(0, (1, 2), 5, Forgets.EPOCH),),
+        views=40,
+    )
 
 
 def _draw_turns(random: Random, size: int, epoch_ms: int, chaos_ms: int) -> tuple[Outage, ...]:
@@ -238,13 +271,14 @@ def _draw_turns(random: Random, size: int, epoch_ms: int, chaos_ms: int) -> tupl
     return tuple(outages)
 
 
-def _draw_losses(random: Random, lost: frozenset[int], chaos_ms: int) -> tuple[Loss, ...]:
+def _draw_losses(random: Random, lost: frozenset[int], timeout_ms: int) -> tuple[Loss, ...]:
+    """Return one loss for each of these; they are back soon, while what they forgot may still be under way."""
     return tuple(
         Loss(
-            random.randrange(chaos_ms),
             number,
-            random.randrange(10, chaos_ms // 2 if random.random() < 0.3 else 200),
-            random.choice((0, 0, 50, 90)),
+            (random.randrange(4), random.randrange(1, 4)),
+            random.randrange(1, 20 * timeout_ms if random.random() < 0.3 else 50),
+            random.choice(list(Forgets)),
         )
         for number in sorted(lost)
     )
@@ -382,7 +416,7 @@ def _draw_style(random: Random) -> Style:
         replay=random.choice((0, 4, 10)),
         lie=random.choice((0, 5, 10)),
         serve=random.choice((0, 50, 100)),
-        turn=random.choice((0, 30, 60)),
+        turn=random.choice((0, 40, 80)),
     )
 
 

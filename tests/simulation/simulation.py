@@ -34,11 +34,11 @@ from economics.transactions import (
 )
 from economics.votes import SignedVote, VoteCertificate
 from tests.simulation.byzantine import Adversary
-from tests.simulation.disk import Disk
+from tests.simulation.disk import Disk, place_of
 from tests.simulation.invariants import Violation, Watch
 from tests.simulation.keys import Roster, Signer, make_signer, make_verify
 from tests.simulation.network import Network
-from tests.simulation.scenario import Loss, Move, MoveKind, Scenario
+from tests.simulation.scenario import Forgets, Loss, Move, MoveKind, Scenario
 from tests.simulation.shell import Identity, Payload, Shell, Transactions
 from tests.simulation.world import World
 
@@ -124,6 +124,8 @@ class Simulation:
     """Nodes that are off by an outage, whose end brings them back."""
     _stakes: dict[int, list[StakeId]] = field(default_factory=dict)
     """Node -> the stakes on it."""
+    _doomed: dict[int, Loss] = field(default_factory=dict)
+    """Nodes that are to lose their disk."""
     _moved: list[SignedTransaction] = field(default_factory=list)
     """What the staker has asked for so far, in order."""
     _calm: bool = False
@@ -242,6 +244,10 @@ class Simulation:
             vote = message.vote
             if self.roster.number(self.watch.committees[vote.epoch], vote.signer) == sender:
                 self._begin_view((vote.epoch, vote.view))
+                loss = self._doomed.get(sender)
+                if loss is not None and loss.slot <= (vote.epoch, vote.view):
+                    del self._doomed[sender]
+                    self.world.after(1 + self.world.random.randrange(10), self._lose, loss)
         self.adversary.overhear(sender, message)
 
     def _begin_view(self, slot: tuple[int, int]) -> None:
@@ -357,8 +363,7 @@ class Simulation:
             world.after(world.random.randrange(max(1, scenario.chaos_ms // 3)), self._publish_one)
         for move in scenario.moves:
             world.after(move.at_ms, self._move, move)
-        for loss in scenario.losses:
-            world.after(loss.at_ms, self._lose, loss)
+        self._doomed = {loss.node: loss for loss in scenario.losses}
 
     def _move(self, move: Move) -> None:
         """Have the staker ask for what a move takes."""
@@ -407,17 +412,25 @@ class Simulation:
         self.result.losses += 1
         self._away.add(loss.node)
         shell.stop()
-        disk = shell.disk
-        disk.roll_back(chain=self._row(disk, loss.keeps_percent), log=len(disk.log) * loss.keeps_percent // 100)
+        self._forget(shell.disk, loss.forgets)
         self.watch.lost_disk(shell)
         self.world.after(loss.down_ms, self._come_back, shell)
 
-    def _row(self, disk: Disk, percent: int) -> int:
-        """Return how many rows so many percent are, so that the last one has its finality."""
-        last = len(disk.chain) * percent // 100
-        while last and disk.chain[last - 1].finality is None:
-            last -= 1
-        return last
+    def _forget(self, disk: Disk, forgets: Forgets) -> None:
+        """Roll a disk back, to a block that became final by itself."""
+        epoch = disk.chain[-1].block.header.epoch if disk.chain else 0
+        rows, records = len(disk.chain), len(disk.log)
+        match forgets:
+            case Forgets.ALL:
+                rows = records = 0
+            case Forgets.HALF:
+                rows, records = rows // 2, records // 2
+            case Forgets.EPOCH:
+                rows = max(0, sum(row.block.header.epoch < epoch for row in disk.chain) - 1)
+                records = sum(place_of(record) < (epoch, 0) for record in disk.log)
+        while rows and disk.chain[rows - 1].finality is None:
+            rows -= 1
+        disk.roll_back(chain=rows, log=records)
 
     def _part(self, groups: dict[int, int]) -> None:
         if not self._calm:

@@ -1,7 +1,7 @@
 """The simulator bites: every planted fault is found, and the seeds that find them pass without the fault."""
 
 from tests.simulation.batch import play
-from tests.simulation.mutants import MUTANTS, draw_for_mutants, hunt_all
+from tests.simulation.mutants import MUTANTS, hunt_all
 
 
 def test_every_planted_fault_is_found_and_its_seeds_are_clean_without_it() -> None:
@@ -11,6 +11,8 @@ def test_every_planted_fault_is_found_and_its_seeds_are_clean_without_it() -> No
     assert missed == []
     assert len(hunts) - len(harmless) >= 20
     killers = [found for found in hunts if found.seeds is not None]
-    for seed in sorted({found.seeds - 1 for found in killers if found.seeds is not None}):
-        assert play(draw_for_mutants(seed)).fault is None, seed
+    draws = {mutant.name: mutant.draw for mutant in MUTANTS}
+    scenarios = {draws[found.name](found.seeds - 1): found.name for found in killers if found.seeds is not None}
+    for scenario, name in scenarios.items():
+        assert play(scenario).fault is None, (name, scenario.seed)
     assert not [found for found in killers if found.name in harmless], "a harmless change does harm"
