@@ -32,13 +32,15 @@ from p2pnode.home import Home
 from p2pnode.kernel import load_kernel
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, shorten
-from p2pnode.network.host import open_network
+from p2pnode.network.host import open_network, sole_exception
 from p2pnode.node import bootstrap_of, clock_ms, dialler
 from p2pnode.protocols import chain_protocol, storage_protocol
 from p2pnode.upload import file_length, read_segments
 
 STATUS_BYTES_MAX = 65_536
 CERTIFICATE_BYTES_MAX = 65_536
+ATTEST_S = 30.0
+"""For members to check a proof: each fetches the blob's header if it lacks it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,45 @@ class Client:
         """
         try:
             return await self._read(blob_id, sink, bounds=bounds, strict=strict, report=report)
-        except (Unavailable, NetworkError, ExceptionGroup) as fault:
+        except (Unavailable, NetworkError) as fault:
             if self.reader.said_invalid and await self.is_invalid(blob_id):
                 raise InconsistentBlob(
                     "the chain has it proven that the blob was encoded inconsistently by its writer: no node keeps it"
                 ) from fault
             raise
+        except InconsistentBlob as fault:
+            raise await self._accuse(fault) from fault
+
+    async def _accuse(self, fault: InconsistentBlob) -> InconsistentBlob:
+        """Give members the proof that a read's writer encoded inconsistently, and return what the user is to know.
+
+        Whoever has checked the proof keeps it, and has the network drop the blob.
+        """
+        suspect = self.reader.suspect
+        proof = None if suspect is None else await self.reader.prove_inconsistent(*suspect)
+        if suspect is None or proof is None:
+            return InconsistentBlob(f"{fault}; there is no proof of it yet, so others may still read other bytes")
+        committee, blob_id = (await self.seats()).current, suspect[0].blob_id
+        request: dict[str, cbor.Value] = {"blob": bytes(blob_id), "epoch": committee.epoch, "op": "attest"}
+        attested: set[int] = set()
+
+        async def give(index: int) -> None:
+            try:
+                node = committee.members[index].node
+                await self.members.request(node, request, size_max=0, payload=proof.encode())
+            except REQUEST_FAULTS as refusal:
+                self.members.blame(committee.members[index].node, refusal)
+            else:
+                attested.add(index)
+
+        with trio.move_on_after(ATTEST_S):
+            async with trio.open_nursery() as nursery:
+                for index in range(len(committee.members)):
+                    nursery.start_soon(give, index)
+        shards = committee.weight(attested)
+        if shards <= committee.n - committee.quorum:
+            return InconsistentBlob(f"{fault}; members with {shards} shards took the proof of it: read it again later")
+        return InconsistentBlob(f"{fault}; members with {shards} shards checked the proof of it: the network drops it")
 
     async def is_invalid(self, blob_id: BlobId) -> bool:
         """Return whether it is on chain, proven, that a blob is encoded wrongly."""
@@ -114,7 +149,10 @@ class Client:
             done += sum(len(view) for view in views)
             report(done, stop - start)
 
-        await self.reader.read(header, write, start=start, stop=stop, strict=strict)
+        try:
+            await self.reader.read(header, write, start=start, stop=stop, strict=strict)
+        except BaseExceptionGroup as group:
+            raise sole_exception(group) from None
         return Read(blob_id, done, tuple(self.members.faults.values()))
 
     async def certificate(self, blob_id: BlobId) -> Certificate | None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import trio
 
 from economics import cbor
-from economics.blob import BlobId, Header, Root, SegmentMetadata, header_bytes
+from economics.blob import BlobId, Header, Leaves, Root, SegmentMetadata, header_bytes
 from economics.committee import Committee
 from economics.crypto import DIGEST_BYTES, NodeId
 from economics.errors import Reason, Rejected
@@ -33,6 +33,7 @@ from p2pnode.errors import (
     Unavailable,
 )
 from p2pnode.members import REQUEST_FAULTS, Members, Refused
+from p2pnode.recovery import Held, InconsistencyProof, find_inconsistency
 
 log = logging.getLogger("p2pnode.download")
 
@@ -77,6 +78,8 @@ class Reader:
         self.rng = rng
         self.said_invalid = False
         """A member has said that a blob was proven to be encoded wrongly; it is for the chain to prove that."""
+        self.suspect: tuple[Header, int] | None = None
+        """The segment that a read found to be encoded inconsistently."""
         self._seats = seats
         self._seating: Seating | None = None
         self._seats_at = -math.inf
@@ -225,8 +228,9 @@ class Reader:
         held = (committee.members[committee.holder(shard)].node for committee in self._committees())
         return self._by_trust(dict.fromkeys(held))
 
-    async def _fetch(self, root: Root, metadata: SegmentMetadata, z: int, wanted: Wanted) -> memoryview:
-        """Return the symbols of a sliver from one of its holders, the next one asked when one fails or is slow."""
+    async def _fetch(self, root: Root, metadata: SegmentMetadata, z: int, wanted: Wanted) -> Held:
+        """Return the symbols of a sliver, and its leaves, from one of its holders: the next one when one fails or is
+        slow."""
         faults: list[Exception] = []
         found = await self._race(
             self._holders(root, wanted),
@@ -239,9 +243,7 @@ class Reader:
             raise faults[0]
         return next(iter(found.values()))
 
-    async def _fetch_from(
-        self, root: Root, metadata: SegmentMetadata, z: int, wanted: Wanted, node: NodeId
-    ) -> memoryview:
+    async def _fetch_from(self, root: Root, metadata: SegmentMetadata, z: int, wanted: Wanted, node: NodeId) -> Held:
         """Return the symbols of a sliver, checked by its leaf list; blames the node for anything else."""
         leaves_bytes = DIGEST_BYTES * self.code.n
         size = leaves_bytes + wanted.count * z
@@ -264,7 +266,7 @@ class Reader:
         except REQUEST_FAULTS as fault:
             self._blame(node, fault)
             raise
-        return symbols
+        return Held(symbols, Leaves(payload[:leaves_bytes]))
 
     def _blame_slow(self, root: Root, wanted: Wanted) -> None:
         holder = self._holders(root, wanted)[0]
@@ -275,7 +277,7 @@ class Reader:
         slivers = [Wanted(kind, index, 0, width) for index in range(self.code.n)]
         return sorted(slivers, key=lambda sliver: self._has_failed(self._holders(root, sliver)[0]))
 
-    async def _gather(self, root: Root, metadata: SegmentMetadata, z: int, kind: Kind) -> dict[int, memoryview]:
+    async def _gather(self, root: Root, metadata: SegmentMetadata, z: int, kind: Kind) -> dict[int, Held]:
         width = self.codec.symbols(kind)
         wanted = self.codec.symbols(kind.other)
         found = await self._race(
@@ -315,10 +317,10 @@ class Reader:
         z = self.code.symbol_bytes(length)
         primaries = await self._gather(root, metadata, z, Kind.PRIMARY)
         if len(primaries) >= self.code.rows:
-            return await self._decode(self.codec.decode_from_primary, metadata, primaries, length)
+            return await self._decode(self.codec.decode_from_primary, metadata, primaries, header, index)
         secondaries = await self._gather(root, metadata, z, Kind.SECONDARY)
         if len(secondaries) >= self.code.columns:
-            return await self._decode(self.codec.decode_from_secondary, metadata, secondaries, length)
+            return await self._decode(self.codec.decode_from_secondary, metadata, secondaries, header, index)
         faults = "; ".join(str(fault) for fault in self.members.faults.values())
         raise Unavailable(
             f"segment {index}: {len(primaries)} of {self.code.rows} slivers can be had ({faults}): "
@@ -329,12 +331,16 @@ class Reader:
         self,
         decode: Callable[[SegmentMetadata, dict[int, memoryview], int], list[memoryview]],
         metadata: SegmentMetadata,
-        slivers: dict[int, memoryview],
-        length: int,
+        slivers: dict[int, Held],
+        header: Header,
+        index: int,
     ) -> list[memoryview]:
+        length = self.code.segment_length(header.length, index)
+        symbols = {place: memoryview(one.sliver) for place, one in slivers.items()}
         try:
-            return await trio.to_thread.run_sync(decode, metadata, slivers, length)
+            return await trio.to_thread.run_sync(decode, metadata, symbols, length)
         except Rejected as fault:
+            self.suspect = header, index
             raise InconsistentBlob(f"the blob was encoded inconsistently by its writer ({fault})") from fault
 
     async def segment_range(self, header: Header, index: int, start: int, stop: int) -> list[memoryview]:
@@ -347,7 +353,7 @@ class Reader:
         z = self.code.symbol_bytes(length)
         spans = row_spans(self.code, segment_length=length, start=start, stop=stop)
         wanted = [Wanted(Kind.PRIMARY, span.row, span.first, span.count) for span in spans]
-        found: dict[Wanted, memoryview] = {}
+        found: dict[Wanted, Held] = {}
         with trio.move_on_after(2 * HEDGE_S + sum(sliver.count for sliver in wanted) * z / RANGE_BYTES_PER_S):
             found = await self._race(
                 wanted,
@@ -360,9 +366,10 @@ class Reader:
         if len(found) < len(wanted):
             whole = b"".join(await self.segment(header, index))
             return [memoryview(whole)[start:stop]]
-        joined = b"".join(found[sliver] for sliver in wanted)
+        joined = b"".join(found[sliver].sliver for sliver in wanted)
         begin = (spans[0].row * self.code.columns + spans[0].first) * z
         if any(memoryview(joined)[max(length - begin, 0) :]):
+            self.suspect = header, index
             raise InconsistentBlob(
                 f"segment {index} has bytes behind its end: its writer padded it with other than zero"
             )
@@ -379,7 +386,25 @@ class Reader:
         try:
             await trio.to_thread.run_sync(check)
         except Rejected as fault:
+            self.suspect = header, index
             raise InconsistentBlob(f"segment {index} does not encode to its root ({fault})") from fault
+
+    async def prove_inconsistent(self, header: Header, index: int) -> InconsistencyProof | None:
+        """Return a proof against the writer of a segment, made of slivers that are fetched again; None if none is."""
+        root, length = header.roots[index], self.code.segment_length(header.length, index)
+        metadata = await self._metadata(root)
+        z = self.code.symbol_bytes(length)
+        held = await self._gather(root, metadata, z, Kind.PRIMARY)
+        if len(held) < self.code.rows:
+            return None
+
+        def find() -> InconsistencyProof | None:
+            buffer = memoryview(bytearray(self.codec.matrix_bytes(length)))
+            return find_inconsistency(
+                self.codec, metadata, Kind.PRIMARY, held, segment=index, length=length, buffer=buffer
+            )
+
+        return await trio.to_thread.run_sync(find)
 
     # --- blobs ---------------------------------------------------------------------------------------------------
 

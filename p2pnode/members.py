@@ -200,9 +200,12 @@ class Members:
         return self._nodes.faults.get(self.node_of(who))
 
     def blame(self, who: Who, fault: Exception) -> None:
-        """Remember what a node did; it is asked last from here on. A refusal that says "not here" is no fault."""
+        """Remember what a node did; it is asked last from here on. A refusal that says "not here", or that
+        an epoch has ended, is no fault."""
         node = self.node_of(who)
-        if node in self._nodes.faults or (isinstance(fault, Refused) and fault.reason is Reason.NOT_FOUND):
+        if node in self._nodes.faults:
+            return
+        if isinstance(fault, Refused) and fault.reason in (Reason.NOT_FOUND, Reason.WRONG_EPOCH):
             return
         found = Fault(self.committee.index_of(node), build_key_text(node), kind_of(fault), str(fault))
         self._nodes.faults[node] = found

@@ -15,7 +15,7 @@ from economics.crypto import DIGEST_BYTES, NodeId
 from economics.errors import Reason, Rejected
 from economics.geometry import Code
 from p2pnode.codec import Codec, Kind
-from p2pnode.members import REQUEST_FAULTS, Fault, Members, nickname
+from p2pnode.members import REQUEST_FAULTS, Fault, Members, Refused, nickname
 from p2pnode.store import SliverStore
 
 log = logging.getLogger("p2pnode.watch")
@@ -89,7 +89,12 @@ class Watch:
         await trio.to_thread.run_sync(partial(check, z=len(symbol)))
 
     def _note(self, node: NodeId, fault: Exception) -> None:
-        """Name a member when it first fails; one that does not hold the sliver is not at fault: it may heal."""
+        """Name a member when it first fails; one that does not hold the sliver is not at fault: it may heal.
+
+        Nor is one that keeps it back while it is being audited.
+        """
+        if isinstance(fault, Refused) and fault.reason is Reason.OVER_BUDGET:
+            return
         self.members.blame(node, fault)
         known = self.members.fault(node)
         if known is not None and node not in self.last_faults:
