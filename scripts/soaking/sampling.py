@@ -21,8 +21,8 @@ from scripts.soaking.load import Load, StoredBlob, flatten
 PERIOD_S = 0.1
 DEADLINE_S = 20.0
 """A reader goes round a node that stands still in 2 s, and round slivers that are being audited in a few."""
-IN_FLIGHT_MAX = 32
-"""Reads at once: beyond that a tick begins none, so that a slow machine is not given ever more to do."""
+IN_FLIGHT_MAX = 8
+"""Reads at once: beyond that a tick begins none, so that on a slow machine reads do not keep each other waiting."""
 FAILURES_SHOWN = 20
 
 
