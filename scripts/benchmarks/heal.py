@@ -5,6 +5,7 @@ The node is full when every sliver file that it had is there again, byte for byt
 
 import hashlib
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,12 @@ def sliver_files(process: testnet.Process) -> dict[str, Path]:
     return {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def look_at(process: testnet.Process) -> Disk:
+def look_at(process: testnet.Process, *, names: Collection[str] | None = None) -> Disk:
+    """Return what a node has of these files; of all, if none are named."""
     files, state, sizes = sliver_files(process), hashlib.blake2b(), {}
     for name, path in files.items():
+        if names is not None and name not in names:
+            continue
         data = path.read_bytes()
         sizes[name] = len(data)
         state.update(name.encode() + len(data).to_bytes(8, "big") + data)
@@ -133,7 +137,7 @@ def bench_heal(directory: Path, *, size: int) -> list[Row]:
             up_s = time.monotonic() - begin
             wait_refilled(fresh, lost, begin=begin)
             seconds, cpu = time.monotonic() - begin, node_cpu(network) - (before - old)
-            if look_at(fresh) != lost:
+            if look_at(fresh, names=lost.sizes) != lost:
                 raise NotHealed(f"node {victim.index} has other bytes than it had before")
             wait_full(network, SETTLE_S_MAX)
             healing = ask_status(network, victim.index)
