@@ -14,8 +14,8 @@ MAY_IMPORT = {
     "p2pnode": {"p2pnode", "dht", "gossip", "economics"},
 }
 PURE = {
-    *("base64", "binascii", "bisect", "collections", "dataclasses", "enum", "functools", "itertools", "json"),
-    *("operator", "struct", "typing"),
+    *("base64", "binascii", "bisect", "collections", "dataclasses", "enum", "fractions", "functools", "heapq"),
+    *("itertools", "json", "operator", "struct", "typing"),
     *("blake3", "cbor2", "nacl"),
 }
 """All that economics may use: the same inputs give the same outputs."""

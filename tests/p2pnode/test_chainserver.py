@@ -16,7 +16,7 @@ from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason
 from economics.fields import Fields, sized, split_sized
 from economics.light import Boundary, Trusted, follow
-from economics.slots import account_key, reservation_key
+from economics.slots import account_key, reservation_key, state_key
 from economics.state import Account
 from economics.transactions import SignedTransaction
 from economics.tree import Proof
@@ -215,11 +215,16 @@ class TestAnswers:
         monkeypatch.setattr(chainserver_module, "OWNED_MAX", 2)
         for _ in range(3):
             await extend(executor, sign(executor.ledger, OWNER, Reserve(1, 0, 2)))
-        owned = [reservation_key(item.reservation) for item in executor.ledger.reservations_of(SENDER)]
+        ledger = executor.ledger
+        reserved = [reservation_key(item.reservation) for item in ledger.reservations_of(SENDER)]
+        stakes = [state_key(item.slot) for item in ledger.stakes_of(SENDER)]  # of the first members
+        owned = [*reserved, *stakes]
         header, data = await answer(server, "owned", owner=bytes(SENDER), first=0)
         assert (header["more"], data) == (True, b"".join(owned[:2]))
         header, data = await answer(server, "owned", owner=bytes(SENDER), first=2)
-        assert (header["more"], data) == (False, owned[2])
+        assert (header["more"], data) == (True, b"".join(owned[2:4]))
+        header, data = await answer(server, "owned", owner=bytes(SENDER), first=len(owned) - 1)
+        assert (header["more"], data) == (False, owned[-1])
 
     async def test_snapshot_and_its_chunks(self, executor: Executor, server: ChainServer) -> None:
         await end_epoch(executor)
