@@ -24,6 +24,7 @@ from economics.operations import EPOCHS_AHEAD_MAX
 from p2pnode import testnet
 from p2pnode.client import Client, open_client
 from p2pnode.errors import InputError
+from p2pnode.home import Home
 from p2pnode.keys import load_key
 from scripts.soaking.checks import check_databases, compare_chains, compare_headers, read_logs, wait_for_agreement
 from scripts.soaking.fleet import POLL_S, Fleet, NodeFailed
@@ -136,8 +137,10 @@ class Soak:
         def is_over(_: object = None) -> bool:
             return fleet.committee.epoch >= epochs
 
-        async with open_client(fleet.network.client_home) as reader:  # one that learns of nothing but by its own reads
-            self.sampler = Sampler(reader, fleet, self.load, seed=seed)
+        home = Home(fleet.network.directory / "reader")  # it learns of nothing but by its own reads
+        home.put_genesis(self.client.genesis)
+        async with open_client(home) as reader:
+            self.sampler = Sampler(reader, fleet, self.load, seed=seed, tell=self._say)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._report_epochs, is_over)
                 nursery.start_soon(self.killer.run, is_over)

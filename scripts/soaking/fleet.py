@@ -47,7 +47,7 @@ class Fleet:
         genesis = network.client_home.load_genesis()
         self.f = genesis.code.f
         self.committee = genesis.committee
-        self.handover_done = True
+        self.handover = Handover(0, 0, 0, tuple(range(len(self.committee.members))))
         self.retries = 0
         """Of commands that failed."""
         self.refilling: set[int] = set()
@@ -85,6 +85,12 @@ class Fleet:
         """The nodes that have a seat in this epoch."""
         nodes = {build_key_text(member.node) for member in self.committee.members}
         return {process.index for process in self.network.processes if process.node in nodes}
+
+    def has_reported(self, index: int) -> bool:
+        """Return whether a node with a seat has told the chain that it holds what it owes of older epochs."""
+        node = self.network.process(index).node
+        places = (at for at, member in enumerate(self.committee.members) if build_key_text(member.node) == node)
+        return any(at in self.handover.reporters for at in places)
 
     def shards(self, nodes: Iterable[int]) -> int:
         """Return how many shards these nodes have, in whichever committee it is most: now, next or before."""
@@ -131,7 +137,7 @@ class Fleet:
         following = [] if later is None else [Seats.decode(later).committee]
         self.committee = seating.current
         self._others = (*following, *([] if seating.source is None else [seating.source]))
-        self.handover_done = handover is not None and Handover.decode(handover).is_done
+        self.handover = self.handover if handover is None else Handover.decode(handover)
 
     def _note_crowd(self) -> None:
         if self.shards(self.down | self.refilling) > self.f:

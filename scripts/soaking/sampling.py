@@ -21,15 +21,15 @@ from scripts.soaking.load import Load, StoredBlob, flatten
 PERIOD_S = 0.1
 DEADLINE_S = 20.0
 """A reader goes round a node that stands still in 2 s, and round slivers that are being audited in a few."""
-IN_FLIGHT_MAX = 32
-"""Reads at once: beyond that a tick begins none, so that a slow machine is not given ever more to do."""
+IN_FLIGHT_MAX = 8
+"""Reads at once: beyond that a tick begins none, so that on a slow machine reads do not keep each other waiting."""
 FAILURES_SHOWN = 20
 
 
 class Sampler:
     """Reads all the time, and counts."""
 
-    def __init__(self, client: Client, fleet: Fleet, load: Load, *, seed: int) -> None:
+    def __init__(self, client: Client, fleet: Fleet, load: Load, *, seed: int, tell: Callable[[str], None]) -> None:
         self.client = client
         self.fleet = fleet
         self.load = load
@@ -39,6 +39,7 @@ class Sampler:
         self.times: list[float] = []
         """Seconds of each read that was right."""
         self._rng = random.Random(f"{seed} samples")
+        self._tell = tell
         self._in_flight = 0
 
     async def run(self, is_over: Callable[[], bool]) -> None:
@@ -70,12 +71,16 @@ class Sampler:
         else:
             self.counts["failed"] += 1
             if len(self.failures) < FAILURES_SHOWN:
-                fleet = self.fleet
-                handover = "done" if fleet.handover_done else "under way"
-                self.failures.append(
-                    f"{blob.path.name} in epoch {fleet.committee.epoch}, {spent:.1f} s, down {sorted(fleet.down)}, "
-                    f"refilling {sorted(fleet.refilling)}, handover {handover}: {fault}"
-                )
+                self.failures.append(self._describe(blob, spent, fault))
+                self._tell(f"a read failed: {self.failures[-1]}")
+
+    def _describe(self, blob: StoredBlob, spent: float, fault: str) -> str:
+        fleet = self.fleet
+        handover = "done" if fleet.handover.is_done else "under way"
+        return (
+            f"{blob.path.name} in epoch {fleet.committee.epoch}, {spent:.1f} s, down {sorted(fleet.down)}, "
+            f"refilling {sorted(fleet.refilling)}, handover {handover}: {fault}"
+        )
 
     async def _read(self, blob: StoredBlob) -> str | None:
         """Return what is wrong with a read of a blob, or None."""
