@@ -20,7 +20,7 @@ from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
 from economics.geometry import Code
-from economics.nodes import Seats
+from economics.nodes import Marks, Seats
 from economics.slots import invalid_slot, seats_slot, state_key
 from p2pnode.chainclient import ChainClient
 from p2pnode.chainview import Seating
@@ -34,6 +34,7 @@ from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, shorten
 from p2pnode.network.host import open_network, sole_exception
 from p2pnode.node import bootstrap_of, clock_ms, dialler
+from p2pnode.overview import Overview, find_overview
 from p2pnode.protocols import chain_protocol, storage_protocol
 from p2pnode.upload import file_length, read_segments
 
@@ -202,25 +203,40 @@ class Client:
         async with trio.open_nursery() as nursery:
             for member in committee.members:
                 nursery.start_soon(ask, member.node)
-        stakes = await self._stakes(committee)
+        proven = await self._overview(committee)
         return [
             {
                 **answers[member.node],
                 "member": index,
                 "node": build_key_text(member.node),
                 "shards": member.shards,
-                "stake_frost": stakes[index],
+                **describe_member(proven, member.node),
             }
             for index, member in enumerate(committee.members)
         ]
 
-    async def _stakes(self, committee: Committee) -> list[int | None]:
-        """Return each member's stake by the chain, proven; None for all where no member can prove it now."""
+    async def _overview(self, committee: Committee) -> Overview | None:
+        """Return what the chain says of these members; None where no member can prove it now."""
         try:
-            nodes = await self.chain.nodes([member.node for member in committee.members])
+            found = await find_overview(self.chain)
         except NodeError:
-            return [None] * len(committee.members)
-        return [None if node is None else node.stake_frost for node in nodes]
+            return None
+        return found if found.committee == committee else None
+
+
+def describe_member(proven: Overview | None, node: NodeId) -> dict[str, Any]:
+    """Return what the chain proves of a member, None where it is not to be had."""
+    if proven is None or node not in proven.nodes:
+        return {"challenged": None, "next_shards": None, "passed": None, "stake_frost": None}
+    index = proven.committee.index_of(node)
+    marks = Marks() if index is None else proven.marks(index)
+    later = proven.following
+    return {
+        "challenged": marks.challenged,
+        "next_shards": None if later is None else len(later.shards_of_node(node)),
+        "passed": marks.passed,
+        "stake_frost": proven.nodes[node].stake_frost,
+    }
 
 
 def parse_status(status: Any) -> dict[str, Any]:

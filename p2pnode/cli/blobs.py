@@ -163,7 +163,7 @@ def parse_range(text: str | None) -> tuple[int, int | None] | None:
 @home_option
 @json_option
 def status(home_path: Path, as_json: bool) -> None:
-    """Ask every member of the network how it is; the stake is what the chain proves."""
+    """Ask every member of the network how it is; stake, seats and challenges are what the chain proves."""
     from p2pnode.payments import format_amount
 
     async def work(client: "Client") -> None:
@@ -175,12 +175,17 @@ def status(home_path: Path, as_json: bool) -> None:
             state = "up" if row["reachable"] else f"no answer ({row['why']})"
             held = f"{row['blobs']} blobs, {row['used_bytes']} bytes" if row["reachable"] else ""
             stake = "" if row["stake_frost"] is None else f"stake {format_amount(row['stake_frost'])}"
-            click.echo(
-                f"{row['member']:3} {row['node'][:8]}  {row['shards']:3} shards  {state}  {held}  {stake}".rstrip()
-            )
+            later = "" if row["next_shards"] in (None, row["shards"]) else f", then {row['next_shards']}"
+            seats = f"{row['shards']:3} shards{later}"
+            click.echo(f"{row['member']:3} {row['node'][:8]}  {seats}  {state}  {held}  {stake}".rstrip())
             chain = row.get("chain")
             if row["reachable"] and isinstance(chain, dict):
                 click.echo(f"      block {chain.get('height')}, epoch {chain.get('epoch')}, view {chain.get('view')}")
+            upkeep = row.get("upkeep")
+            if isinstance(upkeep, dict) and upkeep.get("missing"):
+                click.echo(f"      heals: {upkeep['missing']} pieces of what it owes are missing")
+            if row["challenged"]:
+                click.echo(f"      stood {row['passed']} of {row['challenged']} challenges in this epoch")
             for fault in row.get("caught", ()):
                 click.echo(f"      says that {fault}")
 

@@ -150,28 +150,26 @@ def committee(home_path: Path, as_json: bool) -> None:
 def committee_fields(found: "Overview") -> dict[str, Any]:
     """Return the members as `--json` shows them: those of this epoch, then those who are new in the next one."""
     from economics.genesis import build_key_text
+    from economics.nodes import Marks
 
     later = found.following
     rows: list[dict[str, Any]] = []
     for node in found.nodes:
         index = found.committee.index_of(node)
         entry = found.nodes[node]
+        marks = Marks() if index is None else found.marks(index)
         row = {
+            "bad": marks.bad,
+            "challenged": marks.challenged,
             "commission_percent": entry.commission_basis_points / 100,
+            "has_reported": index in found.handover.reporters,
             "missed_epochs": entry.missed_epochs,
             "next_shards": None if later is None else len(later.shards_of_node(node)),
             "node": build_key_text(node),
+            "passed": marks.passed,
             "shards": len(found.committee.shards_of_node(node)),
             "stake_frost": entry.stake_frost,
         }
-        if index is not None:
-            marks = found.marks(index)
-            row |= {
-                "bad": marks.bad,
-                "challenged": marks.challenged,
-                "has_reported": index in found.handover.reporters,
-                "passed": marks.passed,
-            }
         rows.append(row)
     return {
         "epoch": found.committee.epoch,
@@ -200,7 +198,7 @@ def show_committee(fields: dict[str, Any]) -> None:
     )
     for row in fields["members"]:
         later = "  ?" if row["next_shards"] is None else f"{row['next_shards']:3}"
-        stood = f"  stood {row['passed']} of {row['challenged']} challenges" if row.get("challenged") else ""
+        stood = f"  stood {row['passed']} of {row['challenged']} challenges" if row["challenged"] else ""
         missed = f"  away for {row['missed_epochs']} epochs" if row["missed_epochs"] else ""
         stake_text = format_amount(row["stake_frost"])
         click.echo(f"{row['node'][:8]}  {row['shards']:3} shards, next {later}  stake {stake_text}{stood}{missed}")
