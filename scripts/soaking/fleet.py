@@ -65,6 +65,7 @@ class Fleet:
         """Nodes whose disk is being replaced."""
         self._gone: set[int] = set()
         """Nodes that have left."""
+        self._saving = trio.Lock()
 
     @property
     def indexes(self) -> set[int]:
@@ -171,7 +172,8 @@ class Fleet:
     async def _keep(self, fresh: testnet.Process) -> None:
         self.network = self.network.with_process(fresh)
         self._starting[fresh.index] = trio.current_time()
-        await trio.to_thread.run_sync(self.network.save)
+        async with self._saving:
+            await trio.to_thread.run_sync(self.network.save)
 
     def _look_at(self, index: int) -> None:
         """Count a node as up once it has printed its line."""
