@@ -24,8 +24,10 @@ def register_node(context: Context, operation: RegisterNode) -> None:
     old = context.state.node(operation.node)
     if old is not None and old.owner != context.sender:
         raise Failed(Code.NOT_OWNER)
-    commission, epoch = operation.commission_basis_points, context.epoch
+    commission, epoch, missed = operation.commission_basis_points, context.epoch, 0
     if old is not None:
+        if old.missed_epochs < context.parameters.missed_epochs_max:  # or nobody would ever be slashed for absence
+            missed = old.missed_epochs
         counts = old.commission_epoch <= epoch + 1
         commission = old.next_commission_basis_points if counts else old.commission_basis_points
         epoch += 2
@@ -41,7 +43,7 @@ def register_node(context: Context, operation: RegisterNode) -> None:
             commission_basis_points=commission,
             next_commission_basis_points=operation.commission_basis_points,
             commission_epoch=epoch,
-            missed_epochs=0,
+            missed_epochs=missed,
             addresses=operation.addresses,
         )
     )

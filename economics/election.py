@@ -3,6 +3,7 @@
 from economics import staking
 from economics.apportionment import apportion, reseat
 from economics.committee import Committee
+from economics.crypto import NodeId
 from economics.genesis import Parameters
 from economics.nodes import NodeEntry, Seats, Terms
 from economics.pricing import highest_enough, lowest_enough
@@ -31,9 +32,11 @@ def _elect(state: WorkingState, committee: Committee, parameters: Parameters, *,
     if not state.handover().is_done:
         return same
     stakes = staking.stakes_in(state, committee.epoch + 1)
-    candidates = {
-        entry.node: entry for entry in state.nodes() if _is_candidate(entry, parameters) and stakes[entry.node] > 0
-    }
+    candidates: dict[NodeId, NodeEntry] = {}
+    for node, stake_frost in stakes.items():
+        entry = state.node(node)
+        if entry is not None and stake_frost and _is_candidate(entry, parameters):
+            candidates[node] = entry
     faulty = committee.n - committee.quorum
     caps = {
         node: min(faulty, entry.capacity_units * committee.n // max(sold_units, 1))

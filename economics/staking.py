@@ -43,7 +43,10 @@ def _new_id(context: Context) -> StakeId:
 
 
 def unstake(context: Context, operation: Unstake) -> None:
-    """Take a stake back: a waiting one at once; an active one, or a part, when it has left the pool and unbound."""
+    """Take a stake back: a waiting one at once; an active one, or a part, when it has left the pool and unbound.
+
+    A waiting one that the cut-off has counted stays: its node has seats for it, and is to have something to lose.
+    """
     stake = context.state.stake(operation.stake)
     if stake is None:
         raise Failed(Code.NOT_FOUND)
@@ -51,7 +54,7 @@ def unstake(context: Context, operation: Unstake) -> None:
         raise Failed(Code.NOT_OWNER)
     match stake.phase:
         case Phase.WAITING:
-            if operation.shares:
+            if operation.shares or stake.turn_epoch < context.open_epoch:
                 raise Failed(Code.WRONG_PHASE)
             context.state.put(stake.slot, None)
             credit(context.state, stake.owner, stake.frost)
@@ -72,7 +75,10 @@ def _leave(context: Context, stake: Stake, shares: int) -> None:
 
 
 def stakes_in(state: WorkingState, epoch: int) -> defaultdict[NodeId, int]:
-    """Return what will stand behind each node when `epoch` begins, should nothing change until then."""
+    """Return what will stand behind each node when `epoch` begins, should nothing change until then.
+
+    Only nodes on which there is stake are looked at, which costs who put it: registering alone is cheap.
+    """
     waiting: defaultdict[NodeId, int] = defaultdict(int)
     leaving: defaultdict[NodeId, int] = defaultdict(int)
     for slot in state.indexes.turning.get(epoch):
@@ -80,9 +86,11 @@ def stakes_in(state: WorkingState, epoch: int) -> defaultdict[NodeId, int]:
         waiting[stake.node] += stake.frost if stake.phase is Phase.WAITING else 0
         leaving[stake.node] += stake.shares
     stakes: defaultdict[NodeId, int] = defaultdict(int)
-    for entry in state.nodes():
+    for node in sorted(state.indexes.staked):
+        entry = state.node(node)
+        assert entry is not None, "a node that has stake is registered"
         staying = entry.stake_frost * (entry.shares - leaving[entry.node]) // max(entry.shares, 1)
-        stakes[entry.node] = staying + waiting[entry.node]
+        stakes[node] = staying + waiting[node]
     return stakes
 
 

@@ -21,8 +21,9 @@ log = logging.getLogger("p2pnode.collect")
 
 GRACE_EPOCHS = 1
 """Whole epochs for which garbage stays: an extension, or a certificate of the last minute, costs no byte."""
-PAUSE_S = 5.0
-"""Between two looks; each costs time for each blob and file."""
+PAUSE_MAX_S = 60.0
+PAUSE_SHARE = 8
+"""Each look costs time for each blob and file: one a minute, or eight an epoch where that is short."""
 STEP = 64
 """Files deleted in one go, so that no thread and no disk is busy with it for long."""
 
@@ -49,7 +50,8 @@ class Collect:
         while True:
             news = advanced()
             await self.collect()
-            await trio.sleep(PAUSE_S)
+            epoch_s = self._ledger().genesis.parameters.epoch_ms / 1000
+            await trio.sleep(min(PAUSE_MAX_S, epoch_s / PAUSE_SHARE))
             await news.wait()
 
     async def collect(self) -> None:

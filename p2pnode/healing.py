@@ -42,8 +42,9 @@ PAUSE_MIN_S = 1.0
 PAUSE_MAX_S = 300.0
 """When nothing can be had, it is tried again after 1 s, then twice as long each time, up to 5 minutes."""
 SURVEY_S = 1.0
+SURVEY_MAX_S = 10.0
 SURVEY_SHARE = 50
-"""A survey costs time for each live blob: at most a fiftieth of a core, and at most one a second."""
+"""A survey costs time for each live blob: one a second, less where that is over a fiftieth of a core."""
 MISSED_S = 15.0
 MISSED_SHARE = 8
 """What an upload did not bring to this node is left to its client for 15 s, but at most an eighth of an epoch."""
@@ -134,8 +135,9 @@ class Healing:
         self._want(b"sync" + epoch.to_bytes(8, "big"), ReportSync(epoch), is_wanted)
 
     async def _await_news(self, advanced: trio.Event, *, until: float) -> None:
-        """Wait for a block, or until something is due or known to be lost; for a while at least."""
-        await trio.sleep(max(SURVEY_S, SURVEY_SHARE * self._survey_s))
+        """Wait for a block, and for a while at least, or until something is known to be lost; or to be due."""
+        with trio.move_on_after(min(max(SURVEY_S, SURVEY_SHARE * self._survey_s), SURVEY_MAX_S)):
+            await self._woken.wait()
         with trio.move_on_at(until):
             async with trio.open_nursery() as nursery:
                 for event in (advanced, self._woken):

@@ -265,7 +265,7 @@ class Repair:
                     self._take(collection, node, root, dict(zip(shards, symbols, strict=True)))
                 roots = roots[len(items) :]
         except REQUEST_FAULTS as fault:
-            log.debug("no symbols of shards %s: %s", shards, fault)
+            log.info("no symbols of shards %s: %s", shards, fault)
         finally:
             if shards in collection.pending:  # not so if it was late
                 collection.pending.remove(shards)

@@ -460,7 +460,9 @@ class StorageServer:
                     try:
                         await trio.to_thread.run_sync(self._check_held, record.header, shards)
                         await self._sign_for(record.header, entry.statement, entry.statement_signature, shards)
-                    except (SpaceError, CorruptSliver, Rejected) as fault:
+                    except Rejected as fault:  # shards have come since: who uploads it sends them what is missing
+                        log.info("a blob held here is not signed for again: %s", fault)
+                    except (SpaceError, CorruptSliver) as fault:
                         log.error("a blob held here is not signed for again: %s", fault)
 
     def _check_held(self, header: Header, shards: Sequence[int]) -> None:

@@ -305,11 +305,16 @@ def replace(testnet: Network, index: int) -> Network:
     process = testnet.process(index)
     if process.is_running:
         kill(testnet, index)
+    wipe(process)
+    call("replace", "--home", process.home)
+    return restart(testnet, index)
+
+
+def wipe(process: Process) -> None:
+    """Remove what a lost disk takes from a node that does not run: all but its keys, its settings and its log."""
     home = Home(Path(process.home))
     for path in (home.chain_path, home.store_path, home.make_cache().parent):
         shutil.rmtree(path, ignore_errors=True)
-    call("replace", "--home", home.path)
-    return restart(testnet, index)
 
 
 def call(*words: object) -> None:

@@ -2,7 +2,8 @@
 
 Parts: `codec` (encode and decode against plain zfec), `stages` (CPU-seconds per GiB of each stage), `wire` (two
 processes), `gossip` (seven), `network` (a testnet of ten nodes), `chain` (finality and transactions per second on
-testnets of four, seven and ten), `large` (2 GiB through a testnet of ten, for the client's memory).
+testnets of four, seven and ten), `challenges` (a day's answers and audits), `heal` (a node of ten that lost its disk
+is refilled), `join` (joins and leaves under load), `large` (2 GiB through a testnet of ten, for the client's memory).
 MB are 10^6 bytes.
 """
 
@@ -24,6 +25,8 @@ from scripts.benchmarks.chain import bench_chain
 from scripts.benchmarks.challenges import bench_challenges
 from scripts.benchmarks.codec import bench_codec
 from scripts.benchmarks.gossip import bench_gossip, run_gossip_node
+from scripts.benchmarks.heal import bench_heal
+from scripts.benchmarks.join import bench_join
 from scripts.benchmarks.network import bench_network
 from scripts.benchmarks.stages import bench_stages
 from scripts.benchmarks.timing import GIB, MIB, Row
@@ -47,9 +50,12 @@ def show(title: str, rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = ("codec", "stages", "wire", "gossip", "network", "challenges", "chain", "large")
+    parts = ("codec", "stages", "wire", "gossip", "network", "challenges", "chain", "heal", "join", "large")
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(parts)}; all but large if none"
+    )
+    parser.add_argument(
+        "--heal-mib", type=int, default=1024, help="what the network stores for heal; 1024 if not given"
     )
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--gossip-node", type=int, help=argparse.SUPPRESS)
@@ -77,6 +83,8 @@ def main() -> None:
             "network": lambda: bench_network(directory, nodes=10, shards=10, size=100 * MIB),
             "challenges": lambda: bench_challenges(directory / "challenges"),
             "chain": lambda: bench_chain(directory),
+            "heal": lambda: bench_heal(directory, size=options.heal_mib * MIB),
+            "join": lambda: bench_join(directory / "join"),
             "large": lambda: bench_network(directory, nodes=10, shards=10, size=2 * GIB),
         }
         for part in chosen:

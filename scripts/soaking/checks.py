@@ -26,7 +26,7 @@ AGREE_S = 120.0
 """A timeout that has grown may be up to a minute."""
 POLL_S = 0.5
 HEADERS_AT_ONCE = 256
-FATAL = ("Traceback", "AssertionError", "caught: member", "CRITICAL")
+FATAL = ("Traceback", "AssertionError", "caught: member", "CRITICAL", " ERROR ")
 """In a log: a fault of ours, or an honest node that seems to have signed two things."""
 
 
@@ -70,20 +70,20 @@ async def fetch_hashes(client: Client, member: int, height: int) -> dict[int, Di
     return found
 
 
-def check_databases(network: Network, outcomes: Sequence[Outcome], *, root: str) -> list[str]:
+def check_databases(network: Network, outcomes: Sequence[Outcome]) -> list[str]:
     """Open each stopped node's chain: supply, the same root by replaying, and every acknowledged transaction."""
     genesis = network.client_home.load_genesis()
     found: list[str] = []
     for process in network.processes:
         store = ChainStore.open(home_of(network.directory, process.index).chain_database_path, genesis.chain_id)
         try:
-            found += [f"node {process.index}: {fault}" for fault in check_chain(genesis, store, outcomes, root=root)]
+            found += [f"node {process.index}: {fault}" for fault in check_chain(genesis, store, outcomes)]
         finally:
             store.close()
     return found
 
 
-def check_chain(genesis: Genesis, store: ChainStore, outcomes: Sequence[Outcome], *, root: str) -> list[str]:
+def check_chain(genesis: Genesis, store: ChainStore, outcomes: Sequence[Outcome]) -> list[str]:
     found: list[str] = []
     ledger = Ledger.load(genesis, items=store.state_values(), height=store.head())
     try:
@@ -97,6 +97,8 @@ def check_chain(genesis: Genesis, store: ChainStore, outcomes: Sequence[Outcome]
     else:
         found.append("it took a snapshot: what it says of the past cannot be checked")
     for outcome in outcomes:
+        if outcome.height > store.head():  # a node that has left; the others' heads are compared
+            continue
         row = store.transaction(outcome.hash)
         told = (outcome.height, outcome.index, outcome.code, outcome.fee_frost)
         if row is None:
@@ -120,6 +122,30 @@ def replay(genesis: Genesis, store: ChainStore) -> list[str]:
     return []
 
 
+def compare_chains(network: Network) -> list[str]:
+    """Compare the stopped nodes' chains, block by block and root by root, those of nodes that have left too."""
+    chain_id = network.client_home.load_genesis().chain_id
+    chains: dict[int, list[tuple[Digest | None, Digest | None]]] = {}
+    for process in network.processes:
+        store = ChainStore.open(home_of(network.directory, process.index).chain_database_path, chain_id)
+        try:
+            heights = range(1, store.head() + 1)
+            blocks = [store.block(height) for height in heights]
+            chains[process.index] = [
+                (None if block is None else block.header.hash, store.root(height))
+                for height, block in zip(heights, blocks, strict=True)
+            ]
+        finally:
+            store.close()
+    longest = max(chains.values(), key=len)
+    return [
+        f"node {index} has another block or root than others at height {at + 1}"
+        for index, chain in chains.items()
+        for at in [next((at for at, mark in enumerate(chain) if mark != longest[at]), None)]
+        if at is not None
+    ]
+
+
 def read_logs(network: Network) -> tuple[list[str], dict[str, int]]:
     """Return the lines of the nodes' logs that no honest network has, and how often which warning came."""
     fatal: list[str] = []
@@ -128,7 +154,7 @@ def read_logs(network: Network) -> tuple[list[str], dict[str, int]]:
         for line in (Path(process.home) / "node.log").read_text(encoding="utf-8", errors="replace").splitlines():
             if any(word in line for word in FATAL):
                 fatal.append(f"node {process.index}: {line}")
-            elif " WARNING " in line or " ERROR " in line:
+            elif " WARNING " in line:
                 warnings[shape_of(line)] += 1
     return fatal, dict(warnings.most_common(30))
 

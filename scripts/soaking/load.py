@@ -16,6 +16,7 @@ from economics.blob import BlobId
 from economics.crypto import OwnerId
 from economics.errors import Rejected
 from economics.genesis import FROST_PER_WAL
+from economics.operations import EPOCHS_AHEAD_MAX
 from p2pnode.chainview import Outcome
 from p2pnode.client import Client
 from p2pnode.errors import NodeError, TooSlow
@@ -45,14 +46,23 @@ class StoredBlob:
 class Load:
     """What runs beside the kills, and what came of it."""
 
-    def __init__(self, client: Client, faucet: Key, directory: Path, *, seed: int, epochs: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        faucet: Key,
+        directory: Path,
+        *,
+        seed: int,
+        accounts: int = ACCOUNTS,
+        pause_s: float = PAUSE_S,
+    ) -> None:
         self.client = client
         self.faucet = faucet
         self.directory = directory
-        self.epochs = epochs
         self.seed = seed
-        self.accounts = [self._make_key(index) for index in range(ACCOUNTS)]
-        self.owners = [self._make_key(ACCOUNTS + index) for index in range(OWNERS)]
+        self.pause_s = pause_s
+        self.accounts = [self._make_key(index) for index in range(accounts)]
+        self.owners = [self._make_key(accounts + index) for index in range(OWNERS)]
         self.outcomes: list[Outcome] = []
         self.blobs: list[StoredBlob] = []
         self.failures: Counter[str] = Counter()
@@ -68,7 +78,7 @@ class Load:
     async def run(self) -> None:
         """Send and store until cancelled."""
         async with trio.open_nursery() as nursery:
-            for index in range(ACCOUNTS):
+            for index in range(len(self.accounts)):
                 nursery.start_soon(self._send_always, index, random.Random(f"{self.seed} transfers {index}"))
             for index in range(OWNERS):
                 nursery.start_soon(self._store_always, index, random.Random(f"{self.seed} blobs {index}"))
@@ -80,7 +90,7 @@ class Load:
                 await self._send(self.accounts[index], Transfer(OwnerId(to.public), rng.randint(1, 1_000_000)))
             except (NodeError, Rejected) as fault:
                 self._count("transfer", fault)
-            await trio.sleep(rng.random() * PAUSE_S)
+            await trio.sleep(rng.random() * self.pause_s)
 
     async def _send(self, key: Key, operation: Transfer) -> None:
         chain = self.client.chain
@@ -93,7 +103,7 @@ class Load:
             self.outcomes.append(outcome)
 
     async def _store_always(self, index: int, rng: random.Random) -> None:
-        order = Order(epochs=self.epochs)
+        order = Order(epochs=EPOCHS_AHEAD_MAX)
         publisher = Publisher(self.client, self.owners[index], order)
         number = 0
         while True:
@@ -109,7 +119,7 @@ class Load:
                 self.blobs.append(StoredBlob(published.blob_id, path))
                 if published.upload is not None and published.upload[1].code == "ok":
                     self.outcomes.append(published.upload[1])
-            await trio.sleep(rng.random() * PAUSE_S)
+            await trio.sleep(rng.random() * self.pause_s)
 
     def _count(self, what: str, fault: BaseException) -> None:
         detail = "" if isinstance(fault, TooSlow) else f" {str(fault)[:60]}"

@@ -168,6 +168,17 @@ class TestSlashes:
             end_epoch(chain, GOOD, marks, GOOD)
         assert (node(chain, 1).missed_epochs, node(chain, 1).stake_frost) == (2, 2_000)
 
+    def test_registering_again_ends_an_absence_only_once_it_was_slashed(self) -> None:
+        mine = (replace(GENESIS.members[0], owner=key_of(OWNER)), *GENESIS.members[1:])
+        chain = Chain.begin(replace(GENESIS, members=mine))
+        missed = []
+        for _ in range(3):
+            end_epoch(chain, Marks(challenged=4, passed=1), GOOD, GOOD)
+            commission(chain, 0)
+            missed.append(node(chain, 0).missed_epochs)
+        assert missed == [1, 2, 0]
+        assert node(chain, 0).stake_frost == 990
+
     def test_without_challenges_nothing_changes(self, chain: Chain) -> None:
         end_epoch(chain, GOOD, Marks(challenged=4), GOOD)
         end_epoch(chain, Marks(), Marks(), Marks())

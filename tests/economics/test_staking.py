@@ -134,6 +134,17 @@ class TestUnstake:
         assert chain.ledger.stake(stake.stake) is None
         assert chain.ledger.account(BOB).balance_frost == before
 
+    def test_a_waiting_one_that_seats_were_given_for_stays_until_it_can_leave_the_pool(self, chain: Chain) -> None:
+        """Else a fortune that is put and taken around the cut-off would buy seats, and have nothing to lose in them."""
+        counted = put(chain, 5 * WAL)
+        pass_cut_off(chain)
+        late = put(chain, 5 * WAL)
+        assert chain.run(OTHER_OWNER, Unstake(counted.stake, 0)) is Code.WRONG_PHASE
+        assert chain.run(OTHER_OWNER, Unstake(late.stake, 0)) is Code.OK
+        chain.end_epoch()
+        assert chain.run(OTHER_OWNER, Unstake(counted.stake, 0)) is Code.OK
+        assert found(chain, counted).phase is Phase.LEAVING
+
     def test_an_active_one_leaves_with_the_epoch_and_is_paid_when_unbound(self, chain: Chain) -> None:
         stake = put(chain, 5 * WAL)
         chain.end_epoch()

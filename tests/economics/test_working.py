@@ -1,6 +1,8 @@
 """A state under way: what is undone never was, what is flushed is in the tree, and the indexes follow both."""
 
+from copy import deepcopy
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -143,3 +145,22 @@ def test_readers_do_not_fill_the_memory(state: WorkingState, monkeypatch: pytest
         assert state.blob(BlobId(make_id(seed + 50))) is None
     assert state.get(HELD.slot) == HELD
     assert len(state._cache) == 3
+
+
+def test_copies_of_an_index_change_apart_whichever_changes_first() -> None:
+    """Held against plain sets, copied deeply, through copies of copies that all go on."""
+    rng = Random(1)
+    pairs: list[tuple[Index[int], dict[int, set[Slot]]]] = [(Index(), {})]
+    for _ in range(4_000):
+        index, model = rng.choice(pairs)
+        key, slot = rng.randrange(3), Slot(bytes([rng.randrange(6), rng.randrange(2)]))
+        if slot in model.get(key, ()):
+            index.remove(key, slot)
+            model[key].remove(slot)
+        else:
+            index.add(key, slot)
+            model.setdefault(key, set()).add(slot)
+        if rng.random() < 0.1:
+            pairs = [*pairs[-5:], (index.copy(), deepcopy(model))]
+        for held, want in pairs:
+            assert {key: set(held.get(key)) for key in held} == {key: slots for key, slots in want.items() if slots}

@@ -24,6 +24,8 @@ from p2pnode.network.frames import Incoming
 from tests.p2pnode.chainnet import ChainNet, Handler, liar, lying_head, passing, serve, silent
 from tests.p2pnode.finalchain import GENESIS, Maker, end_epoch, extend, finalize, open_executor, sign
 from tests.p2pnode.member import node_of
+from tests.p2pnode.standbys import GENESIS as STAKED
+from tests.p2pnode.standbys import lose, stake
 from tests.small import OTHER_OWNER, OWNER
 
 PAY = Transfer(OwnerId(OTHER_OWNER.public), 5)
@@ -44,7 +46,7 @@ async def syncing(
     deadline_s: float = 100,
 ) -> AsyncIterator[tuple[ChainSync, ChainNet]]:
     async with trio.open_nursery() as nursery:
-        net = ChainNet(handlers, nursery)
+        net = ChainNet(handlers, nursery, executor.genesis)
         apply: Callable[[Sequence[Candidate], Finality], Awaitable[object]] = executor.apply
         sync = ChainSync(
             executor=executor,
@@ -108,6 +110,27 @@ async def test_from_a_member_that_holds_no_older_blocks_it_takes_a_snapshot(
     async with syncing(late, [serve(pruned).handle, None, None]) as (sync, _):
         assert await sync.catch_up()
         assert (late.height, late.ledger.root, late.store.base()) == (9, pruned.ledger.root, 9)
+
+
+async def test_a_snapshot_comes_with_every_committee_on_the_way(tmp_path: Path) -> None:
+    """And whoever took it can show them to others, who follow from genesis."""
+    full, late = (open_executor(tmp_path / name, STAKED) for name in ("full", "late"))
+    await stake(full, 4)
+    await lose(full, 0)
+    await stake(full, 5)
+    await lose(full, 1)
+    assert [member.node for member in full.ledger.committee.members] == [node_of(own) for own in (2, 3, 4, 5)]
+    async with syncing(late, [None, None, serve(full).handle], snapshot_blocks=2) as (sync, _):
+        assert await sync.catch_up()
+    assert (late.height, late.ledger.root, late.ledger.committee) == (
+        full.height,
+        full.ledger.root,
+        full.ledger.committee,
+    )
+    assert late.store.base() == full.root_header.height + 1
+    ends = [late.store.boundary_of(epoch) for epoch in range(full.ledger.epoch)]
+    assert ends == [full.store.boundary_of(epoch) for epoch in range(full.ledger.epoch)]
+    assert [end is not None and len(end.members) > 0 for end in ends] == [True, True]
 
 
 class TestForgeries:

@@ -18,9 +18,10 @@ from p2pnode import serving
 from p2pnode.adversary import MANNERS, Behaviour
 from p2pnode.codec import Kind
 from p2pnode.peers import ANSWER_S
+from p2pnode.records import BlobRecord
 from p2pnode.recovery import InconsistencyProof
 from p2pnode.sliverfile import Pair
-from p2pnode.storage import Reply, send_honestly
+from p2pnode.storage import Manner, Reply, send_honestly
 from tests.p2pnode.healers import Healer, Town
 from tests.p2pnode.test_recovery import Writer
 from tests.p2pnode.test_store import path_of
@@ -267,6 +268,27 @@ class TestLostDisk:
 
 
 class TestLiars:
+    @pytest.mark.parametrize(("operation", "count"), [("headers", 5), ("metadata", 2)])
+    async def test_about_a_blob_s_names_are_not_believed(self, tmp_path: Path, operation: str, count: int) -> None:
+        async def send_wrong(stream: Any, asked: str, reply: Reply) -> None:
+            header, payload = reply
+            if asked == operation:
+                joined = b"".join(payload)
+                payload = (joined[:-1] + bytes([joined[-1] ^ 1]),)
+            await send_honestly(stream, asked, (header, payload))
+
+        manners: dict[int, Manner] = dict.fromkeys(range(1, 1 + count), send_wrong)
+        town, blob = Town(tmp_path, SEVEN, manners=manners), make_blob(SEVEN.code, 6000)
+        town.store_blob(blob, but=(0,))
+        async with town.healing() as healer:
+            await healer.once()
+            assert healer.store.record(blob.header.blob_id) == BlobRecord(blob.header, (), None)
+            if operation == "metadata":  # of five liars nothing is left to recover from
+                await healer.once()
+                expect_whole(town, blob, [0])
+            liars = {NodeId(town.servers[member].key.public) for member in manners}
+            assert set() < {*healer.peers.excluded} <= liars
+
     async def test_f_of_them_are_found_by_their_leaves_and_cost_nothing_but_rounds(self, tmp_path: Path) -> None:
         forger = MANNERS[Behaviour.FORGER]
         town, blob = Town(tmp_path, SEVEN, manners={2: forger, 5: forger}), make_blob(SEVEN.code, 2500)

@@ -8,19 +8,21 @@ import pytest
 import trio
 
 from economics import cbor
-from economics.arguments import Invalidate, invalid_message
+from economics.arguments import Certify, Invalidate, invalid_message
 from economics.crypto import Level, NodeId, Signature, digest, verify_signature
 from economics.errors import Reason
+from economics.ledger import Code
 from p2pnode.codec import Kind
 from p2pnode.network.frames import Incoming
 from p2pnode.proofs import choose
 from p2pnode.recovery import Evidence, InconsistencyProof, Witness, build_recovery_proof
 from p2pnode.storage import Reply
+from tests.chain import Chain
 from tests.p2pnode.healers import Town
 from tests.p2pnode.test_healing import FOUR, as_segment
 from tests.p2pnode.test_recovery import Writer
 from tests.p2pnode.test_storage import expect_refusal
-from tests.small import make_blob, make_codec, make_genesis
+from tests.small import OPERATORS, OWNER, certify, make_blob, make_codec, make_genesis, make_statement
 from tests.streams import ask
 
 CODEC = make_codec(FOUR)
@@ -114,6 +116,11 @@ async def test_only_signatures_that_hold_go_on_the_chain(town: Town) -> None:
     ((operation, _),) = town.wanted
     assert isinstance(operation, Invalidate)
     assert [attestation.signer for attestation in operation.attestations] == [0, 2]
+    chain = Chain.begin_reserved(FOUR)
+    certificate = certify(FOUR, make_statement(FOUR, LYING.header), (0, 1, 2))
+    assert chain.run(OWNER, Certify(certificate)) is Code.OK
+    assert chain.run(OPERATORS[0], operation) is Code.OK
+    assert chain.ledger.is_invalid(LYING.header.blob_id)
 
 
 def test_as_few_attestations_are_chosen_as_reach_the_shards() -> None:

@@ -19,7 +19,7 @@ from economics.block import (
     transactions_root,
 )
 from economics.committee import Committee
-from economics.crypto import Digest, Level, Signature, digest
+from economics.crypto import DIGEST_BYTES, Digest, Level, Signature, digest
 from economics.effects import Ask, Message
 from economics.genesis import Genesis
 from economics.votes import ZERO_HASH, Kind, SignedVote, Vote, VoteCertificate
@@ -328,6 +328,7 @@ class Adversary:
             state_root=shell.chain.roots[executed],
             committee_hash=shell.chain.ledger.committee.hash,
             next_committee_hash=named,
+            reveal=random.randbytes(DIGEST_BYTES),
         )
         hashes: tuple[Digest, ...] = ()
         if self._chance(self.style.turn):

@@ -3,7 +3,7 @@
 Makes blocks, judges their bodies and state, executes and stores them, as the real executor and block maker do.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from economics.block import (
@@ -15,7 +15,7 @@ from economics.block import (
     transactions_root,
     verify_successor,
 )
-from economics.crypto import Digest, NodeId, OwnerId, Signature
+from economics.crypto import DIGEST_BYTES, Digest, NodeId, OwnerId, Signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.ledger import Ledger
@@ -24,6 +24,7 @@ from economics.votes import ZERO_HASH, Verify
 from tests.simulation.disk import Disk, FinalBlock, Kept
 
 SETTLE_MS = 500
+NOTHING = bytes(DIGEST_BYTES)
 BLOCKS_MAX = 16
 """Of one answer to a member that was away."""
 Row = tuple[Block, tuple[SignedTransaction, ...]]
@@ -47,6 +48,7 @@ class Chain:
         *,
         origin: tuple[Ledger, BlockHeader],
         node: NodeId,
+        onion: Mapping[bytes, bytes],
         sign: Callable[[bytes], Signature],
         verify: Verify,
         clock_ms: Callable[[], int],
@@ -65,6 +67,7 @@ class Chain:
         """Blocks above the head that are judged good or came from the log, with their bodies."""
         self._disk = disk
         self._node = node
+        self._onion = onion
         self._sign = sign
         self._verify = verify
         self._clock_ms = clock_ms
@@ -154,8 +157,14 @@ class Chain:
             state_root=self.roots[executed],
             committee_hash=self.ledger.committee.hash,
             next_committee_hash=named,
+            reveal=self._reveal(),
         )
         return Block(header, self._sign(header.encode()), hashes), bodies
+
+    def _reveal(self) -> bytes:
+        """Return what this node is bound to reveal next; what it says twice counts once."""
+        beacon = self.ledger.beacon(self._node)
+        return NOTHING if beacon is None else self._onion.get(beacon.tip, NOTHING)
 
     def date(self, now_ms: int, parent: BlockHeader, *, names_next: bool) -> int:
         return block_time_ms(

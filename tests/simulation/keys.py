@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from economics.committee import Committee
-from economics.crypto import SIGNATURE_BYTES, NodeId, Signature, verify_signature
+from economics.crypto import SIGNATURE_BYTES, Digest, Level, NodeId, Signature, digest, verify_signature
 from economics.errors import Reason, Rejected
 from economics.votes import Verify
 from p2pnode.keys import Key
@@ -45,6 +45,16 @@ class Roster:
     def weight(self, committee: Committee, numbers: Iterable[int]) -> int:
         """Return the shards of these nodes; those without a seat have none."""
         return sum(len(committee.shards_of_node(self.nodes[number])) for number in set(numbers))
+
+
+def make_onion(node: NodeId, layers: int) -> tuple[Digest, dict[bytes, bytes]]:
+    """Return what a node commits to, and what each value that it then stands for is the hash of (FORMATS.md 17)."""
+    tip = digest(Level.BEACON, node)
+    inner: dict[bytes, bytes] = {}
+    for _ in range(layers):
+        core, tip = tip, digest(Level.BEACON, tip)
+        inner[tip] = core
+    return tip, inner
 
 
 def _stand_in(public: bytes, message: bytes) -> bytes:

@@ -212,7 +212,7 @@ def draw_mixed(seed: int) -> Scenario:
             block_interval_ms=random.choice((10, 50, 100)),
             heartbeat_ms=random.choice((100, 200, 600)),
             epoch_ms=epoch_ms,
-            challenge_rounds=0,
+            challenge_rounds=random.choice((0, 4)),
         ),
         weather=_draw_weather(random, timeout_ms, is_harsh=random.random() < 0.4),
         calm=Weather(delay_ms=(2, 40), loss=random.choice((0, 0, 0, 5))),

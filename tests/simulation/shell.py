@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from economics.arguments import ReportSync
+from economics.arguments import CommitBeacon, Operation, ReportSync
 from economics.block import (
     AHEAD_MS_MAX,
     Block,
@@ -49,14 +49,15 @@ from economics.transactions import SignedTransaction, Transaction, build
 from economics.votes import SignedVote, Verify, VoteCertificate
 from tests.simulation.chain import BLOCKS_MAX, Blocks, Chain, Row
 from tests.simulation.disk import Disk, Kept, PowerCut
-from tests.simulation.keys import Roster
+from tests.simulation.keys import Roster, make_onion
 from tests.simulation.network import Network
 from tests.simulation.world import World
 
 JUDGE_MS_MAX = 30_000
-REPORT_FEE_FROST = 10**7
-REPORT_BLOCKS = 20
+OWN_FEE_FROST = 10**7
+OWN_BLOCKS = 20
 """A report that is not in a block by then is made anew."""
+ONION_LAYERS = 40
 PULL_MS = 250
 STUCK_TIMEOUTS = 3
 """So many leader timeouts without a new final block, and others are asked."""
@@ -154,6 +155,7 @@ class Shell:
         self._checks_bodies = checks_bodies
         self._report_ms = report_ms
         self._reported_ms: int | None = None
+        self._tip, self._onion = make_onion(self.node, ONION_LAYERS)
         self._committee = genesis.committee
         self._others: tuple[int, ...] = ()
         """The other members, by number."""
@@ -170,6 +172,7 @@ class Shell:
             self.disk,
             origin=self._origin,
             node=self.node,
+            onion=self._onion,
             sign=self.identity.sign,
             verify=self.identity.verify,
             clock_ms=self.clock_ms,
@@ -367,14 +370,23 @@ class Shell:
             self._report()
 
     def _report(self) -> None:
+        self._transact(ReportSync(self.chain.ledger.epoch))
+
+    def commit(self) -> None:
+        """Have it said on the chain what this node will reveal as a leader; if that gets lost, it reveals nothing."""
+        if self.is_up:
+            self._transact(CommitBeacon(self._tip))
+
+    def _transact(self, operation: Operation) -> None:
+        """Send a transaction of the node's own account, the next that it can have."""
         account = OwnerId(self.node)
         plain = Transaction(
             chain_id=self.genesis.chain_id,
             sender=account,
             nonce=self.chain.ledger.account(account).nonce,
-            fee_frost=REPORT_FEE_FROST,
-            expiry_height=self.chain.head.height + REPORT_BLOCKS,
-            operation=ReportSync(self.chain.ledger.epoch),
+            fee_frost=OWN_FEE_FROST,
+            expiry_height=self.chain.head.height + OWN_BLOCKS,
+            operation=operation,
         )
         signed = build(plain, self.identity.sign)
         self.submit(signed)

@@ -1,6 +1,6 @@
 """Runs a scenario: builds the nodes, lets both acts happen, and tells what was seen. Raises `Violation`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -8,23 +8,17 @@ from itertools import pairwise
 from economics.arguments import (
     Evidence,
     Operation,
-    PutStake,
-    RegisterNode,
     Transfer,
-    Unstake,
-    node_message,
 )
-from economics.beginning import first_stake_id
 from economics.block import BlockHeader, Proposal, genesis_header, leader_of
 from economics.committee import Committee, Member
 from economics.consensus import Engine
-from economics.crypto import Level, OwnerId, digest
+from economics.crypto import OwnerId
 from economics.effects import Ask, Guilty, Message
 from economics.errors import Rejected
 from economics.genesis import Genesis, GenesisAccount
 from economics.ledger import Ledger
 from economics.nodes import Offence
-from economics.slots import StakeId
 from economics.state import decode_value
 from economics.transactions import (
     SignedTransaction,
@@ -34,12 +28,14 @@ from economics.transactions import (
 )
 from economics.votes import SignedVote, VoteCertificate
 from tests.simulation.byzantine import Adversary
+from tests.simulation.chain import NOTHING
 from tests.simulation.disk import Disk, place_of
 from tests.simulation.invariants import Violation, Watch
 from tests.simulation.keys import Roster, Signer, make_signer, make_verify
 from tests.simulation.network import Network
-from tests.simulation.scenario import Forgets, Loss, Move, MoveKind, Scenario
+from tests.simulation.scenario import Forgets, Loss, Move, Scenario
 from tests.simulation.shell import Identity, Payload, Shell, Transactions
+from tests.simulation.staker import Staker
 from tests.simulation.world import World
 
 GENESIS_MS = 1_700_000_000_000
@@ -80,6 +76,8 @@ class Result:
     """Seats that a node took in an epoch and had not in the one before."""
     shifted: int = 0
     """Members whose index is another than in the epoch before."""
+    reveals: int = 0
+    """Blocks whose leader revealed something that may count."""
     losses: int = 0
     """Disks that were lost, or replaced by an older state of theirs."""
     crashes: int = 0
@@ -113,6 +111,7 @@ class Simulation:
     adversary: Adversary = field(init=False)
     shells: dict[int, Shell] = field(init=False)
     roster: Roster = field(init=False)
+    staker: Staker = field(init=False)
     accounts: list[Signer] = field(init=False)
     nonces: list[int] = field(init=False)
     probes: list[OwnerId] = field(init=False)
@@ -122,12 +121,8 @@ class Simulation:
     _reported: int = 0
     _away: set[int] = field(default_factory=set)
     """Nodes that are off by an outage, whose end brings them back."""
-    _stakes: dict[int, list[StakeId]] = field(default_factory=dict)
-    """Node -> the stakes on it."""
     _doomed: dict[int, Loss] = field(default_factory=dict)
     """Nodes that are to lose their disk."""
-    _moved: list[SignedTransaction] = field(default_factory=list)
-    """What the staker has asked for so far, in order."""
     _calm: bool = False
     _have_fallen: bool = False
 
@@ -141,6 +136,7 @@ class Simulation:
         self.nonces = [0] * ACCOUNTS
         self.probes = [OwnerId(self.accounts[account].public) for account in PROBE_ACCOUNTS]
         self.genesis = self._make_genesis()
+        self.staker = Staker(self.genesis, self.roster, OwnerId(self.accounts[STAKER].public))
         ledger = Ledger.at_genesis(self.genesis)
         origin = (
             ledger,
@@ -361,54 +357,22 @@ class Simulation:
             world.after(partition.at_ms + partition.length_ms, self._part, {})
         for _ in range(scenario.transactions):
             world.after(world.random.randrange(max(1, scenario.chaos_ms // 3)), self._publish_one)
+        if scenario.epochs:
+            for shell in self.shells.values():
+                world.after(world.random.randrange(100), shell.commit)
         for move in scenario.moves:
             world.after(move.at_ms, self._move, move)
         self._doomed = {loss.node: loss for loss in scenario.losses}
 
     def _move(self, move: Move) -> None:
-        """Have the staker ask for what a move takes."""
-        for operation in self._operations(move):
+        for operation in self.staker.operations(move):
             signed = self.make_transaction(STAKER, operation)
-            self._moved.append(signed)
+            self.staker.asked.append(signed)
             self.publish(signed, to_all=True)
-
-    def _operations(self, move: Move) -> Iterator[Operation]:
-        """Yield operations; each is signed before the next is made."""
-        node = self.roster.nodes[move.node]
-        stakes = self._stakes.setdefault(
-            move.node, [first_stake_id(node)] if move.node < len(self.scenario.shards) else []
-        )
-        frost = move.shards_percent * self.genesis.parameters.stake_frost_per_shard // 100
-        if move.kind in (MoveKind.JOIN, MoveKind.LEAVE):
-            yield self._register(move.node, is_leaving=move.kind is MoveKind.LEAVE)
-        if move.kind is MoveKind.LEAVE:
-            for stake in stakes:
-                yield Unstake(stake, 0)
-            stakes.clear()
-        elif move.kind is MoveKind.TAKE:
-            yield Unstake(stakes[0], frost)
-        else:
-            yield PutStake(node, frost)
-            stakes.append(StakeId(digest(Level.STAKE, self._moved[-1].hash)))
-
-    def _register(self, number: int, *, is_leaving: bool) -> RegisterNode:
-        sender, parameters = OwnerId(self.accounts[STAKER].public), self.genesis.parameters
-        message = node_message(chain_id=self.genesis.chain_id, sender=sender, nonce=self.nonces[STAKER])
-        return RegisterNode(
-            node=self.roster.nodes[number],
-            capacity_units=0 if is_leaving else parameters.capacity_units,
-            storage_vote_frost=parameters.storage_frost_per_unit,
-            write_vote_frost=parameters.write_frost_per_unit,
-            commission_basis_points=0,
-            addresses=(),
-            signature=self.roster.signers[number].sign(message),
-        )
 
     def _lose(self, loss: Loss) -> None:
         """Cut a node's power and have its disk be as it was once; it comes back, and knows that it has forgotten."""
         shell = self.shells[loss.node]
-        if self._calm:
-            return
         self.result.losses += 1
         self._away.add(loss.node)
         shell.stop()
@@ -459,7 +423,7 @@ class Simulation:
         self._publish_evidence()
         for account in PROBE_ACCOUNTS:
             self.publish(self.make_transaction(account), to_all=True)
-        for signed in self._moved:  # some may have been known to nobody who is up
+        for signed in self.staker.asked:  # some may have been known to nobody who is up
             self.publish(signed, to_all=True)
         votes_before = dict(self.watch.last_votes)
         height = max(shell.chain.head.height for shell in self.shells.values())
@@ -525,6 +489,7 @@ class Simulation:
             raise Violation("S11", "an honest node has been punished")
 
     def _count_seats(self) -> None:
+        self.result.reveals = sum(header.reveal != NOTHING for header in self.watch.chain.values())
         committees = [self.watch.committees[epoch] for epoch in sorted(self.watch.committees)]
         for before, after in pairwise(committees):
             self.result.reseated += before.in_epoch(after.epoch) != after
