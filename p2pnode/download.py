@@ -83,21 +83,19 @@ class Reader:
         self._seats = seats
         self._seating: Seating | None = None
         self._seats_at = -math.inf
-        self._frozen = False
-        """A sliver was refused because it is being audited."""
+        self._frozen = 0
+        """How many slivers were refused because they are being audited, to any of the reads that go on at once."""
 
     # --- who holds what ------------------------------------------------------------------------------------------
 
-    async def _look_up_seats(self, *, old_s: float = SEATS_OLD_S) -> bool:
-        """Ask who holds what unless that was done in the last `old_s` seconds; return whether it is others now."""
-        before = self._committees()
+    async def _look_up_seats(self, *, old_s: float = SEATS_OLD_S) -> None:
+        """Ask who holds what unless that was done in the last `old_s` seconds."""
         if trio.current_time() - self._seats_at >= old_s:
             self._seats_at = trio.current_time()
             try:
                 self._seating = await self._seats()
             except NetworkError as fault:  # who held it last may still be there, though no quorum is
                 log.info("who holds what is not known: %s", fault)
-        return self._committees() != before
 
     def _committees(self) -> tuple[Committee, ...]:
         """Return whose members to ask, those who are sure to have what is older than their seats first."""
@@ -163,7 +161,7 @@ class Reader:
             case Refused(reason=Reason.INVALID):
                 self.said_invalid = True
             case Refused(reason=Reason.OVER_BUDGET, retry=True):
-                self._frozen = True
+                self._frozen += 1
             case _:
                 self.members.blame(node, fault)
 
@@ -301,13 +299,15 @@ class Reader:
         until = trio.current_time() + FROZEN_S
         while True:
             await self._look_up_seats()
-            self._frozen = False
+            asked, frozen = self._committees(), self._frozen
             try:
                 return await self._segment(header, index)
             except Unavailable:
-                if self._frozen and trio.current_time() < until:
+                if self._frozen != frozen and trio.current_time() < until:
                     await trio.sleep(FROZEN_PAUSE_S)
-                elif not await self._look_up_seats(old_s=0.0):
+                    continue
+                await self._look_up_seats(old_s=0.0)
+                if self._committees() == asked:
                     raise
 
     async def _segment(self, header: Header, index: int) -> list[memoryview]:

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from p2pnode.errors import NodeError
 from p2pnode.kernel import load_kernel
 from scripts.benchmarks.chain import bench_chain
 from scripts.benchmarks.challenges import bench_challenges
@@ -29,8 +31,13 @@ from scripts.benchmarks.heal import bench_heal
 from scripts.benchmarks.join import bench_join
 from scripts.benchmarks.network import bench_network
 from scripts.benchmarks.stages import bench_stages
-from scripts.benchmarks.timing import GIB, MIB, Row
+from scripts.benchmarks.timing import GIB, MIB, Failed, Row
 from scripts.benchmarks.wire import bench_wire, serve_wire
+from scripts.soaking.fleet import NodeFailed
+from scripts.soaking.load import flatten
+
+FAULTS = (Failed, NodeFailed, NodeError, trio.TooSlowError)
+"""Of what is measured: the other parts are still worth their time."""
 
 
 def show(title: str, rows: list[Row]) -> None:
@@ -87,10 +94,17 @@ def main() -> None:
             "join": lambda: bench_join(directory / "join"),
             "large": lambda: bench_network(directory, nodes=10, shards=10, size=2 * GIB),
         }
+        failures: list[str] = []
         for part in chosen:
-            report[part] = measured[part]()
-            show(part, report[part])
+            try:
+                report[part] = measured[part]()
+            except* FAULTS as group:
+                failures += [f"{part} failed: {fault!r}" for fault in flatten(group)]
+                print(failures[-1], flush=True)
+            else:
+                show(part, report[part])
     print(json.dumps(report))
+    sys.exit("\n".join(failures) or 0)
 
 
 if __name__ == "__main__":

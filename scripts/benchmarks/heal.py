@@ -5,6 +5,7 @@ The node is full when every sliver file that it had is there again, byte for byt
 
 import hashlib
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from p2pnode import testnet
 from p2pnode.client import STATUS_BYTES_MAX, open_client, parse_status
 from p2pnode.home import Home
 from scripts.benchmarks.network import node_cpu, run_cli, running_testnet
-from scripts.benchmarks.timing import MIB, Row, random_bytes
+from scripts.benchmarks.timing import MIB, Failed, Row, random_bytes
 
 NODES = 10
 FILE_BYTES_MAX = 256 * MIB
@@ -31,10 +32,6 @@ SAY_S = 15.0
 AIM = 1.3
 """Bytes received for each byte lost, when no helper lies."""
 KINDS = ("transfer", "symbols", "metadata")
-
-
-class NotHealed(Exception):
-    """The node does not hold all that it owes in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +52,12 @@ def sliver_files(process: testnet.Process) -> dict[str, Path]:
     return {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def look_at(process: testnet.Process) -> Disk:
+def look_at(process: testnet.Process, *, names: Collection[str] | None = None) -> Disk:
+    """Return what a node has of these files; of all, if none are named."""
     files, state, sizes = sliver_files(process), hashlib.blake2b(), {}
     for name, path in files.items():
+        if names is not None and name not in names:
+            continue
         data = path.read_bytes()
         sizes[name] = len(data)
         state.update(name.encode() + len(data).to_bytes(8, "big") + data)
@@ -87,19 +87,19 @@ def ask_status(network: testnet.Network, index: int) -> dict[str, Any]:
 
 
 def wait_full(network: testnet.Network, limit_s: float) -> None:
-    """Wait until every node says that it misses nothing. Raises `NotHealed`."""
+    """Wait until every node says that it misses nothing. Raises `Failed`."""
     deadline = time.monotonic() + limit_s
     while True:
         missing = [ask_status(network, process.index)["missing"] for process in network.processes]
         if not any(missing):
             return
         if time.monotonic() > deadline:
-            raise NotHealed(f"after {limit_s:.0f} s the nodes miss {missing} slivers")
+            raise Failed(f"after {limit_s:.0f} s the nodes miss {missing} slivers")
         time.sleep(POLL_S)
 
 
 def wait_refilled(process: testnet.Process, lost: Disk, *, begin: float) -> None:
-    """Wait until a node has as many bytes in sliver files as it lost. Raises `NotHealed`."""
+    """Wait until a node has as many bytes in sliver files as it lost. Raises `Failed`."""
     told = time.monotonic()
     while True:
         held = sum(path.stat().st_size for name, path in sliver_files(process).items() if name in lost.sizes)
@@ -108,7 +108,7 @@ def wait_refilled(process: testnet.Process, lost: Disk, *, begin: float) -> None
             return
         if spent > HEAL_S_MAX or not process.is_running:
             why = f"within {spent:.0f} s" if process.is_running else "and ended by itself"
-            raise NotHealed(
+            raise Failed(
                 f"node {process.index} has {held / 1e6:.1f} of {lost.total_bytes / 1e6:.1f} MB back {why}: "
                 f"see {process.home}/node.log"
             )
@@ -133,8 +133,8 @@ def bench_heal(directory: Path, *, size: int) -> list[Row]:
             up_s = time.monotonic() - begin
             wait_refilled(fresh, lost, begin=begin)
             seconds, cpu = time.monotonic() - begin, node_cpu(network) - (before - old)
-            if look_at(fresh) != lost:
-                raise NotHealed(f"node {victim.index} has other bytes than it had before")
+            if look_at(fresh, names=lost.sizes) != lost:
+                raise Failed(f"node {victim.index} has other bytes than it had before")
             wait_full(network, SETTLE_S_MAX)
             healing = ask_status(network, victim.index)
         finally:

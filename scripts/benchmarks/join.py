@@ -68,8 +68,8 @@ async def measure(network: testnet.Network, running: list[testnet.Network]) -> l
                 nursery.cancel_scope.cancel()
         finally:
             running.append(fleet.network)
-    meanwhile = {"what": "meanwhile", "blobs stored": len(load.blobs), "attempts failed": load.failures.total()}
-    return [*rows, {**meanwhile, **{f"reads {name}": value for name, value in sampler.summary().items()}}]
+    stores: Row = {"what": "stores meanwhile", "blobs": len(load.blobs), "attempts failed": load.failures.total()}
+    return [*rows, stores, {"what": "reads meanwhile", **sampler.summary()}]
 
 
 async def await_phase(fleet: Fleet, *, late: bool) -> None:

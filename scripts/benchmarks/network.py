@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import trio
 from p2pnode import testnet
 from p2pnode.client import open_client
 from p2pnode.network.frames import Header
-from scripts.benchmarks.timing import GIB, MIB, Row
+from scripts.benchmarks.timing import GIB, MIB, Failed, Row
 
 IDLE_S = 10.0
 SETTLE_WINDOWS = 6
@@ -47,14 +48,17 @@ def run_cli(network: testnet.Network, *words: object) -> tuple[bytes, float, flo
     environment = dict(os.environ, P2PNODE_HOME=str(network.client_home.path))
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-m", "p2pnode", *map(str, words)]
-    child = psutil.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    resident = 0.0
-    while child.poll() is None:
-        resident = max(resident, resident_of(child))
-        time.sleep(0.05)
-    out = child.stdout.read()
-    wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert child.returncode == 0, words
+    with tempfile.TemporaryFile() as said:
+        child = psutil.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=said)
+        resident = 0.0
+        while child.poll() is None:
+            resident = max(resident, resident_of(child))
+            time.sleep(0.05)
+        out = child.stdout.read()
+        wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+        said.seek(0)
+        if child.returncode:
+            raise Failed(f"`p2pnode {words[0]}` failed: {said.read().decode(errors='replace').strip()}")
     return out, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, resident
 
 

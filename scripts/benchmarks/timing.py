@@ -12,6 +12,10 @@ REPEATS = 3
 Row = dict[str, Any]
 
 
+class Failed(Exception):
+    """What was to be measured did not happen."""
+
+
 def seconds_of(work: Callable[[], object], *, repeats: int = REPEATS) -> tuple[float, float]:
     """Return the median wall and CPU seconds of `work`."""
     walls, cpus = [], []

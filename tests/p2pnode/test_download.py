@@ -85,6 +85,20 @@ class TestWhileShardsAreOnTheirWay:
         net.give(MOVED)
         assert await net.read() == BLOB.data
 
+    async def test_seats_that_changed_meanwhile_are_asked_for_again_by_each_of_two_reads(self, net: Net) -> None:
+        net.tell(BEFORE)
+        net.tell(MOVED)
+        net.give(MOVED)
+        read: list[bytes] = []
+
+        async def read_one() -> None:
+            read.append(await net.read())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(read_one)
+        assert read == [BLOB.data, BLOB.data]
+
     async def test_those_of_genesis_are_asked_where_nobody_can_tell(self, net: Net) -> None:
         net.give(GENESIS.committee)
         assert await net.read() == BLOB.data
@@ -118,3 +132,20 @@ class TestWhatIsAudited:
             nursery.start_soon(thaw)
             assert await net.read() == BLOB.data
         assert trio.current_time() >= FROZEN_S / 2
+
+    async def test_is_waited_for_by_each_of_two_reads(self, net: Net) -> None:
+        """One that begins later must not make the other forget why it was refused."""
+        net.tell(BEFORE)
+        net.give(BEFORE, [0, 1, 2])
+        net.servers[0].frozen = {(ROOT, 0)}
+        read: list[bytes] = []
+
+        async def read_one() -> None:
+            read.append(await net.read())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(read_one)
+            await trio.sleep(FROZEN_S / 2)
+            net.servers[0].frozen = set()
+        assert read == [BLOB.data, BLOB.data]

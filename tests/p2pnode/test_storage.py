@@ -1030,13 +1030,17 @@ class TestEpochs:
             reply, _ = await ask(stream, close_request(BLOB.header), BLOB.header.encode())
         assert (reply.header["ok"], reply.header["epoch"], reply.header["index"]) == (True, 1, 0)
 
-    async def test_has_nothing_signed_again_by_who_lacks_what_it_gained(self, node: Server) -> None:
+    async def test_has_nothing_signed_again_by_who_lacks_what_it_gained(
+        self, node: Server, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """That is no fault of anybody: no error is logged."""
         await upload(node)
         view = Reseated(node.chain.ledger, {0: GENESIS.committee, 1: seat(GENESIS, (0, 0, 0, 1), epoch=1)})
         node.chain.ledger = view.as_ledger()
         view.epoch = 1
         await node.server.sign_again()
         assert len(node.told) == 1
+        assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
         for segment in BLOB.segments:
             node.store.put_segment(segment.metadata, segment.z, make_pairs(segment, [2]))
         await node.server.sign_again()
