@@ -8,6 +8,7 @@ from economics.crypto import OwnerId
 from p2pnode.admission import UploadLimits
 from p2pnode.errors import ConfigError
 from p2pnode.home import GENESIS_BYTES_MAX, Config, Home, parse_config
+from p2pnode.keys import Key
 from p2pnode.wallet import INTERACTIVE, create_wallet
 from tests.small import OTHER_OWNER, make_genesis
 
@@ -177,3 +178,13 @@ def test_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     home.store_path.write_bytes(b"a file")
     with pytest.raises(ConfigError, match="cannot use the store"):
         home.claim_store(make_genesis().chain_id)
+
+
+def test_a_home_takes_the_key_of_a_lost_node_but_never_in_place_of_another(tmp_path: Path) -> None:
+    home, lost = Home(tmp_path / "home"), Key.generate()
+    home.adopt_operator(lost)
+    home.adopt_operator(lost)
+    assert home.load_operator().public == lost.public
+    with pytest.raises(ConfigError, match="another node's"):
+        home.adopt_operator(Key.generate())
+    assert home.load_operator().public == lost.public
