@@ -18,12 +18,11 @@ from economics.genesis import parse_key
 from p2pnode import testnet
 from p2pnode.client import STATUS_BYTES_MAX, open_client, parse_status
 from p2pnode.home import Home
-from scripts.benchmarks.network import node_cpu, run_cli, running_testnet
+from scripts.benchmarks.network import node_cpu, run_cli, running_testnet, settled_idle
 from scripts.benchmarks.timing import MIB, Failed, Row, random_bytes
 
 NODES = 10
 FILE_BYTES_MAX = 256 * MIB
-IDLE_S = 5.0
 SETTLE_S_MAX = 120.0
 """Until all nodes hold what was stored: what an upload did not bring is repaired by itself."""
 HEAL_S_MAX = 1_200.0
@@ -125,7 +124,7 @@ def bench_heal(directory: Path, *, size: int) -> list[Row]:
         wait_full(network, SETTLE_S_MAX)
         victim = network.processes[-1]
         lost = look_at(victim)
-        idle = idle_cpu(network)
+        idle = settled_idle(network)
         old, before, begin = cpu_of(victim), node_cpu(network), time.monotonic()
         network = testnet.replace(network, victim.index)
         fresh = network.process(victim.index)
@@ -169,10 +168,3 @@ def rows_of(
 
 def cpu_of(process: testnet.Process) -> float:
     return float(sum(psutil.Process(process.pid).cpu_times()[:2]))
-
-
-def idle_cpu(network: testnet.Network) -> float:
-    """Return the CPU seconds that all nodes spend in a second without anything to do."""
-    before = node_cpu(network)
-    time.sleep(IDLE_S)
-    return (node_cpu(network) - before) / IDLE_S
