@@ -162,7 +162,12 @@ def rows_of(
             "is met": "yes" if ratio <= AIM else "NO",
             "whole data / received": size / received,
         },
-        {"what": "CPU of all nodes", "CPU-s": cpu, "of it idle": idle * seconds, "CPU-ms per MB": 1e9 * cpu / received},
+        {
+            "what": "CPU of all nodes",
+            "CPU-s": cpu,
+            "idle before, in as long": idle * seconds,
+            "CPU-ms per MB": 1e9 * cpu / received,
+        },
     ]
 
 
