@@ -1,6 +1,7 @@
 """What a client's home takes for true: where trust begins, and the newest epoch that it has followed, on disk."""
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,9 +90,9 @@ def keep_trusted(cache: Path, trusted: Trusted) -> None:
 
 
 def _keep(cache: Path, data: bytes) -> None:
-    """Write a file that commands which run at the same time share."""
+    """Write a file that commands which run at the same time share, and so do clients in one process."""
     cache.parent.mkdir(parents=True, exist_ok=True)
-    fresh = cache.with_name(f"{cache.name}.{os.getpid()}.new")
+    fresh = cache.with_name(f"{cache.name}.{os.getpid()}.{threading.get_ident()}.new")
     write_synced(fresh, (data,))
     fresh.replace(cache)
 
