@@ -16,16 +16,19 @@ from economics.working import WorkingState
 def begin(state: WorkingState, before: Committee, committee: Committee, *, height: int) -> None:
     """Begin a handover as an epoch begins, unless its committee is the one before it: then what goes on goes on.
 
-    Who gains no shard owes nothing new, and counts as having reported.
+    Who had reported and gains no shard owes nothing new, and counts as having reported. Who had not is still to say
+    that it holds what it gained before: its word lets the old holders delete.
     """
     if before.in_epoch(committee.epoch) == committee:
         return
+    last = state.handover()
+    assert last.is_done, "seats are chosen only when the last handover is done"
+    reported = {before.members[index].node for index in last.reporters}
     settled = tuple(
         index
         for index, member in enumerate(committee.members)
-        if set(committee.shards_of(index)) <= set(before.shards_of_node(member.node))
+        if member.node in reported and set(committee.shards_of(index)) <= set(before.shards_of_node(member.node))
     )
-    assert state.handover().is_done, "seats are chosen only when the last handover is done"
     fresh = Handover(since_epoch=committee.epoch, source_epoch=before.epoch, done_height=0, reporters=settled)
     state.write(_ended_if_done(fresh, committee, height=height))
 

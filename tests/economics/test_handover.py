@@ -30,7 +30,7 @@ BLOB = BlobId(make_id(1))
 def register(chain: Chain, *, capacity_units: int = 1_000, node: int = 6) -> Code:
     owner = OTHER_OWNER if node == 6 else OWNER
     nonce = chain.ledger.account(key_of(owner)).nonce
-    message = node_message(chain_id=GENESIS.chain_id, sender=key_of(owner), nonce=nonce)
+    message = node_message(chain_id=chain.ledger.genesis.chain_id, sender=key_of(owner), nonce=nonce)
     agreed = OPERATORS[node].sign(message)
     operation = RegisterNode(
         NodeId(OPERATORS[node].public), capacity_units, 1_000, 500, 0, ("/ip4/127.0.0.1/tcp/7",), agreed
@@ -175,6 +175,21 @@ class TestLongHandover:
         assert report(chain, 3) is Code.OK
         assert chain.ledger.handover == Handover(1, 1, chain.ledger.height, (0, 1, 2))
         assert chain.ledger.readers(blob(0)) == (chain.ledger.committee,)
+
+    def test_who_never_reported_has_not_reported_in_the_next_one_though_it_gains_nothing(self, chain: Chain) -> None:
+        for member in (2, 3, 4):
+            assert report(chain, member) is Code.OK
+        silent = NodeId(OPERATORS[5].public)
+        assert register(chain) is Code.OK
+        assert chain.run(OTHER_OWNER, PutStake(NEW, 30 * WAL)) is Code.OK
+        before = chain.ledger.committee
+        chain.end_epoch()
+        committee = chain.ledger.committee
+        assert set(committee.shards_of_node(silent)) <= set(before.shards_of_node(silent))
+        assert chain.ledger.handover.since_epoch == 2
+        reporters = {committee.members[index].node for index in chain.ledger.handover.reporters}
+        assert reporters == {NodeId(OPERATORS[member].public) for member in (2, 3, 4)}
+        assert report(chain, 5) is Code.OK
 
     def test_no_seats_are_chosen_and_nobody_is_challenged_until_then(self, chain: Chain) -> None:
         assert chain.run(OWNER, Unstake(first_stake_id(OLD[2]), 0)) is Code.OK
