@@ -30,6 +30,8 @@ log = logging.getLogger("p2pnode.proofs")
 
 ATTEST_S = 30.0
 """For all members to check one proof."""
+CHECKS_AT_ONCE = 2
+"""Proofs of others: anyone may send some, each costs a decoding, and readers have the threads first."""
 AGAIN_S = 20.0
 """Until the same blob's attestations are gathered again: the operation that they make may be lost."""
 
@@ -58,6 +60,7 @@ class Proofs:
         self._ledger = ledger
         self._want = want
         self._news = trio.Event()
+        self._checks = trio.CapacityLimiter(CHECKS_AT_ONCE)
 
     def operations(self) -> Mapping[str, Operation]:
         return {"attest": Operation(self._attest, proof_bytes_max(self.codec.code))}
@@ -149,7 +152,7 @@ class Proofs:
             if blob_id not in self.store.proofs.known():
                 self.store.proofs.put(blob_id, payload)
 
-        await trio.to_thread.run_sync(check)
+        await trio.to_thread.run_sync(check, limiter=self._checks)
         signature = self.sign(self._message(ledger.epoch, blob_id, payload))
         return {"index": index, "ok": True, "signature": signature}, ()
 

@@ -64,10 +64,14 @@ class Trust:
             )
 
     def known_seating(self) -> Seating | None:
-        """Return who holds what, if that cannot have changed by this clock: no epoch is shorter than `epoch_ms`."""
-        ends_ms = self.newest.root.time_ms + self.genesis.parameters.epoch_ms
+        """Return who holds what, if that cannot have changed by this clock: no epoch is shorter than `epoch_ms`.
+
+        A clock that is not as far as the epoch's beginning is wrong, and says nothing of its end.
+        """
+        begins_ms = self.newest.root.time_ms
+        ends_ms = begins_ms + self.genesis.parameters.epoch_ms
         known = self.seating
-        return known if known is not None and known.is_handed_over and self._clock_ms() < ends_ms else None
+        return known if known is not None and known.is_handed_over and begins_ms <= self._clock_ms() < ends_ms else None
 
     def keep_newest(self) -> None:
         keep_trusted(self._cache, self.newest)
