@@ -14,12 +14,12 @@ from economics.crypto import Level, NodeId, OwnerId, Signature, digest
 from economics.genesis import FROST_PER_WAL, build_key_text
 from economics.geometry import STORAGE_UNIT_BYTES
 from economics.nodes import Handover, NodeEntry, Phase, Seats, Stake
-from economics.operations import EPOCHS_AHEAD_MAX
+from economics.operations import EPOCHS_AHEAD_MAX, Code
 from economics.slots import HANDOVER_SLOT, StakeId, bucket_slot, node_slot, seats_slot, state_key
 from economics.staking import STAKE_FROST_MIN
 from economics.state import Bucket
 from p2pnode.chainview import Chain, Outcome
-from p2pnode.errors import ConfigError, InputError, SpaceError
+from p2pnode.errors import ConfigError, InputError, SpaceError, TransactionFailed
 from p2pnode.keys import Key
 from p2pnode.payments import fee_of, format_amount, verify_funds
 
@@ -115,6 +115,15 @@ async def find_demand(chain: Chain) -> Demand:
     buckets = [Bucket.decode(value) for value in await chain.values(keys) if value is not None]
     sold = max((bucket.used_units for bucket in buckets), default=0)
     return Demand(-(-sold * STORAGE_UNIT_BYTES // chain.genesis.committee.n), sold)
+
+
+async def find_seat_frost(chain: Chain) -> int:
+    """Return the stake that a new node needs for one shard, as things stand: more than any member has for each of its
+    last shard (D'Hondt, FORMATS.md 18)."""
+    members = (await chain.seats()).current.members
+    values = await chain.values([state_key(node_slot(member.node)) for member in members])
+    pools = [0 if value is None else NodeEntry.decode(value).stake_frost for value in values]
+    return min(pool // member.shards for pool, member in zip(pools, members, strict=True)) + 1
 
 
 async def verify_clock(chain: Chain, now_ms: int) -> None:
@@ -247,15 +256,25 @@ async def take_stake(chain: Chain, owner: Key, stake: StakeId, shares: int) -> O
 
 
 async def leave(chain: Chain, owner: Key, operator: Key) -> tuple[StakeId, ...]:
-    """Have a node offer nothing any more and take its owner's stakes back; returns those that are on their way."""
+    """Have a node offer nothing any more and take its owner's stakes back; returns those that are on their way.
+
+    One that waits for an epoch whose seats are fixed stays until then.
+    """
     node, sender = NodeId(operator.public), OwnerId(owner.public)
     entry = await own_node(chain, node, sender)
     if entry.capacity_units:
         await register(chain, owner, operator, replace(offer_of(entry), capacity_units=0))
     stakes = await _standing_stakes(chain, sender, node)
+    taken: list[StakeId] = []
     for stake in stakes:
-        await chain.transact(owner, Unstake(stake.stake, 0))
-    return tuple(stake.stake for stake in stakes)
+        try:
+            await chain.transact(owner, Unstake(stake.stake, 0))
+        except TransactionFailed as fault:
+            if fault.code != Code.WRONG_PHASE:  # the next epoch's seats count on it: it may go once that has begun
+                raise
+        else:
+            taken.append(stake.stake)
+    return tuple(taken)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ FAILURES = {
     "wrong_nonce": "another transaction of this wallet came first: try again",
     "unfunded_fee": "the wallet does not cover the fee: `p2pnode wallet balance` shows what it has",
     "unfunded": "the wallet does not cover it: `p2pnode wallet balance` shows what it has",
-    "not_found": "the chain has no such storage or blob: it has expired or was deleted",
+    "not_found": "the chain has no such storage, blob or stake: it has expired, was deleted or paid back",
     "not_owner": "it is another owner's",
     "wrong_epochs": "an epoch ended meanwhile: try again",
     "too_far_ahead": "storage is not sold for so many epochs ahead: name fewer",
@@ -129,6 +129,10 @@ FAILURES = {
     "no_space": "another blob took this storage: try again",
     "not_covered": "the storage has expired: try again",
     "not_deletable": "it was stored with --permanent: it stays until it expires",
+    "invalid_blob": "its writer encoded it inconsistently, which is proven: store the file anew",
+    "wrong_amount": "it is nothing, or more than there is; a stake is at least 1 WAL",
+    "not_a_node": "no node of this key takes stake: it is not registered, or it is leaving",
+    "wrong_phase": "the stake is on its way, or the next epoch's seats count on it: `p2pnode stakes` shows until when",
 }
 
 

@@ -116,6 +116,7 @@ async def enrol(
     from economics.genesis import build_key_text
     from p2pnode import enrolment
     from p2pnode.node import clock_ms
+    from p2pnode.payments import format_amount
 
     chain, node = client.chain, NodeId(operator.public)
     await enrolment.verify_clock(chain, clock_ms())
@@ -128,6 +129,12 @@ async def enrol(
     await enrolment.join(chain, owner, operator, bid, steps)
     owed = await enrolment.find_owed(chain, node)
     click.echo(f"registered and staked; {owed}", err=True)
+    if not owed.shards and stake < (least := await enrolment.find_seat_frost(chain)):
+        click.echo(
+            f"no shard comes with so little now: one takes {format_amount(least)} on a node, from whomever; "
+            "`p2pnode stake` adds to it",
+            err=True,
+        )
 
 
 async def find_offer(client: "Client", home: "Home", node: bytes, *, quota: int, commission: int | None) -> "Offer":

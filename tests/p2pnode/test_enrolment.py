@@ -91,6 +91,10 @@ class TestJoining:
         with pytest.raises(SpaceError, match="the disk's free space is"):
             enrolment.verify_room(demand, capacity_bytes=1 << 40, free_bytes=demand.shard_bytes - 1)
 
+    async def test_takes_more_stake_than_a_member_has_for_its_last_shard(self, chain: LedgerChain) -> None:
+        least = await enrolment.find_seat_frost(chain)
+        assert least == chain.genesis.parameters.stake_frost_per_shard + 1
+
     @pytest.mark.parametrize(("ahead_ms", "is_right"), [(0, True), (-5_000, True), (-5_001, False), (25_001, False)])
     async def test_needs_the_chains_clock(self, chain: LedgerChain, ahead_ms: int, is_right: bool) -> None:
         chain.apply()
