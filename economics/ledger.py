@@ -283,10 +283,6 @@ class Ledger:
             assert value is not None
             yield value
 
-    def quote_frost(self, *, units: int, epochs: int) -> int:
-        """Return what storing and writing `units` for `epochs` costs, without the transaction's fee."""
-        return operations.quote(self.terms, units=units, epochs=epochs)
-
     def verify_admissible(self, signed: SignedTransaction, *, nonce_ahead_max: int) -> None:
         """Raise `Rejected` unless the next block, or one soon after it, may hold the transaction.
 

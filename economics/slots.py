@@ -88,16 +88,8 @@ def account_key(owner: OwnerId) -> StateKey:
     return state_key(account_slot(owner))
 
 
-def reservation_key(reservation: ReservationId) -> StateKey:
-    return state_key(reservation_slot(reservation))
-
-
 def blob_key(blob_id: BlobId) -> StateKey:
     return state_key(blob_slot(blob_id))
-
-
-def entry_key(blob_id: BlobId, reservation: ReservationId) -> StateKey:
-    return state_key(entry_slot(blob_id, reservation))
 
 
 def unpack(layout: Struct, data: bytes, *, kind: int, what: str) -> tuple[int | bytes, ...]:

@@ -345,11 +345,6 @@ class ChainStore:
             row = run.execute(query, (height,)).fetchone()
         return None if row is None else (row[0], self._decode_finality(*row))
 
-    def height_of(self, block_hash: bytes) -> int | None:
-        with self._faults() as run:
-            row = run.execute("SELECT height FROM blocks WHERE hash = ?", (block_hash,)).fetchone()
-        return None if row is None else int(row[0])
-
     def boundary(self, epoch: int) -> int | None:
         """Return the height of the last block of an epoch."""
         with self._faults() as run:

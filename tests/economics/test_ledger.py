@@ -17,7 +17,8 @@ from economics.errors import Reason
 from economics.genesis import FROST_MAX, Genesis, GenesisAccount, Parameters
 from economics.ledger import Code, Ledger, Receipt
 from economics.nodes import Handover, Marks, NodeEntry, Phase, Stake, Standing, Terms
-from economics.slots import account_key, reservation_key, state_key
+from economics.operations import quote
+from economics.slots import account_key, reservation_slot, state_key
 from economics.state import Account, Bucket, System
 from economics.votes import ZERO_HASH
 from p2pnode.keys import Key
@@ -205,7 +206,7 @@ class TestBlock:
         applied = chain.block(reserve, after_ms=GENESIS.parameters.epoch_ms)
         assert applied.epoch_ended
         assert chain.ledger.reservations_of(ALICE) == []
-        assert reservation_key(made_by(reserve)) not in applied.changes
+        assert state_key(reservation_slot(made_by(reserve))) not in applied.changes
 
 
 class TestEpochs:
@@ -370,7 +371,7 @@ def test_a_price_is_known_before_it_is_paid(chain: Chain) -> None:
     signed = sign(chain.ledger, OWNER, Reserve(3, 1, 8))
     chain.block(signed)
     spent = before - chain.ledger.account(ALICE).balance_frost - signed.transaction.fee_frost
-    assert spent == chain.ledger.quote_frost(units=3, epochs=7) == 3 * (7 * 1_000 + 500)
+    assert spent == quote(chain.ledger.terms, units=3, epochs=7) == 3 * (7 * 1_000 + 500)
 
 
 def test_an_unbalanced_ledger_is_noticed(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:

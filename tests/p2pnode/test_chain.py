@@ -64,7 +64,7 @@ def check_holds(store: ChainStore, chain: list[FinalBlock]) -> None:
         block = item.block
         assert (store.header(each), store.block(each)) == (block.header, block)
         assert (store.bodies(each), store.root(each)) == (item.bodies, item.root)
-        assert (store.finality(each), store.height_of(block.hash)) == (own_finality(item), each)
+        assert store.finality(each) == own_finality(item)
     assert store.block(height + 1) is None
     assert list(store.state_values()) == list(state_after(height).values())
 
@@ -273,10 +273,6 @@ class TestReading:
 
     def test_boundaries_are_known_by_epoch(self, store: ChainStore) -> None:
         assert [store.boundary(epoch) for epoch in range(4)] == [10, 20, None, None]
-
-    def test_a_block_is_known_by_its_hash(self, store: ChainStore, chain: list[FinalBlock]) -> None:
-        assert store.height_of(chain[6].block.hash) == 7
-        assert store.height_of(bytes(32)) is None
 
     def test_a_transaction_is_known_by_its_hash(self, store: ChainStore, chain: list[FinalBlock]) -> None:
         for height, item in enumerate(chain, 1):

@@ -16,7 +16,7 @@ from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason
 from economics.fields import Fields, sized, split_sized
 from economics.light import Boundary, Trusted, follow
-from economics.slots import account_key, reservation_key, state_key
+from economics.slots import account_key, reservation_slot, state_key
 from economics.state import Account
 from economics.transactions import SignedTransaction
 from economics.tree import Proof
@@ -216,7 +216,7 @@ class TestAnswers:
         for _ in range(3):
             await extend(executor, sign(executor.ledger, OWNER, Reserve(1, 0, 2)))
         ledger = executor.ledger
-        reserved = [reservation_key(item.reservation) for item in ledger.reservations_of(SENDER)]
+        reserved = [state_key(reservation_slot(item.reservation)) for item in ledger.reservations_of(SENDER)]
         stakes = [state_key(item.slot) for item in ledger.stakes_of(SENDER)]  # of the first members
         owned = [*reserved, *stakes]
         header, data = await answer(server, "owned", owner=bytes(SENDER), first=0)

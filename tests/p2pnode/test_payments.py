@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from economics import operations
 from economics.arguments import CertifyAgain, Reserve, Transfer
 from economics.blob import BlobId
 from economics.committee import Committee
@@ -74,7 +75,7 @@ class TestQuote:
         assert spent(chain) == reserved.cost_frost
         await chain.certify(blob, reserved.reservation)
         assert spent(chain) == quoted.total_frost
-        assert quoted.storage_frost + quoted.write_frost == chain.ledger.quote_frost(units=UNITS, epochs=3)
+        assert quoted.storage_frost + quoted.write_frost == operations.quote(chain.ledger.terms, units=UNITS, epochs=3)
 
     def test_names_its_parts(self) -> None:
         assert str(Quote(10**9, 0, 5)) == "1.000000005 WAL (1 WAL storage, 0.000000005 WAL fees)"
