@@ -56,8 +56,13 @@ def _pay(
     burned = bucket.rewards_frost * parameters.burn_basis_points // BASIS_POINTS
     staking.burn(state, burned)
     rest = left = bucket.rewards_frost - burned
-    for member, mark in zip(committee.members, marks, strict=True):
+    handover = state.handover()
+    for index, (member, mark) in enumerate(zip(committee.members, marks, strict=True)):
         passed, challenged = (mark.passed, mark.challenged) if mark.challenged else (1, 1)
+        if (
+            not handover.is_done and index not in handover.reporters
+        ):  # nobody lives on shards that it does not take over
+            passed = 0
         reward = rest * member.shards * passed // (committee.n * challenged)
         if 2 * mark.unreported > rounds:
             reward //= 2

@@ -88,7 +88,8 @@ class Client:
         try:
             return await self._read(blob_id, sink, bounds=bounds, strict=strict, report=report)
         except (Unavailable, NetworkError) as fault:
-            if self.reader.said_invalid and await self.is_invalid(blob_id):
+            is_suspect = self.reader.said_invalid or isinstance(fault, Unavailable)  # in time nobody has it any more
+            if is_suspect and await self._is_shown_invalid(blob_id):
                 raise InconsistentBlob(
                     "the chain has it proven that the blob was encoded inconsistently by its writer: no node keeps it"
                 ) from fault
@@ -130,6 +131,13 @@ class Client:
     async def is_invalid(self, blob_id: BlobId) -> bool:
         """Return whether it is on chain, proven, that a blob is encoded wrongly."""
         return (await self.chain.prove([state_key(invalid_slot(blob_id))])).values[0] is not None
+
+    async def _is_shown_invalid(self, blob_id: BlobId) -> bool:
+        """Return the same for a read that has failed anyway: where nobody shows the chain, that is no news."""
+        try:
+            return await self.is_invalid(blob_id)
+        except NodeError:
+            return False
 
     async def _read(
         self,

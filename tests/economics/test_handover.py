@@ -200,6 +200,16 @@ class TestLongHandover:
         assert chain.ledger.handover == Handover(1, 0, 0, ())
         assert chain.ledger.round == rounds
 
+    def test_who_has_not_reported_earns_nothing_until_then(self, chain: Chain) -> None:
+        assert report(chain, 2) is Code.OK
+        assert chain.ledger.handover.reporters == (0,)
+        before = [chain.ledger.node(OLD[2]), chain.ledger.node(OLD[3])]
+        assert chain.run(OTHER_OWNER, Reserve(1_000 // 12, 1, 2)) is Code.OK
+        chain.end_epoch()
+        after = [chain.ledger.node(OLD[2]), chain.ledger.node(OLD[3])]
+        gains = [new.stake_frost - old.stake_frost for new, old in zip(after, before, strict=True) if new and old]
+        assert gains[0] > gains[1] == 0
+
     def test_the_sources_seats_are_kept_however_long_it_lasts(self, chain: Chain) -> None:
         chain.end_epochs(6)
         assert chain.ledger.committee_of(0) is not None
