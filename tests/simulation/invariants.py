@@ -1,5 +1,7 @@
 """What must hold whatever the adversary does: S1 to S11, and E1 to E3 where committees change; seen from outside.
 
+And what must come true once the wires behave: L2, L4 and L5, each with its bound (`Recovery`).
+
 Nothing here believes a variable of an engine. E1: an epoch has one committee, for every node. E2: nobody votes in an
 epoch in which it has no seat, under any index. E3: who follows boundaries alone, from genesis, finds the root and the
 committee of every epoch. All others hold in each epoch with its own committee.
@@ -15,7 +17,7 @@ from itertools import pairwise
 
 from economics.block import Block, BlockHeader, Finality
 from economics.committee import Committee
-from economics.crypto import TAG_BYTES, Digest
+from economics.crypto import TAG_BYTES, Digest, OwnerId
 from economics.effects import Ask, Guilty, Message
 from economics.errors import Rejected
 from economics.genesis import Genesis
@@ -31,6 +33,18 @@ Slot = tuple[int, int]
 TAGS = {
     kind: f"p2pnode/1 vote{letter}".encode("ascii").ljust(16, b"\0") for kind, letter in zip(Kind, "NXF", strict=True)
 }
+HONEST_LEADERS_MAX = 8
+"""L2 and L5: so many views with an honest leader that is up, and what was published in the calm is final.
+
+One would do if all began at once; some are spent on catching up, on ending an epoch and on what lay about before: 7 is
+the most that 2,000 seeds took. Where wires still lose some and all votes of a quorum are needed, most views fail: each
+percent of loss allows as many again (12 at most)."""
+CATCH_UP_TIMEOUTS = 15
+"""L4: so many leader timeouts, and everybody has caught up who is in the newest epoch and has voted: an answer that
+did not come is asked for anew after one or two. Each percent of loss allows as many again, as for views."""
+EPOCH_TIMEOUTS = 3
+"""And so many more for each epoch that a node is behind: an answer ends with an epoch, and who was asked for the next
+may be silent or behind, too."""
 
 
 class Violation(AssertionError):
@@ -320,3 +334,71 @@ class Watch:
 
     def went_down(self, shell: Shell) -> None:
         self.restart(shell)
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What must come true in the second act, from its beginning on.
+
+    L2 and L5: two more blocks are final, with what was published, within so many views with an honest leader that is
+    up. Everywhere, where the committee stays: all who live are its members, and up. Where committees change that is
+    not to be had in views, but within a time: a node without a seat asks for blocks once a timeout, in which ten views
+    may pass, and one whose disk is lost in the second act is off for as long as its scenario says. So there L2 and L5
+    are of the chain, as somebody has it, and L4 is of the nodes: from then on, and from the last start of a node on,
+    everybody has it, and has voted if it has a seat, within a time that grows with the epochs that a node is behind.
+    """
+
+    is_mixed: bool
+    """Whether committees change."""
+    loss: int
+    """How many percent of what is said gets lost even now."""
+    shells: Sequence[Shell]
+    probes: Sequence[OwnerId]
+    """Whose transactions were published when the act began."""
+    watch: Watch
+    _height: int = field(init=False)
+    _votes_before: dict[int, Slot] = field(init=False)
+    _lives: list[int] = field(default_factory=list)
+    _late_ms: int = 0
+    """When L4 is broken; 0 while the chain has not gone on."""
+
+    def __post_init__(self) -> None:
+        self._height = 2 + max(shell.chain.head.height for shell in self.shells)
+        self._votes_before = dict(self.watch.last_votes)
+
+    def is_done(self, *, now_ms: int, honest_leaders: int) -> bool:
+        """Return whether all has come true; raises `Violation` when it should have."""
+        if not self._late_ms:
+            self._verify_views(honest_leaders)
+            if self.is_mixed and any(map(self._has_gone_on, self.shells)):
+                self._begin(now_ms)
+        elif self._lives != [shell.life for shell in self.shells]:
+            self._begin(now_ms)
+        heads = {shell.chain.head for shell in self.shells}
+        if all(map(self._has_recovered, self.shells)) and (self.is_mixed or len(heads) == 1):
+            return True
+        if self._late_ms and now_ms > self._late_ms and all(shell.is_up for shell in self.shells):
+            late = [shell.number for shell in self.shells if not self._has_recovered(shell)]
+            raise Violation("L4", f"nodes {late} have not caught up, or not voted")
+        return False
+
+    def _verify_views(self, honest_leaders: int) -> None:
+        bound = HONEST_LEADERS_MAX * (1 + self.loss)
+        if honest_leaders > bound:
+            raise Violation("L2", f"{bound} honest leaders after the calm began have not sufficed")
+
+    def _begin(self, now_ms: int) -> None:
+        """Give everybody its time, from now on."""
+        self._lives = [shell.life for shell in self.shells]
+        epochs = [shell.chain.ledger.epoch for shell in self.shells]
+        timeouts = CATCH_UP_TIMEOUTS * (1 + self.loss) + EPOCH_TIMEOUTS * (max(epochs) - min(epochs))
+        self._late_ms = now_ms + timeouts * self.watch.genesis.parameters.timeout_ms
+
+    def _has_gone_on(self, shell: Shell) -> bool:
+        ledger, height = shell.chain.ledger, shell.chain.head.height
+        return shell.is_up and height >= self._height and all(ledger.account(owner).nonce for owner in self.probes)
+
+    def _has_recovered(self, shell: Shell) -> bool:
+        never = (0, 0)
+        voted = self.watch.last_votes.get(shell.number, never) > self._votes_before.get(shell.number, never)
+        return self._has_gone_on(shell) and (shell.seated is None or voted)

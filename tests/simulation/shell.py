@@ -185,11 +185,13 @@ class Shell:
         self._due_ms: int | None = None
         self._due_key: object = None
         self._timer_ms: int | None = None
-        self._stuck_at = -1
+        self._stuck_at = self.chain.head.height
+        self._idle = 0
+        """Looks since then that found no new final block."""
         self.seated = None
         self.quiet = Quiet() if self.disk.is_quiet else None
         self._renew(is_new_life=True)
-        self._watch_progress()
+        self._later(self.genesis.parameters.timeout_ms, self._watch_progress)
 
     def boot(self) -> None:
         """Start, unless the power fails again meanwhile."""
@@ -346,12 +348,14 @@ class Shell:
         return self.roster.number(self._committee, member)
 
     def _watch_progress(self) -> None:
-        """Ask around when nothing has become final for a while; without a seat, more often."""
-        if self._stuck_at == self.chain.head.height:
+        """Ask around when nothing has become final for a while: sooner without a seat, from when it is lost on."""
+        height = self.chain.head.height
+        self._idle = self._idle + 1 if height == self._stuck_at else 0
+        self._stuck_at = height
+        if self._idle >= (1 if self.seated is None else STUCK_TIMEOUTS):
+            self._idle = 0
             self.behind(None)
-        self._stuck_at = self.chain.head.height
-        timeouts = 1 if self.seated is None else STUCK_TIMEOUTS
-        self._later(timeouts * self.genesis.parameters.timeout_ms, self._watch_progress)
+        self._later(self.genesis.parameters.timeout_ms, self._watch_progress)
 
     # The handover
 

@@ -30,7 +30,7 @@ from economics.votes import SignedVote, VoteCertificate
 from tests.simulation.byzantine import Adversary
 from tests.simulation.chain import NOTHING
 from tests.simulation.disk import Disk, place_of
-from tests.simulation.invariants import Violation, Watch
+from tests.simulation.invariants import Recovery, Violation, Watch
 from tests.simulation.keys import Roster, Signer, make_signer, make_verify
 from tests.simulation.network import Network
 from tests.simulation.scenario import Forgets, Loss, Move, Scenario
@@ -42,22 +42,12 @@ GENESIS_MS = 1_700_000_000_000
 ACCOUNTS = 7
 EVIDENCE_ACCOUNT = 3
 PROBE_ACCOUNTS = (4, 5)
+"""What they send in the second act is known to all: it must be included (L5)."""
 STAKER = 6
 """Owns all first members and stakes for all others: what it asks for is done in order."""
 STAKER_FROST = 10**18
-MIXED_FACTOR = 10
-"""Where committees change, so many times as many views go by until all is level: epochs of a block or two end while
-those who were away, lost their disks or have just been seated catch up. One seed in 200 takes more than 24 views with
-an honest leader; 73 is the most that 1,000 seeds took, where an epoch is a millisecond."""
-"""What they send in the second act is known to all: it must be included (L5)."""
 FIRST_ACCOUNT = 1_000
 BALANCE_FROST = 10**12
-HONEST_LEADERS_MAX = 8
-"""L2 and L5: so many views with an honest leader that is up, and the second act's transactions are final everywhere.
-
-One would do if all began at once; some are spent on catching up, on ending an epoch and on what lay about before: 7 is
-the most that 2,000 seeds took. Where wires still lose some and all votes of a quorum are needed, most views fail: each
-percent of loss allows as many again (12 at most)."""
 
 
 @dataclass(slots=True)
@@ -259,7 +249,8 @@ class Simulation:
         if root is not None:
             committee = self.watch.committees[slot[0]]
             leader = leader_of(slot[1], root_hash=root.hash, committee=committee)
-            self.result.honest_leaders += self.roster.number(committee, leader) in self.shells
+            shell = self.shells.get(self.roster.number(committee, leader))
+            self.result.honest_leaders += shell is not None and shell.is_up
 
     def up(self) -> list[Shell]:
         return [shell for shell in self.shells.values() if shell.is_up]
@@ -427,34 +418,20 @@ class Simulation:
             self.publish(self.make_transaction(account), to_all=True)
         for signed in self.staker.asked:  # some may have been known to nobody who is up
             self.publish(signed, to_all=True)
-        votes_before = dict(self.watch.last_votes)
-        height = max(shell.chain.head.height for shell in self.shells.values())
-        self._await(partial(self._has_recovered, height, votes_before))
+        recovery = Recovery(
+            is_mixed=self.scenario.epochs > 0,
+            loss=self.scenario.calm.loss,
+            shells=list(self.shells.values()),
+            probes=self.probes,
+            watch=self.watch,
+        )
+        self._await(lambda: recovery.is_done(now_ms=self.world.now_ms, honest_leaders=self.result.honest_leaders))
         epoch = max(shell.chain.ledger.epoch for shell in self.shells.values()) + self.scenario.epochs
         self._await(partial(self._has_reached, epoch))
 
     def _has_reached(self, epoch: int) -> bool:
         """Return whether everybody is in this epoch, or a later one."""
         return all(shell.chain.ledger.epoch >= epoch for shell in self.shells.values())
-
-    def _has_recovered(self, height: int, votes_before: dict[int, tuple[int, int]]) -> bool:
-        """Return whether L2, L4 and L5 have come true: new blocks, with what was published, everywhere, and votes."""
-        scenario, shells = self.scenario, list(self.shells.values())
-        bound = HONEST_LEADERS_MAX * (1 + scenario.calm.loss) * (MIXED_FACTOR if scenario.epochs else 1)
-        if self.result.honest_leaders > bound:
-            raise Violation("L2", f"{bound} honest leaders after the calm began have not sufficed")
-        first = shells[0].chain.head
-        return all(
-            shell.is_up
-            and shell.chain.head.height >= height + 2
-            and (shell.chain.head == first or scenario.epochs > 0)
-            and all(shell.chain.ledger.account(owner).nonce for owner in self.probes)
-            and (
-                shell.seated is None
-                or self.watch.last_votes.get(shell.number, (0, 0)) > votes_before.get(shell.number, (0, 0))
-            )
-            for shell in shells
-        )
 
     def _await(self, is_done: Callable[[], bool]) -> None:
         if not self.world.run(is_done, until_ms=self.world.now_ms + self.scenario.calm_ms):

@@ -8,8 +8,10 @@ from economics.block import Proposal
 from economics.effects import Ask
 from economics.genesis import Parameters
 from economics.votes import Kind, SignedVote
+from tests.simulation.batch import play
 from tests.simulation.byzantine import Style
-from tests.simulation.scenario import Outage, Scenario
+from tests.simulation.invariants import Violation
+from tests.simulation.scenario import Outage, Scenario, draw_mixed
 from tests.simulation.simulation import Simulation
 
 PARAMETERS = Parameters(timeout_ms=500, block_interval_ms=50, heartbeat_ms=1_000)
@@ -114,3 +116,33 @@ def test_memory_is_bounded_while_there_is_no_quorum() -> None:
     simulation.run()
     assert views[0] == views[1]
     assert sizes[1] < sizes[0] * 1.25 + 500
+
+
+@pytest.mark.parametrize("seed", [327, 422, 491])
+def test_the_chain_does_not_wait_for_who_is_off_or_has_no_seat(seed: int) -> None:
+    """L2 and L4 where a disk is lost in the calm (327, 491), or a seat just before it while epochs take 50 ms (422)."""
+    result = play(draw_mixed(seed))
+    assert result.fault is None
+    assert not result.is_unbounded
+
+
+def test_who_has_no_seat_and_never_asks_is_missed() -> None:
+    """The bound of L4 is one: 422 with a node that does not catch up."""
+    simulation = Simulation(draw_mixed(422))
+    simulation.shells[7].behind = lambda member: None  # type: ignore[method-assign]
+    with pytest.raises(Violation, match=r"L4: nodes \[7\] have not caught up"):
+        simulation.run()
+
+
+def test_a_chain_that_stands_still_in_the_calm_is_missed() -> None:
+    """The bound of L2 is one where committees change, too: no vote for a block ever arrives."""
+    simulation = Simulation(draw_mixed(422))
+    deliver = simulation.network.deliver
+
+    def lose(sender: int, receiver: int, payload: object) -> None:
+        if not isinstance(payload, SignedVote) or payload.vote.kind is Kind.NULLIFY:
+            deliver(sender, receiver, payload)
+
+    simulation.network.deliver = lose
+    with pytest.raises(Violation, match="L2: 8 honest leaders after the calm began have not sufficed"):
+        simulation.run()
