@@ -261,12 +261,21 @@ class ChainClient:
         with trio.move_on_after(SEATS_S):
             while True:
                 trusted = self.trusted
-                found = await prove_seating(self.values, trusted)
+                found = await self._find_seating(trusted)
                 if found is not None and trusted is self.trusted:
                     return await self._keep_seating(found)
                 if trusted is self.trusted:  # a boundary is the head: the next block shows the epoch that it began
                     await trio.sleep(PAUSE_S)
         raise TooSlow(f"no member showed the state of the current epoch within {SEATS_S:.0f} s")
+
+    async def _find_seating(self, trusted: Trusted) -> Seating | None:
+        """Return who holds what, None where a block is still to come: an epoch's first, or a network's."""
+        try:
+            return await prove_seating(self.values, trusted)
+        except Refused as refusal:
+            if refusal.reason is Reason.NOT_FOUND:
+                return None
+            raise
 
     async def values(self, keys: Sequence[StateKey]) -> tuple[bytes | None, ...]:
         return (await self.prove(keys)).values

@@ -197,7 +197,7 @@ class Client:
         """Ask every member how it is; a member that does not answer says why."""
         try:
             committee = (await self.seats()).current
-        except NetworkError:  # then each of those that were members last says why it does not answer
+        except NodeError:  # then each of those that were members last says why it does not answer
             committee = self.members.committee
         answers: dict[NodeId, dict[str, Any]] = {}
 
