@@ -42,6 +42,8 @@ percent of loss allows as many again (12 at most)."""
 CATCH_UP_TIMEOUTS = 15
 """L4: so many leader timeouts, and everybody has caught up who is in the newest epoch and has voted: an answer that
 did not come is asked for anew after one or two. Each percent of loss allows as many again, as for views."""
+EPOCHS_ALLOWED = 2
+"""Who lost its disk is silent into the next epoch, and an idle chain gives cause to vote once a heartbeat."""
 EPOCH_TIMEOUTS = 3
 """And so many more for each epoch that a node is behind: an answer ends with an epoch, and who was asked for the next
 may be silent or behind, too."""
@@ -392,7 +394,9 @@ class Recovery:
         self._lives = [shell.life for shell in self.shells]
         epochs = [shell.chain.ledger.epoch for shell in self.shells]
         timeouts = CATCH_UP_TIMEOUTS * (1 + self.loss) + EPOCH_TIMEOUTS * (max(epochs) - min(epochs))
-        self._late_ms = now_ms + timeouts * self.watch.genesis.parameters.timeout_ms
+        parameters = self.watch.genesis.parameters
+        paced_ms = EPOCHS_ALLOWED * (parameters.epoch_ms + parameters.heartbeat_ms)
+        self._late_ms = now_ms + timeouts * parameters.timeout_ms + paced_ms
 
     def _has_gone_on(self, shell: Shell) -> bool:
         ledger, height = shell.chain.ledger, shell.chain.head.height
