@@ -28,7 +28,7 @@ from p2pnode.executor import Candidate, Executor
 from p2pnode.journal import Binding
 from p2pnode.keys import Key
 from p2pnode.links import FrameType, Links, build_frame
-from p2pnode.members import Members
+from p2pnode.members import REQUEST_FAULTS, Members, nickname
 from p2pnode.membership import Membership
 from p2pnode.mempool import NONCES_AHEAD_MAX, Mempool
 from p2pnode.onion import Revealer
@@ -54,6 +54,9 @@ GOSSIP_S = 1.0
 GOSSIP_CHECKS_PER_S = 500.0
 GOSSIP_CHECKS_BURST = 1_000.0
 """Signatures of gossiped transactions that a node checks: 3 % of a core. Whoever is in a hurry asks a member itself."""
+HAND_OVER_S = 3.0
+"""What was submitted here and is in no block by then is handed to a member itself: gossip may lose it, or members may
+have been a block behind and ignored it."""
 POLL_S = 10.0
 """A node that is no member asks for news as often, should no announcement reach it."""
 ANNOUNCE_S = 1.0
@@ -104,6 +107,8 @@ class Participant:
         self._members = chain_members
         self._fresh: deque[bytes] = deque()
         self._is_fresh = trio.Event()
+        self._submitted: dict[Digest, float] = {}
+        """When transactions that wait were submitted to this node, by hash."""
         self._send_incoming, self._incoming = trio.open_memory_channel[tuple[NodeId | None, bytes]](INCOMING_MAX)
         self._queued: Counter[NodeId | None] = Counter()
         self._gossip_checks = Bucket(burst=GOSSIP_CHECKS_BURST, per_s=GOSSIP_CHECKS_PER_S)
@@ -179,6 +184,7 @@ class Participant:
             nursery.start_soon(self._poll)
             nursery.start_soon(self._announce)
             nursery.start_soon(self._pass_on)
+            nursery.start_soon(self._hand_over)
             nursery.start_soon(self._take_incoming)
             nursery.start_soon(self._tidy)
 
@@ -217,6 +223,7 @@ class Participant:
                 self._add(signed)
                 self._fresh.append(signed.raw)
                 self._is_fresh.set()
+                self._submitted[signed.hash] = trio.current_time()
         except Rejected as fault:
             self.refused[fault.reason] += 1
             raise
@@ -259,6 +266,23 @@ class Participant:
                 else:
                     await self.gossip.publish(transactions_topic(self.genesis), b"".join(batch))
                     await trio.sleep(GOSSIP_S)
+
+    async def _hand_over(self) -> None:
+        """While this node has no seat, give what was submitted here and waits too long to one member after another."""
+        rng = random.Random(os.urandom(16))
+        while True:
+            await trio.sleep(HAND_OVER_S)
+            self._submitted = {key: at for key, at in self._submitted.items() if self.mempool.get(key) is not None}
+            late = [key for key, at in self._submitted.items() if trio.current_time() - at >= HAND_OVER_S]
+            for tx_hash in late[:GOSSIP_TRANSACTIONS_MAX] if self.links is None else ():
+                signed = self.mempool.get(tx_hash)
+                member = rng.choice(self._members.committee.members).node
+                if signed is None or member == self.node:
+                    continue
+                try:
+                    await self._members.request(member, {"op": "submit"}, size_max=0, payload=signed.raw)
+                except REQUEST_FAULTS as fault:
+                    log.debug("node %s did not take a transaction: %s", nickname(member), fault)
 
     async def _take_batch(self, sender: NodeId, body: bytes) -> None:
         """Take the transactions that a member passes on."""
