@@ -6,7 +6,6 @@ Interrupted, the same call goes on: what was sent stays, what was paid is found 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import trio
 
@@ -19,12 +18,13 @@ from economics.ledger import Code
 from economics.state import BlobEntry
 from p2pnode.chainclient import ChainClient
 from p2pnode.chainview import Outcome
-from p2pnode.client import Client, compute_blob_id
 from p2pnode.encoder import open_encoder
 from p2pnode.errors import TransactionFailed
 from p2pnode.keys import Key
 from p2pnode.payments import Order, Reserved, keep_live, reserve_for
-from p2pnode.upload import Deal, EpochEnded, Progress, Stored, TooFewNodes, Uploader, file_length
+from p2pnode.session import Session
+from p2pnode.sources import Source, compute_blob_id
+from p2pnode.upload import Deal, EpochEnded, Progress, Stored, TooFewNodes, Uploader
 
 PROOF_S = 6.0
 PROOF_PAUSE_S = 0.3
@@ -79,7 +79,7 @@ class _Reserving:
 class Publisher:
     """Stores files of one owner through one client."""
 
-    client: Client
+    client: Session
     key: Key
     order: Order
     report: Callable[[Progress], None] = lambda progress: None
@@ -88,14 +88,14 @@ class Publisher:
     def chain(self) -> ChainClient:
         return self.client.chain
 
-    async def publish(self, path: Path) -> Published:
-        """Store a file and return when its certificate is in a final block.
+    async def publish(self, source: Source) -> Published:
+        """Store a source and return when its certificate is in a final block.
 
         Raises `Unpaid` before anything is paid if the owner cannot or will not pay, `TransactionFailed`, and what
         `Uploader.run` does.
         """
-        length = await trio.to_thread.run_sync(file_length, path)
-        blob_id = await trio.to_thread.run_sync(compute_blob_id, path, self.client.genesis.code)
+        length = source.length
+        blob_id = await trio.to_thread.run_sync(compute_blob_id, source, self.client.genesis.code)
         units = self.client.genesis.code.encoded_units(length)
         live = await self.chain.blob(blob_id)
         if live is not None:
@@ -104,15 +104,13 @@ class Publisher:
         reserving = _Reserving()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(reserving.run, self.chain, self.key, units=units, order=self.order))
-            upload = await self._upload(path, length, blob_id, reserving)
+            upload = await self._upload(source, blob_id, reserving)
         reserved = await reserving.wait()
         fee, transactions = (0, 0) if upload is None else (upload[1].fee_frost, 1)
         paid, transactions = reserved.cost_frost + fee, transactions + (1 if reserved.cost_frost else 0)
         return Published(blob_id, length, units, reserved.end_epoch, paid, transactions, upload)
 
-    async def _upload(
-        self, path: Path, length: int, blob_id: BlobId, reserving: _Reserving
-    ) -> tuple[Stored, Outcome] | None:
+    async def _upload(self, source: Source, blob_id: BlobId, reserving: _Reserving) -> tuple[Stored, Outcome] | None:
         """Upload and certify; once more where an epoch ended meanwhile: no bytes move but those of shards that did.
 
         Returns None where the members refuse because the blob has been certified under its reservation already.
@@ -120,7 +118,7 @@ class Publisher:
         for left in reversed(range(ATTEMPTS)):
             try:
                 seating = await self.client.seats(fresh=left < ATTEMPTS - 1)
-                stored = await self._send(path, length, seating.current, reserving)
+                stored = await self._send(source, seating.current, reserving)
                 return stored, await self._certify(stored)
             except TransactionFailed as fault:
                 if fault.code != Code.WRONG_EPOCH or not left:
@@ -158,7 +156,7 @@ class Publisher:
             return entry if entry.owner == OwnerId(self.key.public) else None
         return None
 
-    async def _send(self, path: Path, length: int, committee: Committee, reserving: _Reserving) -> Stored:
+    async def _send(self, source: Source, committee: Committee, reserving: _Reserving) -> Stored:
         async def agree() -> Deal:
             reserved = await reserving.wait()
             head = await self.chain.head()
@@ -166,15 +164,15 @@ class Publisher:
             return Deal(seating.current, head.height, reserved.reservation, self.order.deletable)
 
         height = (await self.chain.head()).height
-        paid = (await reserving.wait()).reservation if length > PARALLEL_BYTES_MAX else ZERO_RESERVATION
-        async with open_encoder(self.client.codec, length=length) as encoder:
+        paid = (await reserving.wait()).reservation if source.length > PARALLEL_BYTES_MAX else ZERO_RESERVATION
+        async with open_encoder(self.client.codec, length=source.length) as encoder:
             uploader = Uploader(
                 members=self.client.members.seated(committee),
                 encoder=encoder,
                 owner=self.key,
-                uploader=self.client.session.public,
+                uploader=self.client.key.public,
                 height=height,
                 reservation=paid,
                 report=self.report,
             )
-            return await uploader.run(path, length, agree)
+            return await uploader.run(source, agree)

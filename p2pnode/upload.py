@@ -5,10 +5,9 @@ was sent stays where it is, so the same call again sends only what is missing.
 """
 
 import os
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import trio
 
@@ -26,16 +25,16 @@ from economics.commitments import (
 from economics.committee import Committee
 from economics.crypto import SIGNATURE_BYTES, OwnerId, Signature
 from economics.errors import Reason, Rejected
-from economics.geometry import BLOB_BYTES_MAX, Code
 from p2pnode.codec import EncodedSegment
 from p2pnode.encoder import Encoder, Slot
-from p2pnode.errors import InputError, NetworkError, SpaceError
+from p2pnode.errors import NetworkError, SpaceError
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, Refused, give_up, verify_reply
 from p2pnode.network import frames
 from p2pnode.network.frames import receive_message, send_message
 from p2pnode.network.host import sole_exception
 from p2pnode.network.stream import Stream
+from p2pnode.sources import Source, read_segments
 
 BEHIND_SEGMENTS = 2
 BEHIND_GRACE_S = 3.0
@@ -103,35 +102,6 @@ class Stored:
     faults: tuple[Fault, ...]
 
 
-def read_segments(path: Path, code: Code, length: int) -> Generator[bytes, None, None]:
-    """Yield the segments of a file of `length` bytes, for worker threads; raises `InputError` if it became shorter."""
-    try:
-        with path.open("rb") as file:
-            for size in code.segment_lengths(length):
-                data = file.read(size)
-                if len(data) != size:
-                    raise InputError(f"{path} became shorter while it was read: store it again")
-                yield data
-    except OSError as fault:
-        raise InputError(f"cannot read {path}: {fault.strerror}") from fault
-
-
-def file_length(path: Path) -> int:
-    """Return a readable file's size, or raise `InputError` naming the cause."""
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: store its files one by one")
-        if path.exists() and not path.is_file():  # its size would read as 0, and opening a pipe may wait for ever
-            raise InputError(f"{path} is a pipe or a device: put its bytes into a file first")
-        with path.open("rb") as file:
-            length = os.fstat(file.fileno()).st_size
-    except OSError as fault:
-        raise InputError(f"cannot read {path}: {fault.strerror}") from fault
-    if length > BLOB_BYTES_MAX:
-        raise InputError(f"{path} has {length} bytes; a blob has at most {BLOB_BYTES_MAX}")
-    return length
-
-
 @dataclass(slots=True)
 class _InFlight:
     """One encoded segment and who still has to take it."""
@@ -191,21 +161,22 @@ class Uploader:
 
     # --- the course of an upload ---------------------------------------------------------------------------------
 
-    async def run(self, path: Path, length: int, agree: Agree) -> Stored:
-        """Store the file; raises `TooFewNodes`, `EpochEnded`, `SpaceError`, `InputError`, and whatever `agree` does."""
+    async def run(self, source: Source, agree: Agree) -> Stored:
+        """Store a source; raises `TooFewNodes`, `EpochEnded`, `SpaceError`, `InputError`, and what `agree` does."""
         try:
-            return await self._run(path, length, agree)
+            return await self._run(source, agree)
         except BaseExceptionGroup as group:
             raise sole_exception(group) from None
 
-    async def _run(self, path: Path, length: int, agree: Agree) -> Stored:
+    async def _run(self, source: Source, agree: Agree) -> Stored:
+        length = source.length
         self._segments = self.code.segment_count(length)
         async with trio.open_nursery() as nursery:
             for member in range(self.members.count):
                 send, receive = trio.open_memory_channel[_InFlight](len(self.encoder.slots))
                 self._parts[member] = _Part(send)
                 nursery.start_soon(self._serve_member, member, receive, self._parts[member].scope)
-            roots = await self._encode_all(path, length)
+            roots = await self._encode_all(source)
             header = Header(self.code, length, tuple(roots))
             certificate = await self._close_all(header, await agree())
             nursery.cancel_scope.cancel()
@@ -219,9 +190,9 @@ class Uploader:
             faults=tuple(self.members.faults.values()),
         )
 
-    async def _encode_all(self, path: Path, length: int) -> list[Root]:
+    async def _encode_all(self, source: Source) -> list[Root]:
         roots = []
-        with closing(read_segments(path, self.code, length)) as segments:
+        with closing(read_segments(source, self.code)) as segments:
             while (data := await trio.to_thread.run_sync(next, segments, None)) is not None:
                 await self._wait_for_slot()
                 slot = await self.encoder.encode(data)

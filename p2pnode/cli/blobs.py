@@ -12,8 +12,8 @@ from p2pnode.cli.session import echo_json, load_owner, run_client, say_quote
 from p2pnode.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from p2pnode.client import Client
     from p2pnode.publish import Published
+    from p2pnode.session import Session
 
 RANGE_HELP = "First and last byte, counted from 0, as in HTTP: 0-99 is the first hundred; 100- is the rest."
 
@@ -51,13 +51,15 @@ def store(
     from p2pnode.payments import Order
     from p2pnode.progress import store_progress
     from p2pnode.publish import Publisher
+    from p2pnode.sources import FileSource
 
     order = Order(epochs=epochs, deletable=not permanent, max_cost_frost=max_cost, on_quote=say_quote)
     owner = load_owner(home_path, passphrase_file)
+    source = FileSource.open(file)
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         with store_progress(file.name) as report:
-            done = await Publisher(client, owner, order, report).publish(file)
+            done = await Publisher(client, owner, order, report).publish(source)
         blob_id = build_blob_id_text(done.blob_id)
         if as_json:
             echo_json(describe(client, done))
@@ -68,7 +70,7 @@ def store(
     run_client(home_path, work)
 
 
-def describe(client: "Client", done: "Published") -> dict[str, Any]:
+def describe(client: "Session", done: "Published") -> dict[str, Any]:
     """Return what storing a file ended with, as JSON shows it."""
     from economics.blob import build_blob_id_text
 
@@ -98,7 +100,7 @@ def describe(client: "Client", done: "Published") -> dict[str, Any]:
     }
 
 
-def sum_up(client: "Client", done: "Published") -> str:
+def sum_up(client: "Session", done: "Published") -> str:
     """Return the same as one line."""
     from p2pnode.payments import format_amount
 
@@ -126,15 +128,15 @@ def read(blob_id: str, output: Path | None, bounds: str | None, strict: bool, ho
 
     Every byte is checked against BLOB_ID before it is written.
     """
-    from p2pnode.client import output_file, parse_id
     from p2pnode.progress import read_progress
+    from p2pnode.session import output_file, parse_id
 
     if as_json and output is None:
         raise click.UsageError("--json needs --output: the bytes would be mixed with the JSON")
     parsed = parse_id(blob_id)
     wanted = parse_range(bounds)
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         with read_progress(blob_id[:8]) as report:
             if output is None:
                 done = await client.read(parsed, sys.stdout.buffer, bounds=wanted, strict=strict, report=report)
@@ -166,7 +168,7 @@ def status(home_path: Path, as_json: bool) -> None:
     """Ask every member of the network how it is; stake, seats and challenges are what the chain proves."""
     from p2pnode.payments import format_amount
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         rows = await client.status()
         if as_json:
             echo_json({"chain_id": client.genesis.chain_id.hex(), "members": rows})
@@ -203,8 +205,8 @@ def blob_id_(file: Path, shards: int | None, home_path: Path, as_json: bool) -> 
     """Compute the ID that FILE has, without any network."""
     from economics.blob import build_blob_id_text
     from economics.geometry import Code
-    from p2pnode.client import compute_blob_id
     from p2pnode.home import Home
+    from p2pnode.sources import FileSource, compute_blob_id
 
     try:
         code = Code(shards) if shards is not None else Home(home_path).load_genesis().code
@@ -212,7 +214,7 @@ def blob_id_(file: Path, shards: int | None, home_path: Path, as_json: bool) -> 
         raise ConfigError(
             f"{fault}; or name the network's number of shards with --shards: the ID depends on it"
         ) from fault
-    text = build_blob_id_text(compute_blob_id(file, code))
+    text = build_blob_id_text(compute_blob_id(FileSource.open(file), code))
     if as_json:
         echo_json({"blob_id": text, "shards": code.n})
     else:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from economics.arguments import Operation
     from economics.crypto import Digest
     from p2pnode.chainview import HistoryRow
-    from p2pnode.client import Client
+    from p2pnode.session import Session
 
 
 @click.command()
@@ -24,7 +24,7 @@ def blocks(limit: int, home_path: Path, as_json: bool) -> None:
     """List the newest final blocks, newest first."""
     from economics.genesis import build_key_text
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         rows: list[dict[str, Any]] = [
             {
                 "epoch": header.epoch,
@@ -57,7 +57,7 @@ def tx(tx_hash: str, home_path: Path, as_json: bool) -> None:
     """Say what became of a transaction."""
     parsed = parse_hash(tx_hash)
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         row = await client.chain.transaction(parsed)
         if row is None:
             raise Unavailable(f"no final block holds transaction {tx_hash}: check the hash, or wait a moment")

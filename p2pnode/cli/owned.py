@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from economics.genesis import Genesis
     from economics.state import BlobEntry
     from p2pnode.chainview import Head
-    from p2pnode.client import Client
     from p2pnode.payments import Info
+    from p2pnode.session import Session
 
 
 def entry_fields(entry: "BlobEntry", *, genesis: "Genesis", head: "Head") -> dict[str, Any]:
@@ -44,7 +44,7 @@ def list_(home_path: Path, as_json: bool) -> None:
 
     owner = Home(home_path).wallet_public()
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         head = await client.chain.head()
         entries = await client.chain.entries(owner)
         rows = [entry_fields(entry, genesis=client.genesis, head=head) for entry in entries]
@@ -74,15 +74,15 @@ def list_(home_path: Path, as_json: bool) -> None:
 def info(blob_id: str, home_path: Path, as_json: bool) -> None:
     """Say whose a blob is, how large, since and until when the network keeps it, and how many shards may still fail."""
     from economics.genesis import build_key_text
-    from p2pnode.client import parse_id
     from p2pnode.home import Home
     from p2pnode.payments import info as ask
+    from p2pnode.session import parse_id
 
     parsed = parse_id(blob_id)
     home = Home(home_path)
     owner = home.wallet_public() if home.owner_key_path.exists() else None
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         found = await ask(client.chain, parsed, owner=owner)
         certificate = await client.certificate(parsed)
         answering = sum(row["shards"] for row in await client.status() if row["reachable"])
@@ -145,14 +145,14 @@ def extend(
     blob_id: str, epochs: int, max_cost: int | None, passphrase_file: Path | None, home_path: Path, as_json: bool
 ) -> None:
     """Keep a blob of this wallet for EPOCHS more than it would be."""
-    from p2pnode.client import parse_id
     from p2pnode.payments import extend as lengthen
     from p2pnode.payments import format_amount
+    from p2pnode.session import parse_id
 
     parsed = parse_id(blob_id)
     key = load_owner(home_path, passphrase_file)
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         done = await lengthen(client.chain, key, parsed, epochs=epochs, max_cost_frost=max_cost, on_quote=say_quote)
         if as_json:
             echo_json({"blob_id": blob_id, "cost_frost": done.cost_frost, "end_epoch": done.end_epoch})
@@ -172,13 +172,13 @@ def delete(blob_id: str, passphrase_file: Path | None, home_path: Path, as_json:
 
     What was paid for and is left comes back as storage, which the next `store` uses. Another owner's entry stays.
     """
-    from p2pnode.client import parse_id
     from p2pnode.payments import delete as remove
+    from p2pnode.session import parse_id
 
     parsed = parse_id(blob_id)
     key = load_owner(home_path, passphrase_file)
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         done = await remove(client.chain, key, parsed)
         units = sum(entry.units for entry in done.entries)
         if as_json:

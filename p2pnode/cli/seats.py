@@ -14,10 +14,10 @@ from p2pnode.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from economics.genesis import Genesis
-    from p2pnode.client import Client
     from p2pnode.enrolment import Offer, Owed
     from p2pnode.home import Config, Home
     from p2pnode.keys import Key
+    from p2pnode.session import Session
 
 listen_option = click.option(
     "--listen", multiple=True, help="Address to listen on, such as /ip4/0.0.0.0/tcp/4001; may be repeated."
@@ -67,7 +67,7 @@ def join(
     operator = take_node(home, listen=listen, capacity=capacity)
     quota = home.load_config().quota_bytes
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         await enrol(client, home, owner, operator, stake=stake, quota=quota, commission=commission)
 
     run_client(home_path, work)
@@ -100,7 +100,7 @@ def take_node(home: "Home", *, listen: tuple[str, ...], capacity: int | None) ->
 
 
 async def enrol(
-    client: "Client",
+    client: "Session",
     home: "Home",
     owner: "Key",
     operator: "Key",
@@ -137,7 +137,7 @@ async def enrol(
         )
 
 
-async def find_offer(client: "Client", home: "Home", node: bytes, *, quota: int, commission: int | None) -> "Offer":
+async def find_offer(client: "Session", home: "Home", node: bytes, *, quota: int, commission: int | None) -> "Offer":
     """Return what a node is to say of itself: as it did before, else the network's prices, for all that it has room."""
     from economics.crypto import NodeId
     from economics.geometry import STORAGE_UNIT_BYTES
@@ -181,7 +181,7 @@ def leave(no_wait: bool, passphrase_file: Path | None, home_path: Path, as_json:
     def tell(owed: "Owed") -> None:
         click.echo(f"keep the node running; {owed}", err=True)
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         stakes = await enrolment.leave(client.chain, owner, operator)
         if no_wait:
             owed = await enrolment.find_owed(client.chain, node)
@@ -233,7 +233,7 @@ def replace(
     take_genesis(home, genesis)
     owners: list[OwnerId] = []
 
-    async def ask(client: "Client") -> None:
+    async def ask(client: "Session") -> None:
         from p2pnode.enrolment import find_node
 
         entry = await find_node(client.chain, NodeId(operator.public))
@@ -308,7 +308,7 @@ def vote(
     owner = load_owner(home_path, passphrase_file)
     operator = Home(home_path).load_operator()
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         entry = await enrolment.own_node(client.chain, NodeId(operator.public), OwnerId(owner.public))
         offer = changed(enrolment.offer_of(entry), **said)
         outcome = await enrolment.register(client.chain, owner, operator, offer)

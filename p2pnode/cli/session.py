@@ -12,10 +12,10 @@ import click
 from p2pnode.cli.passphrase import asking
 
 if TYPE_CHECKING:
-    from p2pnode.client import Client
     from p2pnode.keys import Key
     from p2pnode.members import Fault
     from p2pnode.payments import Quote
+    from p2pnode.session import Session
 
 
 def load_owner(home_path: Path, passphrase_file: Path | None) -> "Key":
@@ -34,10 +34,10 @@ def run_async(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     trio.run(work)
 
 
-def run_client(home_path: Path, work: "Callable[[Client], Coroutine[Any, Any, None]]") -> None:
+def run_client(home_path: Path, work: "Callable[[Session], Coroutine[Any, Any, None]]") -> None:
     """Join the network of a home, do the work, leave; says at once which member fails and how."""
-    from p2pnode.client import open_client
     from p2pnode.home import Home
+    from p2pnode.session import open_session
 
     set_up_logging(logging.ERROR)
 
@@ -45,7 +45,7 @@ def run_client(home_path: Path, work: "Callable[[Client], Coroutine[Any, Any, No
         click.echo(f"{fault.word}: {fault}", err=True)
 
     async def session() -> None:
-        async with open_client(Home(home_path), on_fault=say) as client:
+        async with open_session(Home(home_path), on_fault=say) as client:
             await work(client)
 
     run_async(lambda: until_interrupted(session))

@@ -13,8 +13,8 @@ from p2pnode.errors import InputError
 if TYPE_CHECKING:
     from economics.nodes import NodeEntry, Stake
     from economics.slots import StakeId
-    from p2pnode.client import Client
     from p2pnode.overview import Overview
+    from p2pnode.session import Session
 
 
 @click.command(cls=IdCommand)
@@ -36,7 +36,7 @@ def stake(node: str, amount: int, passphrase_file: Path | None, home_path: Path,
     named = NodeId(parse_owner(node))
     key = load_owner(home_path, passphrase_file)
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         put, outcome = await enrolment.put_stake(client.chain, key, named, amount)
         if as_json:
             echo_json({"amount_frost": amount, "fee_frost": outcome.fee_frost, "stake": build_key_text(put)})
@@ -64,7 +64,7 @@ def unstake(stake_id: str, shares: int | None, passphrase_file: Path | None, hom
     named = parse_stake(stake_id)
     key = load_owner(home_path, passphrase_file)
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         outcome = await enrolment.take_stake(client.chain, key, named, shares or 0)
         if as_json:
             echo_json({"fee_frost": outcome.fee_frost, "height": outcome.height, "stake": stake_id})
@@ -98,7 +98,7 @@ def stakes(home_path: Path, as_json: bool) -> None:
 
     owner = Home(home_path).wallet_public()
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         held = sorted(await client.chain.stakes(owner), key=lambda one: (one.node, one.stake))
         entries = {node: await find_node(client.chain, node) for node in dict.fromkeys(one.node for one in held)}
         rows = [stake_fields(one, entries[one.node]) for one in held]
@@ -137,7 +137,7 @@ def committee(home_path: Path, as_json: bool) -> None:
     """Show who holds how many shards now and next, with what stake, and how they stand their challenges."""
     from p2pnode.overview import find_overview
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         fields = committee_fields(await find_overview(client.chain))
         if as_json:
             echo_json(fields)

@@ -12,7 +12,7 @@ from p2pnode.errors import InputError, Unavailable
 if TYPE_CHECKING:
     from economics.blob import BlobId
     from economics.light import Proven, Receipt
-    from p2pnode.client import Client
+    from p2pnode.session import Session
 
 RECEIPT_HELP = "Write the receipt here: it proves the same offline, to whoever has the genesis file."
 OFFLINE_HELP = "Check this receipt file offline instead of asking a peer."
@@ -40,7 +40,7 @@ def verify(
 
     The genesis file, or a checkpoint, and one peer that need not be trusted suffice; with --receipt no peer at all.
     """
-    from p2pnode.client import parse_id
+    from p2pnode.session import parse_id
 
     parsed = parse_id(blob_id)
     trusted = None if checkpoint is None else read_file(checkpoint)
@@ -48,7 +48,7 @@ def verify(
         show(verify_offline(home_path, parsed, read_file(receipt), trusted), as_json=as_json)
         return
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         if trusted is not None:
             begin_from(client, trusted)
         made = await fetch(client, parsed)
@@ -62,7 +62,7 @@ def verify(
     run_client(home_path, work)
 
 
-def begin_from(client: "Client", checkpoint: bytes) -> None:
+def begin_from(client: "Session", checkpoint: bytes) -> None:
     from economics.errors import Rejected
 
     try:
@@ -71,7 +71,7 @@ def begin_from(client: "Client", checkpoint: bytes) -> None:
         raise InputError(f"that is no checkpoint of this network: {fault}") from fault
 
 
-async def fetch(client: "Client", blob_id: "BlobId") -> "Receipt":
+async def fetch(client: "Session", blob_id: "BlobId") -> "Receipt":
     from economics.errors import Rejected
     from p2pnode.payments import find_blob
 
@@ -142,7 +142,7 @@ def show(proven: "Proven", *, as_json: bool) -> None:
 def checkpoint(output: Path, home_path: Path, as_json: bool) -> None:
     """Write a checkpoint of the newest epoch to OUTPUT, for others who trust you."""
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         from p2pnode.files import replace_synced
 
         await client.chain.head()

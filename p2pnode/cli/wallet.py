@@ -14,8 +14,8 @@ from p2pnode.errors import ConfigError
 
 if TYPE_CHECKING:
     from economics.crypto import OwnerId
-    from p2pnode.client import Client
     from p2pnode.keys import Key
+    from p2pnode.session import Session
 
 KEY_CHARS = 43
 GIFT_FROST = 10 * 10**9
@@ -81,7 +81,7 @@ def balance(key: str | None, home_path: Path, as_json: bool) -> None:
 
     owner = Home(home_path).wallet_public() if key is None else parse_owner(key)
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         account = await client.chain.account(owner)
         if as_json:
             fields = {"balance_frost": account.balance_frost, "nonce": account.nonce}
@@ -115,7 +115,7 @@ def history(limit: int, home_path: Path, as_json: bool) -> None:
 
     owner = Home(home_path).wallet_public()
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         rows = await client.chain.history(owner, limit=limit)
         if as_json:
             echo_json({"transactions": [row_fields(row) for row in rows]})
@@ -149,12 +149,12 @@ def faucet(key: str | None, amount: int | None, home_path: Path, as_json: bool) 
 
 def sending(
     key: "Key", to: "OwnerId", amount_frost: int, *, as_json: bool
-) -> "Callable[[Client], Coroutine[Any, Any, None]]":
+) -> "Callable[[Session], Coroutine[Any, Any, None]]":
     """Return the work of a transfer."""
     from economics.genesis import build_key_text
     from p2pnode import payments
 
-    async def work(client: "Client") -> None:
+    async def work(client: "Session") -> None:
         outcome = await payments.send(client.chain, key, to=to, amount_frost=amount_frost)
         fields = {"amount_frost": amount_frost, "fee_frost": outcome.fee_frost, "height": outcome.height}
         if as_json:

@@ -24,12 +24,13 @@ from economics.transactions import (
     least_fee,
 )
 from p2pnode import testnet
-from p2pnode.client import Client, open_client
 from p2pnode.keys import Key, load_key
 from p2pnode.network.frames import build_header, receive_message
 from p2pnode.network.stream import Stream
 from p2pnode.payments import Order
 from p2pnode.publish import Publisher
+from p2pnode.session import Session, open_session
+from p2pnode.sources import FileSource
 from scripts.benchmarks.network import node_cpu, run_cli, running_testnet, settled_idle
 from scripts.benchmarks.timing import MIB, Row, random_bytes, seconds_of
 from tests.simulation.batch import play_all
@@ -95,7 +96,7 @@ async def bench_light(network: testnet.Network, idle: float) -> Row:
     """One transfer at a time, as a client sends it: from the first byte until it is told to be final."""
     key = load_key(network.client_home.owner_key_path)
     nodes = len(network.processes)
-    async with open_client(network.client_home) as client:
+    async with open_session(network.client_home) as client:
         height, cpu, begin = (await client.chain.head()).height, node_cpu(network), time.perf_counter()
         times: list[float] = []
         for _ in range(LIGHT_TRANSACTIONS):
@@ -117,7 +118,7 @@ async def bench_light(network: testnet.Network, idle: float) -> Row:
     }
 
 
-def sign_transfers(client: Client, keys: Sequence[Key], *, expiry: int) -> list[list[SignedTransaction]]:
+def sign_transfers(client: Session, keys: Sequence[Key], *, expiry: int) -> list[list[SignedTransaction]]:
     """Return each account's transfers to the next, in order of nonces."""
     following = itertools.cycle(keys)
     next(following)
@@ -133,7 +134,7 @@ def sign_transfer(genesis: Genesis, key: Key, to: OwnerId, amount: int, nonce: i
     return build(Transaction(genesis.chain_id, blank.sender, nonce, fee, expiry, blank.operation), key.sign)
 
 
-async def fund(client: Client, faucet: Key, keys: Sequence[Key], *, expiry: int) -> None:
+async def fund(client: Session, faucet: Key, keys: Sequence[Key], *, expiry: int) -> None:
     """Give every account something, in batches that a mempool takes of one sender."""
     sender = OwnerId(faucet.public)
     for some in (keys[at : at + PIPELINE] for at in range(0, len(keys), PIPELINE)):
@@ -150,7 +151,7 @@ async def fund(client: Client, faucet: Key, keys: Sequence[Key], *, expiry: int)
 
 
 @asynccontextmanager
-async def streams_of(client: Client, count: int) -> AsyncIterator[tuple[Stream, ...]]:
+async def streams_of(client: Session, count: int) -> AsyncIterator[tuple[Stream, ...]]:
     streams = [await client.chain.members.open_stream(member) for member in range(count)]
     try:
         yield tuple(streams)
@@ -176,7 +177,7 @@ async def bench_saturated(network: testnet.Network) -> Row:
     nodes = len(network.processes)
     faucet = load_key(network.client_home.faucet_key_path)
     keys = [Key.generate() for _ in range(ACCOUNTS)]
-    async with open_client(network.client_home) as client:
+    async with open_session(network.client_home) as client:
         expiry = (await client.chain.head()).height + 100_000
         await fund(client, faucet, keys, expiry=expiry)
         transfers = await trio.to_thread.run_sync(lambda: sign_transfers(client, keys, expiry=expiry))
@@ -237,12 +238,12 @@ def bench_stores(directory: Path, network: testnet.Network) -> list[Row]:
 async def store_in_session(directory: Path, network: testnet.Network) -> list[float]:
     key = load_key(network.client_home.owner_key_path)
     times: list[float] = []
-    async with open_client(network.client_home) as client:
+    async with open_session(network.client_home) as client:
         for number in range(STORES + 1):  # the first dials and starts the workers
             file = directory / f"session{number}"
             await trio.to_thread.run_sync(file.write_bytes, number.to_bytes(8, "little") + random_bytes(MIB)[8:])
             begin = time.perf_counter()
-            await Publisher(client, key, Order()).publish(file)
+            await Publisher(client, key, Order()).publish(FileSource.open(file))
             times.append(time.perf_counter() - begin)
     return times[1:]
 

@@ -16,8 +16,8 @@ import trio
 from economics.crypto import NodeId
 from economics.genesis import parse_key
 from p2pnode import testnet
-from p2pnode.client import STATUS_BYTES_MAX, open_client, parse_status
 from p2pnode.home import Home
+from p2pnode.session import STATUS_BYTES_MAX, open_session, parse_status
 from scripts.benchmarks.network import node_cpu, run_cli, running_testnet, settled_idle
 from scripts.benchmarks.timing import MIB, Failed, Row, random_bytes
 
@@ -76,7 +76,7 @@ def ask_status(network: testnet.Network, index: int) -> dict[str, Any]:
     node = NodeId(parse_key(network.process(index).node))
 
     async def ask() -> dict[str, Any]:
-        async with open_client(network.client_home) as client:
+        async with open_session(network.client_home) as client:
             reply, _ = await client.members.request(node, {"op": "status"}, size_max=STATUS_BYTES_MAX)
             upkeep = parse_status(reply.header.get("status"))["upkeep"]
             assert isinstance(upkeep, dict)

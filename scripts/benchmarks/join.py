@@ -10,9 +10,9 @@ from pathlib import Path
 import trio
 
 from p2pnode import testnet
-from p2pnode.client import open_client
 from p2pnode.home import Home
 from p2pnode.keys import load_key
+from p2pnode.session import open_session
 from scripts.benchmarks.timing import Row
 from scripts.soaking.fleet import Fleet, wait_until
 from scripts.soaking.load import Load
@@ -46,7 +46,7 @@ async def measure(network: testnet.Network, running: list[testnet.Network]) -> l
     files.mkdir()
     reading = Home(network.directory / "reader")
     reading.put_genesis(network.client_home.load_genesis())
-    async with open_client(network.client_home) as client, open_client(reading) as reader:
+    async with open_session(network.client_home) as client, open_session(reading) as reader:
         fleet = Fleet(network, client)
         faucet = load_key(network.client_home.faucet_key_path)
         load = Load(client, faucet, files, seed=1, accounts=ACCOUNTS, pause_s=PAUSE_S)

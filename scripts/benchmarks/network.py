@@ -16,8 +16,8 @@ import psutil
 import trio
 
 from p2pnode import testnet
-from p2pnode.client import open_client
 from p2pnode.network.frames import Header
+from p2pnode.session import open_session
 from scripts.benchmarks.timing import GIB, MIB, Failed, Row
 
 IDLE_S = 10.0
@@ -128,7 +128,7 @@ def request_cpu(network: testnet.Network, count: int = 500) -> float:
     """Return the CPU seconds, at both ends, of one request on an open stream."""
 
     async def ask() -> float:
-        async with open_client(network.client_home) as client:
+        async with open_session(network.client_home) as client:
             request: Header = {"op": "status"}
             await client.members.request(0, request, size_max=0)
             node = psutil.Process(network.processes[0].pid)

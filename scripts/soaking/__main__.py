@@ -22,10 +22,10 @@ import trio
 
 from economics.operations import EPOCHS_AHEAD_MAX
 from p2pnode import testnet
-from p2pnode.client import Client, open_client
 from p2pnode.errors import InputError
 from p2pnode.home import Home
 from p2pnode.keys import load_key
+from p2pnode.session import Session, open_session
 from scripts.soaking.checks import check_databases, compare_chains, compare_headers, read_logs, wait_for_agreement
 from scripts.soaking.fleet import POLL_S, Fleet, NodeFailed
 from scripts.soaking.killing import Counts, Killer
@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
 class Soak:
     """One soak: what goes on at once, and what it came to."""
 
-    def __init__(self, network: testnet.Network, client: Client, options: argparse.Namespace) -> None:
+    def __init__(self, network: testnet.Network, client: Session, options: argparse.Namespace) -> None:
         self.options = options
         self.client = client
         self.fleet = Fleet(network, client)
@@ -139,7 +139,7 @@ class Soak:
 
         home = Home(fleet.network.directory / "reader")  # it learns of nothing but by its own reads
         home.put_genesis(self.client.genesis)
-        async with open_client(home) as reader:
+        async with open_session(home) as reader:
             self.sampler = Sampler(reader, fleet, self.load, seed=seed, tell=self._say)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._report_epochs, is_over)
@@ -214,7 +214,7 @@ class Soak:
 
 async def soak(network: testnet.Network, options: argparse.Namespace, kept: dict[str, Any]) -> list[str]:
     """Soak and check; returns what is wrong. What must outlive a fault is put into `kept`."""
-    async with open_client(network.client_home) as client:
+    async with open_session(network.client_home) as client:
         running = Soak(network, client, options)
         try:
             await running.run()

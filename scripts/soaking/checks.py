@@ -19,7 +19,7 @@ from economics.transactions import SignedTransaction
 from p2pnode.chain import ChainStore
 from p2pnode.chainsync import REPLY_BYTES_MAX
 from p2pnode.chainview import Outcome
-from p2pnode.client import Client
+from p2pnode.session import Session
 from p2pnode.testnet import Network, home_of
 
 AGREE_S = 120.0
@@ -30,7 +30,7 @@ FATAL = ("Traceback", "AssertionError", "caught: member", "CRITICAL", " ERROR ")
 """In a log: a fault of ours, or an honest node that seems to have signed two things."""
 
 
-async def wait_for_agreement(client: Client) -> tuple[list[str], dict[str, Any]]:
+async def wait_for_agreement(client: Session) -> tuple[list[str], dict[str, Any]]:
     """Wait until all nodes report one height and state root; return what is wrong and what they report."""
     seen: list[Any] = []
     with trio.move_on_after(AGREE_S):
@@ -46,7 +46,7 @@ async def wait_for_agreement(client: Client) -> tuple[list[str], dict[str, Any]]
     return [f"no agreement within {AGREE_S:.0f} s: {seen}"], {}
 
 
-async def compare_headers(client: Client, height: int) -> list[str]:
+async def compare_headers(client: Session, height: int) -> list[str]:
     """Ask every node for all its headers and compare block for block."""
     chains = [await fetch_hashes(client, member, height) for member in range(client.members.count)]
     return [
@@ -56,7 +56,7 @@ async def compare_headers(client: Client, height: int) -> list[str]:
     ]
 
 
-async def fetch_hashes(client: Client, member: int, height: int) -> dict[int, Digest]:
+async def fetch_hashes(client: Session, member: int, height: int) -> dict[int, Digest]:
     found: dict[int, Digest] = {}
     while height > 0:
         request: dict[str, cbor.Value] = {"count": HEADERS_AT_ONCE, "height": height, "op": "headers"}

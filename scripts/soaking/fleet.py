@@ -17,8 +17,8 @@ from economics.genesis import build_key_text
 from economics.nodes import Handover, Seats
 from economics.slots import HANDOVER_SLOT, seats_slot, state_key
 from p2pnode import testnet
-from p2pnode.client import Client
 from p2pnode.errors import NodeError
+from p2pnode.session import Session
 
 POLL_S = 0.1
 START_S_MAX = 60.0
@@ -41,7 +41,7 @@ async def wait_until(holds: Callable[[], bool]) -> None:
 class Fleet:
     """All nodes of a testnet, and what has been done to each."""
 
-    def __init__(self, network: testnet.Network, client: Client) -> None:
+    def __init__(self, network: testnet.Network, client: Session) -> None:
         self.network = network
         self.client = client
         genesis = network.client_home.load_genesis()

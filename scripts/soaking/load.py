@@ -18,11 +18,12 @@ from economics.errors import Rejected
 from economics.genesis import FROST_PER_WAL
 from economics.operations import EPOCHS_AHEAD_MAX
 from p2pnode.chainview import Outcome
-from p2pnode.client import Client
 from p2pnode.errors import NodeError, TooSlow
 from p2pnode.keys import Key
 from p2pnode.payments import Order
 from p2pnode.publish import Publisher
+from p2pnode.session import Session
+from p2pnode.sources import FileSource
 
 ACCOUNTS = 12
 OWNERS = 2
@@ -48,7 +49,7 @@ class Load:
 
     def __init__(
         self,
-        client: Client,
+        client: Session,
         faucet: Key,
         directory: Path,
         *,
@@ -111,7 +112,7 @@ class Load:
             number += 1
             await trio.to_thread.run_sync(path.write_bytes, rng.randbytes(rng.randint(0, BLOB_BYTES_MAX)))
             try:
-                published = await publisher.publish(path)
+                published = await publisher.publish(FileSource.open(path))
             except* (NodeError, Rejected) as faults:
                 for fault in flatten(faults):
                     self._count("blob", fault)

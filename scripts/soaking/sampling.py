@@ -13,8 +13,8 @@ from collections.abc import Callable
 import trio
 
 from economics.errors import Rejected
-from p2pnode.client import Client
 from p2pnode.errors import NodeError
+from p2pnode.session import Session
 from scripts.soaking.fleet import Fleet
 from scripts.soaking.load import Load, StoredBlob, flatten
 
@@ -29,7 +29,7 @@ FAILURES_SHOWN = 20
 class Sampler:
     """Reads all the time, and counts."""
 
-    def __init__(self, client: Client, fleet: Fleet, load: Load, *, seed: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, client: Session, fleet: Fleet, load: Load, *, seed: int, tell: Callable[[str], None]) -> None:
         self.client = client
         self.fleet = fleet
         self.load = load

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from economics.crypto import NodeId
 from p2pnode.chainclient import ChainClient
-from p2pnode.client import Client, open_client
 from p2pnode.home import Home
 from p2pnode.members import DIAL_S, Members, Who
 from p2pnode.network.stream import Stream
 from p2pnode.node import clock_ms
 from p2pnode.protocols import chain_protocol
+from p2pnode.session import Session, open_session
 
 
 class OneNode(Members):
     """The one node as if it were each of the members."""
 
-    def __init__(self, client: Client, node: NodeId, addresses: Sequence[str]) -> None:
+    def __init__(self, client: Session, node: NodeId, addresses: Sequence[str]) -> None:
         super().__init__(client.members.network, client.genesis, chain_protocol(client.genesis), None)
         self.node = node
         self.addresses = addresses
@@ -29,5 +29,5 @@ class OneNode(Members):
 @asynccontextmanager
 async def open_one(home: Home, node: NodeId, addresses: Sequence[str], cache: Path) -> AsyncIterator[ChainClient]:
     """Yield a client of the chain that knows this node and nobody else, and trusts the genesis file."""
-    async with open_client(home) as client:
+    async with open_session(home) as client:
         yield ChainClient(members=OneNode(client, node, addresses), cache=cache, clock_ms=clock_ms)

@@ -27,7 +27,6 @@ from economics.transactions import build
 from p2pnode import testnet
 from p2pnode.chain import ChainStore
 from p2pnode.chainclient import ChainClient
-from p2pnode.client import Client, open_client
 from p2pnode.errors import ExitCode, NodeError
 from p2pnode.files import replace_synced
 from p2pnode.home import Config, Home
@@ -35,6 +34,8 @@ from p2pnode.keys import Key, load_key
 from p2pnode.members import Refused
 from p2pnode.payments import Order
 from p2pnode.publish import Publisher
+from p2pnode.session import Session, open_session
+from p2pnode.sources import FileSource
 from p2pnode.testnet import Network
 from p2pnode.trust import trusted_genesis
 from p2pnode.votelog import FRAME_BYTES, HEAD_BYTES
@@ -64,12 +65,12 @@ async def until(condition: Callable[[], Awaitable[T | None]]) -> T:
         return found
 
 
-async def chains(client: Client) -> dict[int, dict[str, Any]]:
+async def chains(client: Session) -> dict[int, dict[str, Any]]:
     """Return what each member that answers says of its chain."""
     return {row["member"]: row["chain"] for row in await client.status() if row["reachable"] and row["chain"]}
 
 
-async def until_height(client: Client, height: int, *, among: set[int]) -> dict[int, dict[str, Any]]:
+async def until_height(client: Session, height: int, *, among: set[int]) -> dict[int, dict[str, Any]]:
     """Wait until these members are at a height, and return what all say then."""
 
     async def are_there() -> dict[int, dict[str, Any]] | None:
@@ -79,7 +80,7 @@ async def until_height(client: Client, height: int, *, among: set[int]) -> dict[
     return await until(are_there)
 
 
-async def top(client: Client) -> int:
+async def top(client: Session) -> int:
     """Return the height of whoever is furthest."""
     heights: list[int] = [chain["height"] for chain in (await chains(client)).values()]
     return max(heights)
@@ -129,7 +130,7 @@ def store(home: Home, file: Path, *options: object) -> dict[str, Any]:
     return fields
 
 
-async def same_roots(client: Client, *, members: int) -> set[str]:
+async def same_roots(client: Session, *, members: int) -> set[str]:
     """Wait until so many members are at one height, and return the state roots that they have there."""
 
     async def meet() -> set[str] | None:
@@ -219,7 +220,7 @@ class TestAtPeace:
 
     async def test_a_bad_transaction_is_refused_by_its_reason(self, network: Network) -> None:
         key, genesis = faucet_of(network), network.client_home.load_genesis()
-        async with open_client(network.client_home) as client:
+        async with open_session(network.client_home) as client:
             done = await client.chain.transact(key, Transfer(SOMEBODY, 1))
             row = await client.chain.transaction(done.hash)
             assert row is not None
@@ -315,7 +316,7 @@ def log_of(network: Network, member: int) -> str:
     return (testnet.home_of(network.directory, member).path / "node.log").read_text(encoding="utf-8")
 
 
-async def goes_on(client: Client, *, among: set[int], blocks: int = 10) -> None:
+async def goes_on(client: Session, *, among: set[int], blocks: int = 10) -> None:
     """Wait for so many more blocks at these members: what was under way is not enough."""
     await until_height(client, await top(client) + blocks, among=among)
 
@@ -328,7 +329,7 @@ class TestUnderFire:
     }
 
     async def test_a_killed_leader_is_missed_by_nobody_catches_up_and_votes_again(self, network: Network) -> None:
-        async with open_client(network.client_home) as client:
+        async with open_session(network.client_home) as client:
             await until_height(client, 5, among=ALL)
             leader = (await client.chain.blocks(limit=1))[0].leader
             others = ALL - {leader}
@@ -345,13 +346,13 @@ class TestUnderFire:
             assert len(await same_roots(client, members=3)) == 1
 
     async def test_all_nodes_killed_at_once_come_back_with_what_they_acknowledged(self, network: Network) -> None:
-        async with open_client(network.client_home) as client:
+        async with open_session(network.client_home) as client:
             done = await client.chain.transact(faucet_of(network), Transfer(SOMEBODY, 1))
             for process in testnet.load(network.directory).processes:
                 process.send(signal.SIGKILL)
             testnet.wait_stopped(testnet.load(network.directory).processes)
         bring_back(network, *ALL)
-        async with open_client(network.client_home) as client:
+        async with open_session(network.client_home) as client:
             await until_height(client, done.height + 10, among=ALL)
             row = await client.chain.transaction(done.hash)
             assert row is not None
@@ -359,7 +360,7 @@ class TestUnderFire:
             assert len(await same_roots(client, members=3)) == 1
 
     async def test_a_damaged_vote_log_silences_a_node_until_the_chain_has_passed_it(self, network: Network) -> None:
-        async with open_client(network.client_home) as client:
+        async with open_session(network.client_home) as client:
             await goes_on(client, among=ALL)
             kill(network, 1, 2)
             path = testnet.home_of(network.directory, 1).votelog_path
@@ -382,7 +383,7 @@ class TestUnderFire:
             bring_back(network, 2)
 
     async def test_a_torn_vote_log_is_cut_and_the_node_votes_at_once(self, network: Network) -> None:
-        async with open_client(network.client_home) as client:
+        async with open_session(network.client_home) as client:
             await goes_on(client, among=ALL)
             kill(network, 1, 2)
             with testnet.home_of(network.directory, 1).votelog_path.open("ab") as file:
@@ -424,7 +425,7 @@ async def joined(network: Network, path: Path, **settings: Any) -> AsyncIterator
 async def follows_proves_and_passes_on(network: Network, chain: ChainClient) -> None:
     """Check that a node does what a network's other nodes are there for."""
     key = faucet_of(network)
-    async with open_client(network.client_home) as client:
+    async with open_session(network.client_home) as client:
         goal = await top(client)
 
         async def is_there() -> bool:
@@ -464,7 +465,7 @@ class TestEpochs:
         genesis = network.client_home.load_genesis()
         full = genesis.parameters.stake_frost_per_shard
         keys = [state_key(node_slot(member.node)) for member in genesis.members]
-        async with open_client(network.client_home) as client:
+        async with open_session(network.client_home) as client:
 
             async def are_slashed() -> list[int]:
                 with contextlib.suppress(NodeError):
@@ -487,12 +488,12 @@ class TestEpochs:
     async def test_epochs_pass_under_load_and_receipts_hold_across_them(self, network: Network, tmp_path: Path) -> None:
         home = network.client_home
         receipts: list[Receipt] = []
-        async with open_client(home) as client, trio.open_nursery() as nursery:
+        async with open_session(home) as client, trio.open_nursery() as nursery:
             nursery.start_soon(pour, client.chain, faucet_of(network), 1_000_000)
             while len({receipt.header.epoch for receipt in receipts}) < 3:
                 file = make_file(tmp_path / "file", 50_000, seed=100 + len(receipts))
                 publisher = Publisher(client, load_key(home.owner_key_path), Order(epochs=20))
-                stored = await publisher.publish(file)
+                stored = await publisher.publish(FileSource.open(file))
                 assert stored.upload is not None
                 receipts.append(await until(partial(receipt_of, client, stored.blob_id)))
             nursery.cancel_scope.cancel()
@@ -508,7 +509,7 @@ class TestEpochs:
         assert "from a snapshot" in (home.path / "node.log").read_text(encoding="utf-8")
 
 
-async def receipt_of(client: Client, blob_id: BlobId) -> Receipt | None:
+async def receipt_of(client: Session, blob_id: BlobId) -> Receipt | None:
     with contextlib.suppress(NodeError, Rejected):  # what can be proven is a block older than what is final
         return await client.chain.receipt(blob_id)
     return None

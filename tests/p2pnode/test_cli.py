@@ -11,9 +11,9 @@ import pytest
 
 from economics.blob import BlobId, build_blob_id_text
 from economics.genesis import build_key_text, parse_key
-from p2pnode.client import output_file
 from p2pnode.errors import ExitCode, InputError
 from p2pnode.home import Home
+from p2pnode.session import output_file
 from p2pnode.wallet import INTERACTIVE, create_wallet, load_wallet
 from tests import reference
 from tests.p2pnode.command import ROOT, p2pnode

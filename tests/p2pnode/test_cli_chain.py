@@ -12,7 +12,7 @@ import pytest
 import trio
 from click.testing import CliRunner
 
-import p2pnode.client
+import p2pnode.session
 from economics.arguments import Attributes, Reserve
 from economics.blob import BlobId, build_blob_id_text
 from economics.commitments import Certificate
@@ -57,7 +57,7 @@ def chain(monkeypatch: pytest.MonkeyPatch) -> LedgerChain:
     async def open_stand_in(home: Home, *, on_fault: object) -> AsyncIterator[StandIn]:
         yield StandIn(chain)
 
-    monkeypatch.setattr(p2pnode.client, "open_client", open_stand_in)
+    monkeypatch.setattr(p2pnode.session, "open_session", open_stand_in)
     return chain
 
 

@@ -11,7 +11,6 @@ from economics.blob import parse_blob_id
 from economics.commitments import ZERO_RESERVATION, Certificate, ReservationId
 from economics.committee import Committee
 from p2pnode import testnet
-from p2pnode.client import Client, open_client
 from p2pnode.encoder import Encoder, open_encoder
 from p2pnode.errors import ExitCode
 from p2pnode.files import replace_synced
@@ -20,7 +19,9 @@ from p2pnode.keys import load_key
 from p2pnode.network.frames import send_message
 from p2pnode.network.stream import Stream
 from p2pnode.payments import Order, reserve_for
+from p2pnode.session import Session, open_session
 from p2pnode.sliverfile import MAGIC
+from p2pnode.sources import FileSource
 from p2pnode.testnet import Network
 from p2pnode.upload import Deal, TooFewNodes, Uploader
 from p2pnode.wallet import create_wallet
@@ -251,17 +252,17 @@ class VanishingUploader(Uploader):
         await trio.sleep_forever()
 
 
-def make_uploader(kind: type[Uploader], client: Client, home: Home, encoder: Encoder, deal: Deal) -> Uploader:
+def make_uploader(kind: type[Uploader], client: Session, home: Home, encoder: Encoder, deal: Deal) -> Uploader:
     return kind(
         members=client.members,
         encoder=encoder,
         owner=load_key(home.owner_key_path),
-        uploader=client.session.public,
+        uploader=client.key.public,
         height=deal.height,
     )
 
 
-async def make_deal(client: Client, reservation: ReservationId) -> Deal:
+async def make_deal(client: Session, reservation: ReservationId) -> Deal:
     head = await client.chain.head()
     return Deal(Committee(head.epoch, client.genesis.members), head.height, reservation, deletable=True)
 
@@ -269,7 +270,7 @@ async def make_deal(client: Client, reservation: ReservationId) -> Deal:
 async def test_nobody_signs_for_what_is_not_paid(small: Network, tmp_path: Path) -> None:
     file = make_file(tmp_path / "file", 100_000)
     with trio.fail_after(WAIT_S):
-        async with open_client(small.client_home) as client, open_encoder(client.codec, length=100_000) as encoder:
+        async with open_session(small.client_home) as client, open_encoder(client.codec, length=100_000) as encoder:
             deal = await make_deal(client, ZERO_RESERVATION)
             uploader = make_uploader(Uploader, client, small.client_home, encoder, deal)
 
@@ -277,7 +278,7 @@ async def test_nobody_signs_for_what_is_not_paid(small: Network, tmp_path: Path)
                 return deal
 
             with pytest.RaisesGroup(TooFewNodes, flatten_subgroups=True, allow_unwrapped=True):
-                await uploader.run(file, 100_000, agree)
+                await uploader.run(FileSource.open(file), agree)
             faults = [str(fault) for fault in client.members.faults.values()]
     assert len(faults) >= 2
     assert all("reserve storage first" in fault for fault in faults), faults
@@ -288,7 +289,7 @@ async def test_a_blob_whose_client_dies_after_closing_is_certified_by_a_node(sma
     file = make_file(tmp_path / "file", size)
     blob_id = p2pnode("blob-id", file, home=home.path).out.decode().strip()
     with trio.fail_after(WAIT_S):
-        async with open_client(home) as client:
+        async with open_session(home) as client:
             units = client.genesis.code.encoded_units(size)
             reserved = await reserve_for(
                 client.chain, load_key(home.owner_key_path), units=units, order=Order(epochs=3)
@@ -301,7 +302,7 @@ async def test_a_blob_whose_client_dies_after_closing_is_certified_by_a_node(sma
             async with open_encoder(client.codec, length=size) as encoder, trio.open_nursery() as nursery:
                 uploader = make_uploader(VanishingUploader, client, home, encoder, deal)
                 assert isinstance(uploader, VanishingUploader)
-                nursery.start_soon(uploader.run, file, size, agree)
+                nursery.start_soon(uploader.run, FileSource.open(file), agree)
                 while uploader.closed < 4:  # noqa: ASYNC110 - the uploader has no event for it
                     await trio.sleep(0.05)
                 nursery.cancel_scope.cancel()

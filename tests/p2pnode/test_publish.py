@@ -1,6 +1,5 @@
 """A file that a node certified for its owner meanwhile is stored: the call that came too late does not fail."""
 
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -16,11 +15,12 @@ from economics.arguments import (
 from economics.commitments import ReservationId
 from economics.state import BlobEntry
 from p2pnode.chainview import Outcome
-from p2pnode.client import Client
 from p2pnode.errors import TransactionFailed
 from p2pnode.keys import Key
 from p2pnode.payments import Order, Reserved
 from p2pnode.publish import Publisher, _Reserving
+from p2pnode.session import Session
+from p2pnode.sources import BytesSource
 from p2pnode.upload import Stored, TooFewNodes
 from tests.chain import key_of
 from tests.p2pnode.ledgerchain import LedgerChain
@@ -60,7 +60,7 @@ class Net(LedgerChain):
         return Stored(ID, 5_000, certify(GENESIS, statement, (0, 1, 2)), 3, 0, 0, ())
 
     def publisher(self) -> Publisher:
-        return Publisher(cast(Client, self), OWNER, Order())
+        return Publisher(cast(Session, self), OWNER, Order())
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def test_members_that_refuse_what_is_certified_already_are_right(
     reserving._reserved = Reserved(reservation, 3, 0)
     publisher = net.publisher()
     if unpaid and certified:
-        assert await publisher._upload(Path("file"), 5_000, ID, reserving) is None
+        assert await publisher._upload(BytesSource(bytes(5_000)), ID, reserving) is None
     else:
         with pytest.raises(TooFewNodes):
-            await publisher._upload(Path("file"), 5_000, ID, reserving)
+            await publisher._upload(BytesSource(bytes(5_000)), ID, reserving)

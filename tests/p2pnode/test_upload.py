@@ -14,7 +14,6 @@ import trio.testing
 from economics.arguments import Certify, Reserve
 from economics.commitments import ReservationId
 from economics.genesis import Genesis
-from economics.geometry import BLOB_BYTES_MAX
 from economics.ledger import Code
 from p2pnode.codec import Kind
 from p2pnode.encoder import Encoder, open_encoder
@@ -22,6 +21,7 @@ from p2pnode.errors import InputError, NodeError, SpaceError, Unpaid
 from p2pnode.keys import Key
 from p2pnode.members import FaultKind
 from p2pnode.network.stream import Stream
+from p2pnode.sources import FileSource
 from p2pnode.storage import Reply, send_honestly
 from p2pnode.upload import (
     BEHIND_GRACE_S,
@@ -32,8 +32,6 @@ from p2pnode.upload import (
     Stored,
     TooFewNodes,
     Uploader,
-    file_length,
-    read_segments,
 )
 from tests.chain import Chain
 from tests.p2pnode.reseated import seat
@@ -102,7 +100,7 @@ class Run:
         self.file.write_bytes(data)
         async with open_encoder(make_codec(self.genesis), length=len(data)) as self.encoder:
             uploader = self.make_uploader(self.encoder, owner)
-            self.stored = await uploader.run(self.file, len(data), partial(self.agree, owner))
+            self.stored = await uploader.run(FileSource(self.file, len(data)), partial(self.agree, owner))
             assert len(self.encoder._free) == len(self.encoder.slots)
         return self.stored
 
@@ -213,7 +211,7 @@ class TestReservation:
                 return run.deal(run.chain.reserve(OWNER, Reserve(units=1, start_epoch=0, end_epoch=1)))
 
             async with open_encoder(make_codec(FOUR), length=2500) as encoder:
-                stored = await run.make_uploader(encoder, OWNER).run(run.file, 2500, buy)
+                stored = await run.make_uploader(encoder, OWNER).run(FileSource(run.file, 2500), buy)
         assert run.chain.run(OWNER, Certify(stored.certificate)) is Code.OK
         entry = run.chain.ledger.entry(stored.blob_id, stored.certificate.statement.reservation)
         assert entry is not None
@@ -228,7 +226,7 @@ class TestReservation:
 
             async with open_encoder(make_codec(FOUR), length=10) as encoder:
                 with pytest.raises(Unpaid, match="the wallet is empty"):
-                    await run.make_uploader(encoder, OWNER).run(run.file, 10, refuse)
+                    await run.make_uploader(encoder, OWNER).run(FileSource(run.file, 10), refuse)
 
     async def test_that_is_another_owner_s_is_signed_for_by_nobody(self, tmp_path: Path) -> None:
         async with open_run(tmp_path) as run:
@@ -239,7 +237,7 @@ class TestReservation:
 
             async with open_encoder(make_codec(FOUR), length=10) as encoder:
                 with pytest.raises(TooFewNodes, match="the reservation is another owner's"):
-                    await run.make_uploader(encoder, OWNER).run(run.file, 10, borrow)
+                    await run.make_uploader(encoder, OWNER).run(FileSource(run.file, 10), borrow)
         assert [server.signed for server in run.servers] == [[]] * 4
 
 
@@ -445,27 +443,4 @@ class TestFailure:
             run.file.write_bytes(content(1500))
             async with open_encoder(make_codec(FOUR), length=2500) as encoder:
                 with pytest.raises(InputError, match="became shorter while it was read"):
-                    await run.make_uploader(encoder, OWNER).run(run.file, 2500, partial(run.agree, OWNER))
-
-
-class TestFile:
-    def test_is_read_segment_by_segment(self, tmp_path: Path) -> None:
-        path = tmp_path / "file"
-        for length, want in ((0, [0]), (1000, [1000]), (2500, [1000, 1000, 500])):
-            path.write_bytes(content(length))
-            segments = list(read_segments(path, FOUR.code, file_length(path)))
-            assert ([len(segment) for segment in segments], b"".join(segments)) == (want, content(length))
-
-    def test_that_cannot_be_stored_is_named(self, tmp_path: Path) -> None:
-        large = tmp_path / "large"
-        with large.open("wb") as file:
-            file.truncate(BLOB_BYTES_MAX + 1)
-        for path, message in (
-            (tmp_path, "is a folder"),
-            (tmp_path / "none", "cannot read"),
-            (large, f"a blob has at most {BLOB_BYTES_MAX}"),
-        ):
-            with pytest.raises(InputError, match=message):
-                file_length(path)
-        with pytest.raises(InputError, match="cannot read"):
-            list(read_segments(tmp_path / "none", FOUR.code, 1))
+                    await run.make_uploader(encoder, OWNER).run(FileSource(run.file, 2500), partial(run.agree, OWNER))

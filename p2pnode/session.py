@@ -1,4 +1,7 @@
-"""One client's session: a short-lived peer that reads and asks. Storing is in publish, reading in download."""
+"""One client's session with a network: who asks its members, and what every command needs of them.
+
+Storing is in publish, reading in download; what a program is meant to use is in client.
+"""
 
 import contextlib
 import os
@@ -11,15 +14,14 @@ from typing import Any, BinaryIO
 
 import trio
 
-from dht.discovery import open_discovery
+from dht.discovery import Discovery, open_discovery
 from economics import cbor
-from economics.blob import BlobId, Header, Root, parse_blob_id
+from economics.blob import BlobId, Header, parse_blob_id
 from economics.commitments import Certificate
 from economics.committee import Committee
 from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
-from economics.geometry import Code
 from economics.nodes import Marks, Seats
 from economics.slots import invalid_slot, seats_slot, state_key
 from p2pnode.chainclient import ChainClient
@@ -32,11 +34,10 @@ from p2pnode.home import Home
 from p2pnode.kernel import load_kernel
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, shorten
-from p2pnode.network.host import open_network, sole_exception
+from p2pnode.network.host import Network, open_network, sole_exception
 from p2pnode.node import bootstrap_of, clock_ms, dialler
 from p2pnode.overview import Overview, find_overview
 from p2pnode.protocols import chain_protocol, storage_protocol
-from p2pnode.upload import file_length, read_segments
 
 STATUS_BYTES_MAX = 65_536
 CERTIFICATE_BYTES_MAX = 65_536
@@ -54,13 +55,14 @@ class Read:
     faults: tuple[Fault, ...]
 
 
-class Client:
+class Session:
     """A session of one client with one network."""
 
-    def __init__(self, *, genesis: Genesis, session: Key, members: Members, chain: ChainClient, codec: Codec) -> None:
+    def __init__(self, *, genesis: Genesis, key: Key, members: Members, chain: ChainClient, codec: Codec) -> None:
         self.chain = chain
         self.genesis = genesis
-        self.session = session
+        self.key = key
+        """Of this session alone: it names the uploader."""
         self.members = members
         self.codec = codec
         self.reader = Reader(members=members, seats=self.seats, codec=codec, rng=random.Random(os.urandom(16)))
@@ -282,19 +284,18 @@ def once_a_member(on_fault: Callable[[Fault], None]) -> Callable[[Fault], None]:
 
 
 @asynccontextmanager
-async def open_client(home: Home, *, on_fault: Callable[[Fault], None] = lambda fault: None) -> AsyncIterator[Client]:
+async def open_session(home: Home, *, on_fault: Callable[[Fault], None] = lambda fault: None) -> AsyncIterator[Session]:
     """Join the network of a home as a client while the block lasts. Raises `ConfigError`."""
     genesis = home.load_genesis()
-    session = Key.generate()
-    kernel = await trio.to_thread.run_sync(load_kernel)
+    key = Key.generate()
     async with (
-        open_network(seed=session.seed, listen=()) as network,
+        open_network(seed=key.seed, listen=()) as network,
         open_discovery(
             host=network.host,
             connect=dialler(network),
             chain_id=genesis.chain_id,
-            sign=session.sign,
-            node_id=NodeId(session.public),
+            sign=key.sign,
+            node_id=NodeId(key.public),
             addresses=network.addresses,
             server=False,
             bootstrap=bootstrap_of(home.load_config_or_default(), genesis.members),
@@ -302,15 +303,23 @@ async def open_client(home: Home, *, on_fault: Callable[[Fault], None] = lambda 
             clock_ms=clock_ms,
         ) as discovery,
     ):
-        tell = once_a_member(on_fault)
-        members = Members(network, genesis, storage_protocol(genesis), discovery, on_fault=tell)
-        chain = ChainClient(
-            members=Members(network, genesis, chain_protocol(genesis), discovery, on_fault=tell),
-            cache=home.trusted_path,
-            clock_ms=clock_ms,
-        )
-        codec = Codec(genesis.code, kernel)
-        yield Client(genesis=genesis, session=session, members=members, chain=chain, codec=codec)
+        yield await build_session(home, key, network, discovery, on_fault=on_fault)
+
+
+async def build_session(
+    home: Home, key: Key, network: Network, discovery: Discovery, *, on_fault: Callable[[Fault], None]
+) -> Session:
+    """Return a session over a network and a DHT that are open already."""
+    genesis = home.load_genesis()
+    kernel = await trio.to_thread.run_sync(load_kernel)
+    tell = once_a_member(on_fault)
+    chain = ChainClient(
+        members=Members(network, genesis, chain_protocol(genesis), discovery, on_fault=tell),
+        cache=home.trusted_path,
+        clock_ms=clock_ms,
+    )
+    members = Members(network, genesis, storage_protocol(genesis), discovery, on_fault=tell)
+    return Session(genesis=genesis, key=key, members=members, chain=chain, codec=Codec(genesis.code, kernel))
 
 
 def parse_id(text: str) -> BlobId:
@@ -364,12 +373,3 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
         raise
     part.replace(path)
     sync_directory(path.parent)
-
-
-def compute_blob_id(path: Path, code: Code) -> BlobId:
-    """Return the ID that a file has under a code, without any network: one segment at a time."""
-    length = file_length(path)
-    codec = Codec(code, load_kernel())
-    buffer = memoryview(bytearray(codec.matrix_bytes(code.segment_length(length, 0))))
-    roots: list[Root] = [codec.encode(data, buffer).root for data in read_segments(path, code, length)]
-    return Header(code, length, tuple(roots)).blob_id
