@@ -35,6 +35,7 @@ STATUS = {
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     405: "UNIMPLEMENTED",
+    408: "DEADLINE_EXCEEDED",
     409: "ABORTED",
     410: "NOT_FOUND",
     411: "INVALID_ARGUMENT",
@@ -64,6 +65,8 @@ class HttpFault(Exception):
     reason: str = ""
     """A word that a program can tell this case by, such as BLOB_UNAVAILABLE; goes into `details`."""
     headers: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, int | str] = field(default_factory=dict)
+    """What a program may want of it, such as a limit; goes into `details`."""
 
     def __str__(self) -> str:
         return f"{self.code} {self.message}"
@@ -105,7 +108,8 @@ def build_response(fault: HttpFault) -> Response:
     """Return `{"error": {"code", "status", "message", "details"}}`, which no cache keeps."""
     details: list[dict[str, Any]] = []
     if fault.reason:
-        details.append({"@type": "ErrorInfo", "domain": "p2pnode", "reason": fault.reason})
+        metadata = {"metadata": dict(fault.facts)} if fault.facts else {}
+        details.append({"@type": "ErrorInfo", "domain": "p2pnode", "reason": fault.reason, **metadata})
     message = " ".join(str(fault.message).split())
     error = {"code": fault.code, "details": details, "message": message, "status": STATUS.get(fault.code, "UNKNOWN")}
     return JSONResponse({"error": error}, fault.code, {"Cache-Control": "no-store", **fault.headers})
