@@ -1,16 +1,17 @@
 """What the routes of a gateway share: the way to the network, the cache, the wallet, the limits. Knows no HTTP."""
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import trio
+
+from economics.blob import BlobId
+from p2pnode.chainview import Head
 from p2pnode.gateway.access import Access
+from p2pnode.gateway.blobs import Blobs
 from p2pnode.home import Home
 from p2pnode.keys import Key
 from p2pnode.session import Session
-
-if TYPE_CHECKING:
-    from economics.blob import BlobId
-    from p2pnode.views import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,20 @@ class Limits:
     """Of all files of one quilt together."""
 
 
+@dataclass(slots=True)
+class Health:
+    """How the gateway is, kept in memory: whoever asks waits for nobody."""
+
+    head: Head | None = None
+    """The newest block that was proven to it."""
+    head_at: float = -math.inf
+    """When that was, on trio's clock."""
+    fault: str = "the network has not answered yet"
+    """Why there is no newer one; empty where there is."""
+    downloads: int = 0
+    """Answers under way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """All that a route may use."""
@@ -37,9 +52,17 @@ class Services:
     """Who pays for what is stored and may delete it; None for a gateway that only reads."""
     access: Access
     limits: Limits = field(default_factory=Limits)
+    blobs: Blobs | None = None
+    """What is read; None for a gateway that only writes, as tests make one."""
+    health: Health = field(default_factory=Health)
 
-    async def open_view(self, blob_id: "BlobId") -> "View":
-        """Return a blob's bytes, read through the cache. Raises `HttpFault` for 404, 410, 422 and 503."""
-        from p2pnode.views import BlobView
+    def note_stored(self, blob_id: BlobId, content_type: str | None) -> None:
+        """Have a blob found that was certified just now, whoever found it missing before."""
+        if self.blobs is not None:
+            self.blobs.learn(blob_id, content_type)
 
-        return BlobView(self.session.reader, await self.session.reader.header(blob_id))
+    async def note_deleted(self, blob_id: BlobId) -> None:
+        """Have a blob be gone that nobody keeps any more, here at once."""
+        if self.blobs is not None:
+            self.blobs.forget(blob_id)
+            await trio.to_thread.run_sync(self.blobs.cache.drop, blob_id)
