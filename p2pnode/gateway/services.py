@@ -7,11 +7,16 @@ import trio
 
 from economics.blob import BlobId
 from p2pnode.chainview import Head
+from p2pnode.errors import NodeError
 from p2pnode.gateway.access import Access
 from p2pnode.gateway.blobs import Blobs
 from p2pnode.home import Home
 from p2pnode.keys import Key
 from p2pnode.session import Session
+
+HEAD_S = 10.0
+HEAD_OLD_S = 60.0
+"""Without a proven block for so long the gateway says that it is not ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,13 @@ class Health:
     """Why there is no newer one; empty where there is."""
     downloads: int = 0
     """Answers under way."""
+    started: float = field(default_factory=trio.current_time)
+
+    def why_not_ready(self, now: float) -> str:
+        """Return why blobs may not be had now; empty where they may."""
+        if self.head is None or now - self.head_at > HEAD_OLD_S:
+            return self.fault or f"no block was proven for {HEAD_OLD_S:.0f} s"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,16 @@ class Services:
     blobs: Blobs | None = None
     """What is read; None for a gateway that only writes, as tests make one."""
     health: Health = field(default_factory=Health)
+
+    async def watch_head(self) -> None:
+        """Look at the chain now and then, for as long as the gateway runs."""
+        while True:
+            try:
+                self.health.head = await self.session.chain.head()
+                self.health.head_at, self.health.fault = trio.current_time(), ""
+            except NodeError as fault:
+                self.health.fault = str(fault)
+            await trio.sleep(HEAD_S)
 
     def note_stored(self, blob_id: BlobId, content_type: str | None) -> None:
         """Have a blob found that was certified just now, whoever found it missing before."""
