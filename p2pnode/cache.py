@@ -291,17 +291,16 @@ class SegmentCache:
                             yield _File(state.st_mtime_ns, state.st_size, Path(entry.path))
 
     def _evict(self, file: _File) -> int:
-        """Remove a segment, or what says what a blob is once no segment of it is left; return the bytes freed."""
-        directory = file.path.parent
+        """Remove a segment, with its blob's last one what says what the blob is; return the bytes freed."""
         if not file.path.name.isdigit():
-            if any(entry.name.isdigit() or entry.name.endswith(".new") for entry in os.scandir(directory)):
-                return 0
-        else:
-            self._remove(directory / "whole")
-        self._remove(file.path)
-        with contextlib.suppress(OSError):
-            directory.rmdir()
-        return file.size
+            return 0 if _has_segments(file.path.parent) else _free(file.path)
+        _free(file.path.parent / "whole")
+        freed = _free(file.path)
+        if not _has_segments(file.path.parent):
+            freed += sum(_free(file.path.parent / name) for name in ("header", "type"))
+            with contextlib.suppress(OSError):
+                file.path.parent.rmdir()
+        return freed
 
     # --- what others may have ------------------------------------------------------------------------------------
 
@@ -353,6 +352,22 @@ class SegmentCache:
                     if os.path.exists(os.path.join(entry.path, "whole")):
                         found.append(parse_blob_id(entry.name))
         return found
+
+
+def _has_segments(directory: Path) -> bool:
+    """Return whether there is a segment, or one that is being written."""
+    with contextlib.suppress(FileNotFoundError):
+        return any(entry.name.isdigit() or entry.name.endswith(".new") for entry in os.scandir(directory))
+    return False
+
+
+def _free(path: Path) -> int:
+    """Remove a file and return its size; 0 where it is gone already."""
+    with contextlib.suppress(OSError):
+        size = path.stat().st_size
+        path.unlink()
+        return size
+    return 0
 
 
 def _write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> int:

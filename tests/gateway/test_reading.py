@@ -424,7 +424,7 @@ async def test_without_a_cache_all_is_read_all_the_same(tmp_path: Path) -> None:
         for _ in range(2):
             assert (await get(opened.port, url(blob_id))).body == DATA
         assert (await get(opened.port, url(blob_id), Range="bytes=70000-70009")).body == DATA[70_000:70_010]
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "blobs").exists()
 
 
 async def test_a_cached_blob_is_read_though_the_network_is_gone(tmp_path: Path) -> None:
