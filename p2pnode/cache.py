@@ -6,6 +6,7 @@ it writes itself and looks at the whole again now and then, so that together the
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
@@ -23,8 +24,7 @@ from economics.crypto import DIGEST_BYTES
 from economics.errors import Rejected
 from economics.geometry import BLOB_BYTES_MAX
 from p2pnode.codec import Codec
-from p2pnode.errors import ConfigError
-from p2pnode.files import FULL, lock_directory
+from p2pnode.files import FULL
 
 log = logging.getLogger("p2pnode.cache")
 
@@ -261,19 +261,17 @@ class SegmentCache:
 
     def _look(self, room: int) -> None:
         """Count what is here, and evict until it fits `room` with some slack, unless it does already."""
-        try:
-            with self._lock, lock_directory(self.path):
-                files = sorted(self._files(), key=lambda file: file.used_ns)
-                used = sum(file.size for file in files)
-                if used > room:
-                    goal = max(0, room - self.quota_bytes // SLACK)
-                    for file in files:
-                        if used <= goal:
-                            break
-                        used -= self._evict(file)
-                self._used, self._unseen = used, 0
-        except ConfigError:
-            return  # another process makes room just now
+        with self._lock, (self.path / "lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process has looked in a few milliseconds
+            files = sorted(self._files(), key=lambda file: file.used_ns)
+            used = sum(file.size for file in files)
+            if used > room:
+                goal = max(0, room - self.quota_bytes // SLACK)
+                for file in files:
+                    if used <= goal:
+                        break
+                    used -= self._evict(file)
+            self._used, self._unseen = used, 0
 
     def _files(self) -> Iterator[_File]:
         """Yield all files; what never took its name is removed when it is old."""
