@@ -65,6 +65,8 @@ class Session:
         """Of this session alone: it names the uploader."""
         self.members = members
         self.codec = codec
+        self.has_workers = True
+        """Whether encoding may start processes: each runs the program's main module again, which must expect that."""
         self.reader = Reader(members=members, seats=self.seats, codec=codec, rng=random.Random(os.urandom(16)))
 
     async def seats(self, *, fresh: bool = False) -> Seating:
@@ -89,15 +91,25 @@ class Session:
         """
         try:
             return await self._read(blob_id, sink, bounds=bounds, strict=strict, report=report)
-        except (Unavailable, NetworkError) as fault:
-            is_suspect = self.reader.said_invalid or isinstance(fault, Unavailable)  # in time nobody has it any more
-            if is_suspect and await self._is_shown_invalid(blob_id):
-                raise InconsistentBlob(
-                    "the chain has it proven that the blob was encoded inconsistently by its writer: no node keeps it"
-                ) from fault
-            raise
-        except InconsistentBlob as fault:
-            raise await self._accuse(fault) from fault
+        except (Unavailable, NetworkError, InconsistentBlob) as fault:
+            judged = await self.judge(blob_id, fault)
+            if judged is fault:
+                raise
+            raise judged from fault
+
+    async def judge(self, blob_id: BlobId, fault: NodeError) -> NodeError:
+        """Return what the user is to know of a read that failed: whether it is its writer's fault, for ever.
+
+        A writer that is found out here is accused before the network.
+        """
+        if isinstance(fault, InconsistentBlob):
+            return await self._accuse(fault)
+        is_suspect = self.reader.said_invalid or isinstance(fault, Unavailable)  # in time nobody has it any more
+        if is_suspect and await self._is_shown_invalid(blob_id):
+            return InconsistentBlob(
+                "the chain has it proven that the blob was encoded inconsistently by its writer: no node keeps it"
+            )
+        return fault
 
     async def _accuse(self, fault: InconsistentBlob) -> InconsistentBlob:
         """Give members the proof that a read's writer encoded inconsistently, and return what the user is to know.
