@@ -27,6 +27,7 @@ from economics.slots import invalid_slot, seats_slot, state_key
 from p2pnode.chainclient import ChainClient
 from p2pnode.chainview import Seating
 from p2pnode.codec import Codec
+from p2pnode.dialling import bootstrap_of, clock_ms, dialler
 from p2pnode.download import Reader
 from p2pnode.errors import InconsistentBlob, InputError, NetworkError, NodeError, SpaceError, Unavailable
 from p2pnode.files import FULL, sync_directory
@@ -35,7 +36,6 @@ from p2pnode.kernel import load_kernel
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, shorten
 from p2pnode.network.host import Network, open_network, sole_exception
-from p2pnode.node import bootstrap_of, clock_ms, dialler
 from p2pnode.overview import Overview, find_overview
 from p2pnode.protocols import chain_protocol, storage_protocol
 
