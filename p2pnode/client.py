@@ -79,7 +79,8 @@ from p2pnode.payments import EPOCHS, Order
 from p2pnode.plain import plainly
 from p2pnode.portal import Portal
 from p2pnode.publish import Published, Publisher
-from p2pnode.session import Session, open_session, output_file
+from p2pnode.resume import output_file
+from p2pnode.session import Session, open_session
 from p2pnode.sources import Source
 from p2pnode.streaming import Feed, write_to
 from p2pnode.views import BlobView, View, Write, read_all, verify_range

@@ -6,7 +6,7 @@ import trio
 
 from p2pnode.errors import Closed, InputError
 from p2pnode.plain import plainly
-from p2pnode.session import write_views
+from p2pnode.resume import write_views
 from p2pnode.views import View
 
 
