@@ -1,4 +1,4 @@
-"""The windows of seeds are played beside the other tests, which often wait for real processes: the cores have time left.
+"""The windows of seeds are played beside the other tests, which often wait for processes: the cores have time left.
 
 They yield to everything else, and are asked for their results when it is their turn.
 """
