@@ -82,7 +82,8 @@ from p2pnode.payments import EPOCHS, Order
 from p2pnode.plain import plainly
 from p2pnode.portal import Portal
 from p2pnode.publish import Publisher
-from p2pnode.session import Session, open_session, output_file
+from p2pnode.resume import output_file
+from p2pnode.session import Session, open_session
 from p2pnode.sources import Source
 from p2pnode.streaming import Feed, JudgedView, judging, parse_range, write_to
 from p2pnode.till import Till
@@ -293,9 +294,9 @@ class Client:
         """
         with self._calling():
             parsed, chain = parse_blob(blob_id), self.session.chain
+            claims = [] if self.owner is None else await chain.entries(self.owner)
             summary = await payments.find_blob(chain, parsed)
             head = await chain.head()
-            claims = () if self.owner is None else await chain.entries(self.owner)
             length, kind = await self._look(parsed)
             if summary is not None:
                 length = summary.length
@@ -340,7 +341,7 @@ class Client:
     async def balance(self) -> int:
         """Return the FROST in this wallet, proven. Raises `ConfigError` without a wallet, `NetworkError`."""
         with self._calling():
-            return (await self.session.chain.account(self._account())).balance_frost
+            return (await self.session.chain.settled_account(self._account())).balance_frost
 
     @property
     def owner(self) -> OwnerId | None:
