@@ -102,8 +102,47 @@ def test_progress_ends_with_all_bytes_at_a_quorum(client: SyncClient) -> None:
 def test_nothing_at_all_is_a_blob_too(client: SyncClient) -> None:
     blob_id = client.store(b"").blob_id
     assert client.read(blob_id) == b""
-    assert client.info(blob_id).kind == "plain"
+    assert client.info(blob_id).kind == "bytes"
     assert list(client.stream(blob_id)) == []
+
+
+# --- quilts and sealed blobs -----------------------------------------------------------------------------------------
+
+
+def test_many_files_are_one_blob_and_each_is_read_alone(client: SyncClient, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"of a file")
+    stored = client.store_many({"a/b": b"one", "c": tmp_path / "file", "empty": b""})
+    assert client.info(stored.blob_id).kind == "quilt"
+    assert [client.read(stored.blob_id, name) for name in ("a/b", "c", "empty")] == [b"one", b"of a file", b""]
+    assert client.read_range(stored.blob_id, 3, None, "c") == b"a file"
+    assert client.read_to(stored.blob_id, tmp_path / "c", "c") == 9
+    assert (tmp_path / "c").read_bytes() == b"".join(client.stream(stored.blob_id, "c")) == b"of a file"
+    assert client.store_many({"empty": b"", "c": b"of a file", "a/b": b"one"}).blob_id == stored.blob_id
+    for call in (partial(client.read, stored.blob_id, "d"), partial(client.read, client.store(TEXT).blob_id, "c")):
+        assert isinstance(raised_by(call), InputError)
+
+
+def test_what_is_encrypted_opens_at_this_home_alone(
+    p2pnode_testnet: LocalTestnet, client: SyncClient, tmp_path: Path
+) -> None:
+    data = some_bytes(11, 200_000)
+    stored = client.store(data, encrypt=True)
+    files = client.store_many({"a": b"one"}, encrypt=True)
+    assert stored.length > len(data)
+    assert client.store(data, encrypt=True).was_there
+    assert client.read(stored.blob_id) == data
+    assert client.read_range(stored.blob_id, 65_530, 65_540) == data[65_530:65_540]
+    assert client.read_to(stored.blob_id, tmp_path / "plain") == len(data)
+    assert (tmp_path / "plain").read_bytes() == data
+    assert client.read(files.blob_id, "a") == b"one"
+    infos = [client.info(blob_id) for blob_id in (stored.blob_id, files.blob_id)]
+    assert [(info.is_encrypted, info.kind) for info in infos] == [(True, "bytes"), (True, "quilt")]
+    home = Home(tmp_path / "other")
+    home.put_genesis(Home(p2pnode_testnet.home).load_genesis())
+    with connect(home) as other:
+        assert other.info(files.blob_id).kind == "sealed"
+        assert data[:64] not in other.read(stored.blob_id)
+        assert isinstance(raised_by(partial(other.read, files.blob_id, "a")), InputError)
 
 
 # --- what a wallet keeps ---------------------------------------------------------------------------------------------
@@ -136,10 +175,8 @@ def test_what_is_permanent_cannot_be_deleted(client: SyncClient) -> None:
 
 def test_a_blob_that_nobody_knows_is_not_live(client: SyncClient) -> None:
     info = client.info(UNKNOWN)
-    assert (info.is_live, info.length, info.end_epoch, info.entries, info.own, info.kind) == (
-        *(False, None, None, (), ()),
-        None,
-    )
+    assert (info.is_live, info.length, info.end_epoch, info.entries, info.own) == (False, None, None, (), ())
+    assert info.kind is None
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -185,6 +222,7 @@ def test_with_too_few_nodes_a_store_may_be_tried_again_and_then_goes_on(
 ) -> None:
     data = some_bytes(9, 50_000)
     client.delete(client.store(some_bytes(10, 50_000)).blob_id)  # what it took is left: no transaction to wait for
+    client.balance()  # the chain shows it
     for index in (0, 1):
         p2pnode_testnet.kill(index)
     try:
