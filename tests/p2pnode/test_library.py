@@ -84,7 +84,7 @@ class TestAChangedFile:
                 data[0] ^= 1
             case "longer":
                 data += b"x"
-            case "shorter":
+            case _:
                 data = data[:-1]
         path.write_bytes(data)
         os.utime(path, ns=(before, before + (how == "other bytes")))

@@ -1,20 +1,20 @@
 """A blob comes whole and right from any peers that have it, whatever others do; real sockets, one process."""
 
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
-from trio import TaskStatus
 
 from economics.errors import Reason, Rejected
 from economics.genesis import build_key_text
-from p2pnode import providers
-from p2pnode.blobserver import refuse
-from p2pnode.errors import NetworkError, NodeError, Unavailable
+from p2pnode import blobserver, providers
+from p2pnode.blobserver import PROTOCOL, refuse
+from p2pnode.errors import NetworkError, NodeError, StreamBroken, Unavailable
 from p2pnode.members import FaultKind
 from p2pnode.network.frames import Incoming, build_header, send_message
 from p2pnode.network.stream import Stream
-from p2pnode.providers import REQUESTS_AT_ONCE, Contact
+from p2pnode.providers import REQUESTS_AT_ONCE
 from p2pnode.swarm import Swarm
 from tests.p2pnode.swarming import (
     BLOB,
@@ -101,10 +101,9 @@ class TestOfThreePeers:
             await lie(stream, message)
 
         async with AsyncExitStack() as stack:
-            honest, liar, staller = [
-                await stack.enter_async_context(serve(number, handler))
-                for number, handler in enumerate((Shown(BLOB), header_then(count_lies), header_then(stall)), 1)
-            ]
+            honest = await stack.enter_async_context(serve(1, Shown(BLOB)))
+            liar = await stack.enter_async_context(serve(2, header_then(count_lies)))
+            staller = await stack.enter_async_context(serve(3, header_then(stall)))
             swarm = await stack.enter_async_context(open_swarm(liar.contact, staller.contact, honest.contact))
             assert await collect(swarm) == BLOB.data
             assert faults_of(swarm) == {
@@ -239,7 +238,7 @@ async def test_a_peer_that_comes_back_is_asked_on() -> None:
             await trio.sleep_forever()
         await send_message(stream, {"ok": True}, right(message))
 
-    async def run_twice(task_status: TaskStatus[Contact]) -> None:
+    async def run_twice(task_status: Any) -> None:
         async with serve(1, header_then(three_segments)) as peer:
             contact = peer.contact
             task_status.started(contact)
@@ -299,3 +298,12 @@ async def test_memory_is_bounded_by_the_window_while_the_writer_waits() -> None:
 
         with pytest.raises(KeyboardInterrupt):
             await view.read(write)
+
+
+async def test_a_stream_without_requests_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blobserver, "IDLE_S", 0.2)
+    async with serve(1, Shown(BLOB)) as peer, open_swarm() as swarm:
+        node, addresses = peer.contact
+        stream = await swarm.network.open_stream(node, PROTOCOL, addresses=addresses)
+        with pytest.raises(StreamBroken), trio.fail_after(5):
+            await stream.receive_some(1)
