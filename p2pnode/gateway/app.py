@@ -14,14 +14,16 @@ from p2pnode.gateway.services import Services
 def create_app(services: Services) -> Starlette:
     """Return the application of one gateway; its lifespan does nothing, who serves it opens and closes `services`."""
     routes: list[BaseRoute] = [*reading.routes(services), *publishing.routes(services), *openapi.routes(services)]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         exception_handlers={
             HTTPException: answer_http_exception,
             HttpFault: answer_error,
             NodeError: answer_error,
             Rejected: answer_error,
-            BaseExceptionGroup: answer_error,
+            ExceptionGroup: answer_error,
             Exception: answer_ours,
         },
     )
+    app.router.redirect_slashes = False  # a path that is nearly one of ours is none
+    return app
