@@ -97,9 +97,9 @@ class Session:
                 ) from fault
             raise
         except InconsistentBlob as fault:
-            raise await self._accuse(fault) from fault
+            raise await self.accuse(fault) from fault
 
-    async def _accuse(self, fault: InconsistentBlob) -> InconsistentBlob:
+    async def accuse(self, fault: InconsistentBlob) -> InconsistentBlob:
         """Give members the proof that a read's writer encoded inconsistently, and return what the user is to know.
 
         Whoever has checked the proof keeps it, and has the network drop the blob.
