@@ -82,7 +82,8 @@ from p2pnode.payments import EPOCHS, Order
 from p2pnode.plain import plainly
 from p2pnode.portal import Portal
 from p2pnode.publish import Publisher
-from p2pnode.session import Session, open_session, output_file
+from p2pnode.resume import output_file
+from p2pnode.session import Session, open_session
 from p2pnode.sources import Source
 from p2pnode.streaming import Feed, JudgedView, judging, parse_range, write_to
 from p2pnode.till import Till

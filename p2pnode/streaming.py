@@ -10,7 +10,8 @@ import trio
 from economics.blob import BlobId
 from p2pnode.errors import Closed, InconsistentBlob, InputError, NetworkError, Unavailable
 from p2pnode.plain import plainly
-from p2pnode.session import Session, write_views
+from p2pnode.resume import write_views
+from p2pnode.session import Session
 from p2pnode.views import View, Write, verify_range
 
 
