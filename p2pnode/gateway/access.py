@@ -59,15 +59,18 @@ class Access:
     """Foreign origins whose pages may read; `*` for all."""
 
     def require_token(self, request: Request) -> None:
-        """Raise `HttpFault(401)` unless the request shows the token as `Authorization: Bearer <token>`."""
+        """Raise `HttpFault` unless the request has `Authorization: Bearer <token>`: 401 for none, 403 for another."""
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode(), self.token.encode()):
-            raise HttpFault(
-                401,
-                "this takes `Authorization: Bearer <token>`; the token is in keys/gateway.token of this gateway's home",
-                "TOKEN",
-                {"WWW-Authenticate": "Bearer"},
-            )
+        if scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), self.token.encode()):
+            return
+        if scheme.lower() == "bearer":
+            raise HttpFault(403, "the token is not this gateway's, which is in keys/gateway.token of its home", "TOKEN")
+        raise HttpFault(
+            401,
+            "this takes `Authorization: Bearer <token>`; the token is in keys/gateway.token of this gateway's home",
+            "TOKEN",
+            {"WWW-Authenticate": "Bearer"},
+        )
 
     def may_store(self, request: Request) -> None:
         """Raise `HttpFault(401)` for a store that comes from where the token is needed and does not show it."""

@@ -41,6 +41,7 @@ def create_app(services: Services) -> App:
             Exception: answer_ours,
         },
     )
+    app.router.redirect_slashes = False  # a path that is nearly one of ours is none
     return Guard(Turnstile(app, services), services.access)
 
 
