@@ -209,7 +209,97 @@ def leader(root_hash: bytes, view: int, holders: list[int]) -> int:
     return holders[int.from_bytes(hashed("leader", root_hash + u(8, view)), "big") % len(holders)]
 
 
+# 19, 20. Quilts and folders
+
+
+def cbor(value: Any) -> bytes:
+    """Whole numbers, bytes, text, truth, lists and maps of text, each in its shortest form."""
+
+    def head(major: int, argument: int) -> bytes:
+        if argument < 24:
+            return bytes((major << 5 | argument,))
+        width = next(index for index in range(4) if argument < 1 << (8 << index))
+        return bytes((major << 5 | 24 + width,)) + u(1 << width, argument)
+
+    match value:
+        case bool():
+            return b"\xf5" if value else b"\xf4"
+        case int():
+            return head(0, value)
+        case bytes():
+            return head(2, len(value)) + value
+        case str():
+            return head(3, len(value.encode())) + value.encode()
+        case list():
+            return head(4, len(value)) + b"".join(map(cbor, value))
+        case _:
+            pairs = sorted((cbor(key), cbor(inner)) for key, inner in value.items())
+            return head(5, len(pairs)) + b"".join(key + inner for key, inner in pairs)
+
+
+def quilt(files: list[tuple[str, dict[str, str], bytes]]) -> bytes:
+    ordered = sorted(files, key=lambda file: file[0].encode())
+    index = cbor([[name, len(data), tags] for name, tags, data in ordered])
+    return b"p2pq" + u(1, 1) + u(4, len(index)) + index + b"".join(data for _, _, data in ordered)
+
+
+def folder(blobs: list[Any], files: list[Any], empty: list[str]) -> bytes:
+    return b"p2pf" + u(1, 1) + cbor([blobs, files, empty])
+
+
 # The vectors
+
+
+def quilts_vector() -> list[dict[str, Any]]:
+    """None, one, some with tags and every width of a length, names in the order of bytes and not of letters."""
+    cases: list[list[tuple[str, dict[str, str], bytes]]] = [
+        [],
+        [("a", {}, b"")],
+        [
+            ("b/c.html", {"content-type": "text/html", "x": ""}, content(23)),
+            ("B", {"\u00fc": "\u00fc"}, content(24)),
+            ("\uffee", {}, content(255)),
+            ("\U0001f600", {}, content(256)),
+            ("a b", {"long": "x" * 300, "b": "1", "aa": "2"}, content(70_000)),
+        ],
+    ]
+    return [
+        {
+            "files": [{"name": name, "tags": tags, "length": len(data)} for name, tags, data in files],
+            "front": quilt(files)[: len(quilt(files)) - sum(len(data) for _, _, data in files)].hex(),
+            "blake3": blake3(quilt(files)).hexdigest(),
+        }
+        for files in cases
+    ]
+
+
+def folders_vector() -> list[dict[str, Any]]:
+    one, other, key = hashed("blob", b"one"), hashed("blob", b"other"), hashed("leaf", b"key")
+    digest = blake3(b"content").digest()
+    cases: list[tuple[list[Any], list[Any], list[str]]] = [
+        ([], [], []),
+        ([], [], ["a", "b/c"]),
+        (
+            [[other, 1 << 40, b""], [one, 70_000, key]],
+            [
+                ["A", 1 << 40, False, digest, 0, 0],
+                ["a-b", 24, False, digest, 1, 300],
+                ["a/b", 0, True, digest, 1, 70_000],
+                ["a/\U0001f600", 65_536, False, digest, 0, 1 << 32],
+            ],
+            ["a/empty", "\u00fc"],
+        ),
+    ]
+    names = ("path", "length", "executable", "content_hash", "blob", "offset")
+    return [
+        {
+            "blobs": [{"id": blob[0].hex(), "length": blob[1], "key": blob[2].hex()} for blob in blobs],
+            "files": [dict(zip(names, (*file[:3], file[3].hex(), *file[4:]), strict=True)) for file in files],
+            "empty": empty,
+            "data": folder(blobs, files, empty).hex(),
+        }
+        for blobs, files, empty in cases
+    ]
 
 
 def signed_vote(chain: bytes, kind: int, epoch: int, view: int, block: bytes, index: int, key: SigningKey) -> bytes:
@@ -763,8 +853,9 @@ def vectors() -> dict[str, Any]:
     blobs = {f"blobs-{n}.json": [blob_vector(n, *case) for case in blob_cases(n)] for n in SHARDS}
     codes = [code_vector(n) for n in SHARDS]
     chain = {"chain.json": chain_vector(), "tree.json": tree_vectors(), "blocks.json": blocks_vector()}
-    later = {"challenges.json": challenges_vector(), "sealed.json": sealed_vector()}
-    return {"codes.json": codes, "signed.json": signed_vector(), **chain, **later, **blobs}
+    challenges = {"challenges.json": challenges_vector()}
+    files = {"quilts.json": quilts_vector(), "folders.json": folders_vector(), "sealed.json": sealed_vector()}
+    return {"codes.json": codes, "signed.json": signed_vector(), **chain, **challenges, **blobs, **files}
 
 
 if __name__ == "__main__":
