@@ -92,10 +92,18 @@ class Segments:
 
     async def _fetch(self, header: Header, index: int) -> bytes | None:
         async with self._fetching:
+            if await trio.to_thread.run_sync(self.is_cached, header, index):  # since it was looked for
+                return None
             pieces = await self._pieces(header, index)
             if await trio.to_thread.run_sync(self.cache.put, header.blob_id, index, pieces):
                 return None
             return await trio.to_thread.run_sync(b"".join, pieces)
+
+    def is_cached(self, header: Header, index: int) -> bool:
+        segment = self.cache.open(header.blob_id, index, header.code.segment_length(header.length, index))
+        if segment is not None:
+            segment.close()
+        return segment is not None
 
     async def _pieces(self, header: Header, index: int) -> Sequence[memoryview]:
         """Return a segment from the members, or from peers where these have not enough of it."""
@@ -179,19 +187,12 @@ class CachedView:
 
     async def _prepare(self, index: int) -> None:
         """Have a segment fetched before it is wanted; what fails is told when it is."""
-        key = self.header.blob_id, index
-        length = self.header.code.segment_length(self.length, index)
+        here = self.segments.hot((self.header.blob_id, index)) is not None
         try:
-            if self.segments.hot(key) is None and not await trio.to_thread.run_sync(self._is_here, index, length):
+            if not here and not await trio.to_thread.run_sync(self.segments.is_cached, self.header, index):
                 await self.segments.fetch(self.header, index)
-        except (NodeError, Rejected):
-            pass
-
-    def _is_here(self, index: int, length: int) -> bool:
-        segment = self.segments.cache.open(self.header.blob_id, index, length)
-        if segment is not None:
-            segment.close()
-        return segment is not None
+        except (NodeError, Rejected) as fault:
+            log.debug("segment %d cannot be fetched ahead: %s", index, fault)
 
     async def _pass_on(self, write: Write, index: int, low: int, high: int) -> None:
         """Write bytes [low, high) of a segment from where they are."""
