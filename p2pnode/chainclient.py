@@ -89,6 +89,8 @@ class ChainClient:
         self._spent: dict[OwnerId, int] = {}
         """The nonce after the last transaction of which this client knows the outcome."""
         self._keeping = trio.Lock()
+        self._turns: dict[OwnerId, trio.Lock] = {}
+        """One transaction of an account at a time: the next one's nonce is known when members know this one's."""
         self._order: list[NodeId] = []
         """Whom to ask, the best first."""
         self._rng = random.Random(os.urandom(16))
@@ -237,6 +239,11 @@ class ChainClient:
         value = (await self.prove([account_key(owner)])).values[0]
         return Account(owner, 0, 0) if value is None else Account.decode(value)
 
+    async def settled_account(self, owner: OwnerId) -> Account:
+        """Return an account, proven, as its own transactions left it."""
+        await self._settle(owner)
+        return await self.account(owner)
+
     async def blob(self, blob_id: BlobId) -> BlobSummary | None:
         """Return what the chain says of a blob, proven; None if the network does not owe it."""
         value = (await self.prove([blob_key(blob_id)])).values[0]
@@ -362,6 +369,10 @@ class ChainClient:
 
     async def settle(self, key: Key, operation: Operation | Make, *, deadline_s: float = 30.0) -> Outcome:
         """Do the same, and return the outcome whatever its code; raises `TransactionFailed` only if nobody takes it."""
+        async with self._turns.setdefault(OwnerId(key.public), trio.Lock()):
+            return await self._settle_now(key, operation, deadline_s=deadline_s)
+
+    async def _settle_now(self, key: Key, operation: Operation | Make, *, deadline_s: float) -> Outcome:
         signed = await self.sign(key, operation)
         try:
             await self.submit(signed)

@@ -5,23 +5,20 @@ import logging
 import os
 import random
 import signal
-import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import psutil
 import trio
 
 from dht.discovery import Discovery, DiscoveryError, open_discovery
 from economics import cbor
 from economics.blob import build_blob_id_text
-from economics.committee import Member
 from economics.consensus import Quiet
 from economics.crypto import NodeId
-from economics.genesis import ADDRESSES_MAX, Genesis, build_key_text
+from economics.genesis import Genesis, build_key_text
 from economics.ledger import Ledger
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
@@ -33,6 +30,7 @@ from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
 from p2pnode.chain import ChainStore, DamagedChain
 from p2pnode.codec import Codec
+from p2pnode.dialling import bootstrap_of, clock_ms, dialable, dialler
 from p2pnode.errors import SpaceError
 from p2pnode.executor import Executor
 from p2pnode.files import lock_directory
@@ -61,6 +59,9 @@ from p2pnode.version import VERSION
 from p2pnode.votelog import Replay, VoteLog
 from p2pnode.watch import Watch
 
+if TYPE_CHECKING:
+    from p2pnode.gateway.running import Options
+
 log = logging.getLogger("p2pnode.node")
 
 BATCH_SECONDS_PER_MEMBER = 0.1
@@ -71,42 +72,6 @@ SWITCH_S = 0.0005
 away: at Python's 5 ms every frame sent while a block is executed takes that long."""
 STREAMS_PER_PEER = 16
 """A reader keeps a few requests open at each node, an uploader one stream; both may share a peer key."""
-
-
-def clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def bootstrap_of(config: Config, members: Iterable[Member]) -> list[tuple[NodeId, Sequence[str]]]:
-    """Return the peers to start from: those of the settings and these members, at the last addresses they come with."""
-    return [*config.bootstrap_peers, *{member.node: member.addresses for member in members if member.addresses}.items()]
-
-
-def dialable(addresses: Sequence[str]) -> tuple[str, ...]:
-    """Return addresses that others can dial: a wildcard becomes this machine's own, loopback if there is no other.
-
-    IPv4 and IPv6; at most as many as a node record holds.
-    """
-    found: list[str] = []
-    for address in addresses:
-        _, version, host, *rest = address.split("/")
-        if host not in ("0.0.0.0", "::"):
-            found.append(address)
-            continue
-        family = socket.AF_INET if version == "ip4" else socket.AF_INET6
-        own = [item.address for items in psutil.net_if_addrs().values() for item in items if item.family == family]
-        public = [ip for ip in own if not ip.startswith(("127.", "::1", "fe80:", "169.254."))]
-        found += ["/".join(("", version, ip, *rest)) for ip in public or own]
-    return tuple(found[:ADDRESSES_MAX])
-
-
-def dialler(network: Network) -> Callable[[NodeId, Sequence[str]], Awaitable[None]]:
-    """Return how discovery has a connection made."""
-
-    async def connect(node: NodeId, addresses: Sequence[str]) -> None:
-        await network.connect(node, addresses=addresses)
-
-    return connect
 
 
 class Node:
@@ -439,12 +404,31 @@ def keep_up(node: Node, network: Network, discovery: Discovery, *, config: Confi
     return upkeep
 
 
-async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> None:
+@asynccontextmanager
+async def serve_http(home: Home, options: "Options | None") -> AsyncIterator[tuple[str, ...]]:
+    """Serve blobs over HTTP while the block lasts, if there are options; yields the URLs.
+
+    It is a client of the network like any other, with a key of its own: a node cannot dial itself.
+    """
+    if options is None:
+        yield ()
+        return
+    from p2pnode.gateway.running import open_gateway, plain_owner
+
+    owner = plain_owner(home)
+    async with open_gateway(home, owner, options) as gateway:
+        log.info("HTTP at %s%s", ", ".join(gateway.urls), "" if owner else "; it only reads: no wallet is open")
+        yield gateway.urls
+
+
+async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST, http: "Options | None" = None) -> None:
     """Run a node until SIGINT or SIGTERM; says on standard output, in one line of JSON, when it is ready."""
     sys.setswitchinterval(SWITCH_S)
-    async with open_node(home, behaviour=behaviour) as (node, network):
+    async with open_node(home, behaviour=behaviour) as (node, network), serve_http(home, http) as urls:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            ready = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}
+            ready: dict[str, object] = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}
+            if urls:
+                ready["http"] = list(urls)
             print(json.dumps({"event": "ready", **ready}), flush=True)
             log.info("ready: %d shards, %s", len(node.server.shards), ", ".join(network.addresses()))
             if node.store.foreign_files:
