@@ -5,7 +5,7 @@ before points there.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from economics.blob import BlobId
@@ -48,7 +48,7 @@ class NewBlob:
     """Its bytes, sealed or not."""
     length: int
     """Of its plain bytes."""
-    key: bytes
+    key: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
