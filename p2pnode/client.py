@@ -180,9 +180,10 @@ class Client:
             sealed = await trio.to_thread.run_sync(self._keyring.seal, source) if encrypt else None
             whole: Source = source if sealed is None else sealed
             report = progress_of(progress, whole, self.session.genesis.code.segment_bytes)
-            done = await Publisher(self.session, owner, order, report).publish(whole)
+            publisher = Publisher(self.session, owner, order, report)
             if sealed is not None:
-                await trio.to_thread.run_sync(self._keyring.remember, done.blob_id, sealed.key)
+                publisher = replace(publisher, on_named=partial(self._keyring.remember, key=sealed.key))
+            done = await publisher.publish(whole)
         return Stored.of(done)
 
     async def extend(self, blob_id: str | BlobId, end_epoch: int, *, max_cost: int | str | None = None) -> Entry:
