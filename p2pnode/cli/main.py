@@ -14,6 +14,7 @@ from p2pnode.cli import (
     gateway,
     node,
     owned,
+    peers,
     reading,
     seats,
     sharing,
@@ -96,6 +97,7 @@ def version(as_json: bool) -> None:
 for command in (
     *(node.init, node.run, node.backup, node.restore, gateway.gateway),
     *(blobs.store, reading.read, reading.ls, sharing.share, reading.open_),
+    *(peers.serve, peers.get, peers.sync),
     *(blobs.status, blobs.blob_id_),
     *(seats.join, seats.leave, seats.replace, seats.vote),
     *(stakes.stake, stakes.unstake, stakes.stakes, stakes.committee),
