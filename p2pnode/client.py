@@ -16,8 +16,8 @@ With trio, from one task or several:
         stored = await client.store(b"as you like it", epochs=30)
         assert await client.read(stored.blob_id) == b"as you like it"
 
-Both have the same methods, and take the home to use: a path, or the command line's own where it is left out. A home is a
-directory with a network's `genesis.json` and, to store, a wallet. A client stays open for as long as the program likes,
+Both have the same methods, and take the home to use: a path, or the command line's own where it is left out. A home is
+a directory with a network's `genesis.json` and, to store, a wallet. A client stays open for as long as the program likes,
 while nodes come and go and epochs pass. Amounts are in FROST, 10^9 to a WAL. A blob ID is a text of 43 characters, or
 its 32 bytes.
 
