@@ -17,9 +17,9 @@ With trio, from one task or several:
         assert await client.read(stored.blob_id) == b"as you like it"
 
 Both have the same methods, and take the home to use: a path, or the command line's own where it is left out. A home is
-a directory with a network's `genesis.json` and, to store, a wallet. A client stays open for as long as the program likes,
-while nodes come and go and epochs pass. Amounts are in FROST, 10^9 to a WAL. A blob ID is a text of 43 characters, or
-its 32 bytes.
+a directory with a network's `genesis.json` and, to store, a wallet. A client stays open for as long as the program
+likes, while nodes come and go and epochs pass. Amounts are in FROST, 10^9 to a WAL. A blob ID is a text of 43
+characters, or its 32 bytes.
 
 Whatever the world does to a call, it raises one exception of `p2pnode.errors`, all of them `NodeError`. `str()` of it
 is one line for the user, and `.retry` says whether the same call may succeed later. Repeating a call is always safe:
