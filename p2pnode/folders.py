@@ -6,9 +6,9 @@ before points there.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from economics.blob import BlobId
+from p2pnode.keyring import Sealer
 from p2pnode.manifest import FolderBlob, FolderFile, Manifest
 from p2pnode.names import NAME_BYTES_MAX
 from p2pnode.quilt import FILES_MAX, INDEX_BYTES_MAX, QuiltFile, build_quilt
@@ -23,21 +23,6 @@ MERGED_BYTES_MAX = 256 << 10
 """A quilt up to this is packed again with what is new: so one small change a day does not make a blob a day."""
 ENTRY_BYTES = 32
 """What a file takes in a quilt's index besides its name, at most."""
-
-
-class Sealed(Source, Protocol):
-    """A source whose bytes nobody can read without its key."""
-
-    @property
-    def key(self) -> bytes: ...
-
-
-class Sealer(Protocol):
-    """Seals sources: the same bytes the same way each time."""
-
-    def seal(self, source: Source) -> Sealed:
-        """Return a source sealed; reads all of it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

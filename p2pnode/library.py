@@ -25,6 +25,7 @@ from p2pnode.codec import Codec
 from p2pnode.errors import ConfigError, InputError
 from p2pnode.files import make_directory, replace_synced
 from p2pnode.keyring import UNIT_BYTES, PinnedSource, pin
+from p2pnode.scan import FolderSource
 from p2pnode.sealed import SealedSource
 from p2pnode.sources import BytesSource, FileSource, JoinedSource, Source, compute_header
 
@@ -159,6 +160,8 @@ def walk_parts(source: Source) -> Iterator[Part]:
     match source:
         case FileSource():
             yield FilePart.of(source.path, source.length)
+        case FolderSource():
+            yield FilePart.of(source.root / source.path, source.length)
         case FilePart() | BytesSource():
             yield source
         case JoinedSource():

@@ -9,7 +9,8 @@ from blake3 import blake3
 
 from economics.blob import BlobId
 from p2pnode.errors import Unavailable
-from p2pnode.folders import Plan, Sealer, plan
+from p2pnode.folders import Plan, plan
+from p2pnode.keyring import Sealer
 from p2pnode.manifest import Manifest
 from p2pnode.scan import scan
 from p2pnode.sources import Source

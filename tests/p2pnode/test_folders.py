@@ -1,7 +1,6 @@
 """Folders: the same files make the same blobs, and only what changed moves."""
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,14 @@ from hypothesis import strategies as st
 from economics.blob import BlobId
 from p2pnode import folders
 from p2pnode.errors import InputError
-from p2pnode.folders import MERGED_BYTES_MAX, SMALL_BYTES_MAX, Sealed, plan
-from p2pnode.manifest import FolderFile, Manifest
+from p2pnode.folders import MERGED_BYTES_MAX, SMALL_BYTES_MAX, plan
+from p2pnode.manifest import Manifest
 from p2pnode.quilt import Index, read_index
 from p2pnode.scan import scan
+from p2pnode.sealed import SealedSource, SealedView
 from p2pnode.sources import Source
+from p2pnode.views import SliceView, View, read_all
+from tests.p2pnode.bytesview import BytesView
 from tests.p2pnode.shelf import Shelf, fill
 from tests.p2pnode.test_quilt import MemoryView
 
@@ -27,41 +29,23 @@ def noise(size: int, seed: int = 0) -> bytes:
     return random.Random(f"{size} {seed}").randbytes(size)
 
 
-@dataclass(frozen=True, slots=True)
-class Masked:
-    """Bytes with every bit turned: sealed enough for a plan."""
+class Keys:
+    """Seals by the bytes alone."""
 
-    inner: Source
-    key: bytes
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def length(self) -> int:
-        return self.inner.length
-
-    def read(self, start: int, stop: int) -> bytes:
-        return bytes(byte ^ 255 for byte in self.inner.read(start, stop))
+    def seal(self, source: Source) -> SealedSource:
+        return SealedSource(source, blake3(source.read(0, source.length)).digest())
 
 
-class Masker:
-    def seal(self, source: Source) -> Sealed:
-        return Masked(source, blake3(source.read(0, source.length)).digest())
-
-
-def bytes_of(shelf: Shelf, manifest: Manifest, file: FolderFile) -> bytes:
-    blob = manifest.blobs[file.blob]
-    data = shelf.blobs[blob.blob_id]
-    plain = bytes(byte ^ 255 for byte in data) if blob.key else data
-    assert len(plain) == blob.length
-    return plain[file.offset : file.offset + file.length]
-
-
-def contents(shelf: Shelf, manifest: Manifest) -> dict[str, bytes]:
-    found = {file.path: bytes_of(shelf, manifest, file) for file in manifest.files}
-    assert all(blake3(found[file.path]).digest() == file.content_hash for file in manifest.files)
+async def contents(shelf: Shelf, manifest: Manifest) -> dict[str, bytes]:
+    """Return the bytes of each file, out of the blobs."""
+    found = {}
+    for file in manifest.files:
+        blob = manifest.blobs[file.blob]
+        view: View = BytesView(shelf.blobs[blob.blob_id])
+        view = SealedView(view, blob.key) if blob.key else view
+        assert view.length == blob.length
+        found[file.path] = await read_all(SliceView(view, file.offset, file.length), size_max=file.length)
+        assert blake3(found[file.path]).digest() == file.content_hash
     return found
 
 
@@ -75,14 +59,14 @@ async def test_small_files_are_one_quilt_and_large_ones_blobs_of_their_own(tmp_p
     root = fill(tmp_path, {**files, **large, "b/empty": b"", "e/": b""})
     shelf = Shelf()
     manifest = shelf.store(root)
-    assert contents(shelf, manifest) == {**files, **large, "b/empty": b""}
+    assert await contents(shelf, manifest) == {**files, **large, "b/empty": b""}
     assert (len(manifest.blobs), len(shelf.blobs), manifest.empty) == (3, 3, ("e",))
     quilt = await read_index(MemoryView(shelf.blobs[manifest.blobs[manifest.find("000").blob].blob_id]))
     assert [entry.name for entry in quilt.entries] == sorted([*files, "b/empty"])
     assert shelf.blobs[manifest.blobs[manifest.find("large").blob].blob_id] == large["large"]
 
 
-def test_a_folder_stored_again_moves_nothing_and_after_one_change_that_file(tmp_path: Path) -> None:
+async def test_a_folder_stored_again_moves_nothing_and_after_one_change_that_file(tmp_path: Path) -> None:
     files = {f"d{at % 7}/{at:03}": noise(10 * KIB, at) for at in range(200)}
     root = fill(tmp_path, {**files, "large": noise(3 << 20)})
     shelf = Shelf()
@@ -94,16 +78,16 @@ def test_a_folder_stored_again_moves_nothing_and_after_one_change_that_file(tmp_
     fill(root, {"d3/003": noise(11 * KIB, 999)})
     second = shelf.store(root, first)
     assert 11 * KIB < shelf.moved < 11 * KIB + 100
-    assert contents(shelf, second)["d3/003"] == noise(11 * KIB, 999)
+    assert (await contents(shelf, second))["d3/003"] == noise(11 * KIB, 999)
     assert where(second) == {**where(first), "d3/003": where(second)["d3/003"]}
     assert {blob.blob_id for blob in first.blobs} < {blob.blob_id for blob in second.blobs}
     shelf.moved = 0
     fill(root, {"large": noise((3 << 20) + 1)})
-    assert contents(shelf, shelf.store(root, second))["large"] == noise((3 << 20) + 1)
+    assert (await contents(shelf, shelf.store(root, second)))["large"] == noise((3 << 20) + 1)
     assert shelf.moved == (3 << 20) + 1
 
 
-def test_a_file_that_is_renamed_copied_or_made_executable_does_not_move(tmp_path: Path) -> None:
+async def test_a_file_that_is_renamed_copied_or_made_executable_does_not_move(tmp_path: Path) -> None:
     root = fill(tmp_path, {"a": noise(2 << 20), "b": noise(600 * KIB, 1), "c": noise(600 * KIB, 2)})
     shelf = Shelf()
     first = shelf.store(root)
@@ -124,7 +108,7 @@ def test_a_file_that_is_renamed_copied_or_made_executable_does_not_move(tmp_path
     assert set(second.blobs) == set(first.blobs)
 
 
-def test_many_small_changes_stay_few_blobs_and_each_moves_little(tmp_path: Path) -> None:
+async def test_many_small_changes_stay_few_blobs_and_each_moves_little(tmp_path: Path) -> None:
     root = fill(tmp_path, {f"{at:03}": noise(10 * KIB, at) for at in range(200)})
     shelf = Shelf()
     manifest = shelf.store(root)
@@ -139,10 +123,10 @@ def test_many_small_changes_stay_few_blobs_and_each_moves_little(tmp_path: Path)
     assert len(manifest.blobs) < 8
     live = sum(len(shelf.blobs[blob.blob_id]) for blob in manifest.blobs)
     assert live < 2 * 200 * 10 * KIB
-    assert contents(shelf, manifest)["119"] == noise(10 * KIB, 1_119)
+    assert (await contents(shelf, manifest))["119"] == noise(10 * KIB, 1_119)
 
 
-def test_a_quilt_of_which_less_than_half_is_left_is_packed_anew(tmp_path: Path) -> None:
+async def test_a_quilt_of_which_less_than_half_is_left_is_packed_anew(tmp_path: Path) -> None:
     root = fill(tmp_path, {f"{at}": noise(300 * KIB, at) for at in range(10)})
     shelf = Shelf()
     first = shelf.store(root)
@@ -154,10 +138,10 @@ def test_a_quilt_of_which_less_than_half_is_left_is_packed_anew(tmp_path: Path) 
         (root / f"{gone}").unlink()
     anew = shelf.store(root, kept)
     assert anew.blobs[0].length < 4 * 300 * KIB + 500
-    assert contents(shelf, anew) == {f"{at}": noise(300 * KIB, at) for at in range(6, 10)}
+    assert await contents(shelf, anew) == {f"{at}": noise(300 * KIB, at) for at in range(6, 10)}
 
 
-def test_blobs_that_the_network_has_lost_are_stored_anew(tmp_path: Path) -> None:
+async def test_blobs_that_the_network_has_lost_are_stored_anew(tmp_path: Path) -> None:
     root = fill(tmp_path, {"small": noise(5), "large": noise(2 << 20)})
     shelf = Shelf()
     first = shelf.store(root)
@@ -168,17 +152,17 @@ def test_blobs_that_the_network_has_lost_are_stored_anew(tmp_path: Path) -> None
     assert shelf.carry_out(made) == first
 
 
-def test_what_is_sealed_is_not_mixed_with_what_is_not(tmp_path: Path) -> None:
+async def test_what_is_sealed_is_not_mixed_with_what_is_not(tmp_path: Path) -> None:
     files = {"a": noise(100), "b": noise(2 << 20)}
     root = fill(tmp_path, files)
     shelf = Shelf()
     plain = shelf.store(root)
-    sealed = shelf.store(root, plain, sealer=Masker())
+    sealed = shelf.store(root, plain, sealer=Keys())
     assert [len(blob.key) for blob in sealed.blobs] == [32, 32]
     assert {blob.blob_id for blob in sealed.blobs}.isdisjoint(blob.blob_id for blob in plain.blobs)
-    assert contents(shelf, sealed) == files
+    assert await contents(shelf, sealed) == files
     shelf.moved = 0
-    assert shelf.store(root, sealed, sealer=Masker()) == sealed
+    assert shelf.store(root, sealed, sealer=Keys()) == sealed
     assert shelf.store(root, sealed) == plain
     assert shelf.moved == 0
 
@@ -192,23 +176,23 @@ async def test_quilts_have_their_limits(tmp_path: Path, monkeypatch: pytest.Monk
             shelf = Shelf()
             manifest = shelf.store(root)
             assert (name, len(manifest.blobs)) == (name, blobs)
-            assert contents(shelf, manifest) == files
+            assert await contents(shelf, manifest) == files
 
 
 async def test_a_path_too_long_for_a_quilt_travels_under_its_hash(tmp_path: Path) -> None:
     long = "/".join(["x" * 200] * 6)
     shelf = Shelf()
     manifest = shelf.store(fill(tmp_path, {long: b"1", "short": b"2"}))
-    assert contents(shelf, manifest) == {long: b"1", "short": b"2"}
+    assert await contents(shelf, manifest) == {long: b"1", "short": b"2"}
     index: Index = await read_index(MemoryView(shelf.blobs[manifest.blobs[0].blob_id]))
     assert [entry.name for entry in index.entries] == [f"/{blake3(b'1').hexdigest()}", "short"]
 
 
-def test_an_empty_folder_is_a_manifest_without_blobs(tmp_path: Path) -> None:
+async def test_an_empty_folder_is_a_manifest_without_blobs(tmp_path: Path) -> None:
     assert Shelf().store(tmp_path) == Manifest((), (), ())
 
 
-def test_a_file_that_changes_while_it_is_sent_is_no_part_of_a_folder(tmp_path: Path) -> None:
+async def test_a_file_that_changes_while_it_is_sent_is_no_part_of_a_folder(tmp_path: Path) -> None:
     root = fill(tmp_path, {"a": b"1" * 100})
     made = plan(scan(root), None, sealer=None)
     fill(root, {"a": b"2" * 100})
@@ -223,7 +207,7 @@ STEPS = st.lists(
 
 @settings(max_examples=40)
 @given(st.lists(STEPS, min_size=1, max_size=4))
-def test_whatever_changes_a_manifest_leads_to_the_bytes_that_are_there(
+async def test_whatever_changes_a_manifest_leads_to_the_bytes_that_are_there(
     tmp_path_factory: pytest.TempPathFactory, steps: list[list[tuple[str, int | None]]]
 ) -> None:
     root = tmp_path_factory.mktemp("in")
@@ -238,4 +222,4 @@ def test_whatever_changes_a_manifest_leads_to_the_bytes_that_are_there(
                 wanted[path] = noise((0, 1, 100, 70_000, 300_000, SMALL_BYTES_MAX + 1)[size])
                 fill(root, {path: wanted[path]})
         manifest = shelf.store(root, manifest)
-        assert contents(shelf, manifest) == wanted
+        assert await contents(shelf, manifest) == wanted
