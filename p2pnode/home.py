@@ -8,11 +8,14 @@ chain/         chain.db, votes.log, snapshots/; restored: this home comes from a
 """
 
 import json
+import os
 import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 from economics.blob import BlobId, build_blob_id_text
 from economics.crypto import Digest, NodeId, OwnerId
@@ -24,6 +27,7 @@ from p2pnode.files import replace_synced
 from p2pnode.keys import Key, keep_secret, load_key, load_or_create_key
 from p2pnode.wallet import read_wallet
 
+HOME_VARIABLE = "P2PNODE_HOME"
 QUOTA_BYTES = 64 << 30
 GENESIS_BYTES_MAX = 1 << 20
 
@@ -109,6 +113,12 @@ def parse_peer(text: str) -> tuple[NodeId, tuple[str, ...]]:
     if not at or not address.startswith("/"):
         raise ConfigError(f"config.toml: bootstrap: {text!r} is not <node key>@<address>")
     return node, (address,)
+
+
+def default_home() -> Path:
+    """Return the home of whoever names none: that of the environment, or the user's."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named) if named else platformdirs.user_data_path("p2pnode")
 
 
 @dataclass(frozen=True, slots=True)
