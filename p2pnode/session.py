@@ -101,7 +101,7 @@ class Session:
         A writer that is found out here is accused before the network.
         """
         if isinstance(fault, InconsistentBlob):
-            return await self._accuse(fault)
+            return await self.accuse(fault)
         is_suspect = self.reader.said_invalid or isinstance(fault, Unavailable)  # in time nobody has it any more
         if is_suspect and await self._is_shown_invalid(blob_id):
             return InconsistentBlob(
@@ -109,7 +109,7 @@ class Session:
             )
         return fault
 
-    async def _accuse(self, fault: InconsistentBlob) -> InconsistentBlob:
+    async def accuse(self, fault: InconsistentBlob) -> InconsistentBlob:
         """Give members the proof that a read's writer encoded inconsistently, and return what the user is to know.
 
         Whoever has checked the proof keeps it, and has the network drop the blob.

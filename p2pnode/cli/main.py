@@ -8,7 +8,21 @@ from typing import NoReturn
 
 import click
 
-from p2pnode.cli import blobs, chain, node, owned, reading, seats, sharing, stakes, storing, testnet, verify, wallet
+from p2pnode.cli import (
+    blobs,
+    chain,
+    gateway,
+    node,
+    owned,
+    reading,
+    seats,
+    sharing,
+    stakes,
+    storing,
+    testnet,
+    verify,
+    wallet,
+)
 from p2pnode.cli.options import json_option
 from p2pnode.cli.session import echo_json
 from p2pnode.errors import ExitCode, NodeError
@@ -81,7 +95,7 @@ def version(as_json: bool) -> None:
 
 
 for command in (
-    *(node.init, node.run, node.backup, node.restore),
+    *(node.init, node.run, node.backup, node.restore, gateway.gateway),
     *(storing.store, reading.read, reading.ls, sharing.share, reading.open_),
     *(blobs.status, blobs.blob_id_),
     *(seats.join, seats.leave, seats.replace, seats.vote),
