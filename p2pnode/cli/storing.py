@@ -13,7 +13,8 @@ from p2pnode.cli.session import echo_json, load_owner, printable, run_client, sa
 from p2pnode.errors import InputError
 
 if TYPE_CHECKING:
-    from p2pnode.folderstore import FolderCache, StoredFolder
+    from p2pnode.foldercache import FolderCache
+    from p2pnode.folderstore import StoredFolder
     from p2pnode.keyring import Keyring
     from p2pnode.manifest import Manifest
     from p2pnode.publish import Published, Publisher
@@ -72,7 +73,7 @@ def store(
     source = None if is_folder else choose_source(paths, as_quilt=as_quilt)
 
     async def work(client: "Session") -> None:
-        from p2pnode.folderstore import FolderCache
+        from p2pnode.foldercache import FolderCache
         from p2pnode.publish import Publisher
 
         publisher, cache = Publisher(client, owner, order), FolderCache(home.folders_path)
