@@ -15,6 +15,7 @@ Value = int | bytes | str | bool | None | list["Value"] | dict[str, "Value"]
 
 TEXT = 3
 """Major type of a text string."""
+LIST = 4
 INFO_BY_WIDTH = {24: 1, 25: 2, 26: 4, 27: 8}
 SMALLEST_BY_INFO = {24: 24, 25: 1 << 8, 26: 1 << 16, 27: 1 << 32}
 """A longer form is canonical only from here on."""
@@ -44,6 +45,39 @@ def decode(data: bytes, *, budget: Budget = Budget()) -> Any:
     if end != len(data):
         raise Rejected(Reason.MALFORMED, "bytes after the value")
     return cbor2.loads(data)
+
+
+class Items:
+    """Takes a value apart item by item, so that a list of a million is never all there at once.
+
+    Every method raises `Rejected` as `decode` does.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def open_list(self, *, items_max: int) -> int:
+        """Step into the list that comes next and return how many items it has."""
+        major, count, self.at = _Scanner(self.data, Budget()).read_head(self.at)
+        if major != LIST:
+            raise Rejected(Reason.MALFORMED, "not a list")
+        if count > items_max:
+            raise Rejected(Reason.TOO_LARGE, f"a list of {count} items, at most {items_max}")
+        return count
+
+    def take(self, *, budget: Budget) -> Any:
+        """Return the next item."""
+        begin = self.at
+        self.at = _Scanner(self.data, budget).skip_item(begin, depth=0)
+        if self.at - begin > budget.size_max:
+            raise Rejected(Reason.TOO_LARGE, f"{self.at - begin} bytes of CBOR, at most {budget.size_max}")
+        return cbor2.loads(self.data[begin : self.at])
+
+    def end(self) -> None:
+        """Raise `Rejected` unless every byte has been taken."""
+        if self.at != len(self.data):
+            raise Rejected(Reason.MALFORMED, "bytes after the value")
 
 
 class _Scanner:

@@ -89,6 +89,8 @@ class ChainClient:
         self._spent: dict[OwnerId, int] = {}
         """The nonce after the last transaction of which this client knows the outcome."""
         self._keeping = trio.Lock()
+        self._turns: dict[OwnerId, trio.Lock] = {}
+        """One transaction of an account at a time: the next one's nonce is known when members know this one's."""
         self._order: list[NodeId] = []
         """Whom to ask, the best first."""
         self._rng = random.Random(os.urandom(16))
@@ -362,6 +364,10 @@ class ChainClient:
 
     async def settle(self, key: Key, operation: Operation | Make, *, deadline_s: float = 30.0) -> Outcome:
         """Do the same, and return the outcome whatever its code; raises `TransactionFailed` only if nobody takes it."""
+        async with self._turns.setdefault(OwnerId(key.public), trio.Lock()):
+            return await self._settle_now(key, operation, deadline_s=deadline_s)
+
+    async def _settle_now(self, key: Key, operation: Operation | Make, *, deadline_s: float) -> Outcome:
         signed = await self.sign(key, operation)
         try:
             await self.submit(signed)

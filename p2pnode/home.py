@@ -1,7 +1,8 @@
 """A home: the directory of one node or client, with its keys, genesis and settings. Runs nothing.
 
 genesis.json   the network            config.toml   settings of a node
-keys/          operator.key, owner.key (0600): a wallet; owner.pub: who owns the node, if not this wallet; faucet.key
+keys/          operator.key, owner.key (0600): a wallet; owner.pub: who owns the node, if not this wallet; faucet.key;
+               seal.secret, sealed/: what opens sealed blobs
 store/         slivers and blob records             cache/   peers seen lately
 chain/         chain.db, votes.log, snapshots/; restored: this home comes from a backup
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from economics.blob import BlobId, build_blob_id_text
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Rejected
 from economics.genesis import Genesis, build_key_text, parse_genesis, parse_key
@@ -132,6 +134,19 @@ class Home:
     def faucet_key_path(self) -> Path:
         """A testnet's key that gives to whoever asks; only the home of its client has it."""
         return self.path / "keys" / "faucet.key"
+
+    @property
+    def seal_secret_path(self) -> Path:
+        """What the keys of sealed blobs come of."""
+        return self.path / "keys" / "seal.secret"
+
+    @property
+    def sealed_keys_path(self) -> Path:
+        """The keys of sealed blobs, each in a file that is called by the blob's ID."""
+        return self.path / "keys" / "sealed"
+
+    def sealed_key_path(self, blob_id: BlobId) -> Path:
+        return self.sealed_keys_path / build_blob_id_text(blob_id)
 
     @property
     def genesis_path(self) -> Path:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -26,6 +26,7 @@ from economics.transactions import Transaction, least_fee
 from p2pnode.chainview import Chain, Head, Outcome, Seating
 from p2pnode.errors import InputError, TransactionFailed, Unavailable, Unpaid
 from p2pnode.keys import Key
+from p2pnode.till import Till
 
 EPOCHS = 30
 """What a blob is stored for unless said otherwise: about a month where an epoch is a day."""
@@ -156,6 +157,8 @@ class Order:
     max_cost_frost: int | None = None
     on_quote: Callable[[Quote], None] = lambda quoted: None
     """Hears the price before anything is paid."""
+    till: Till = field(default_factory=Till, compare=False)
+    """Shared by the orders of blobs that one owner stores at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +174,21 @@ class Reserved:
 async def reserve_for(chain: Chain, key: Key, *, units: int, order: Order) -> Reserved:
     """Return a reservation for `units` from now on: one of the owner's own that is large enough, else a new one.
 
-    Raises `Unpaid` before anything is paid, `TransactionFailed` where the network has no such storage.
+    It is taken in the order's till, and whoever fills it or gives up gives it back there. Raises `Unpaid` before
+    anything is paid, `TransactionFailed` where the network has no such storage.
     """
+    async with order.till.buying:
+        reserved = await _find_or_buy(chain, key, units=units, order=order)
+        order.till.take(reserved.reservation)
+    return reserved
+
+
+async def _find_or_buy(chain: Chain, key: Key, *, units: int, order: Order) -> Reserved:
     owner = OwnerId(key.public)
     seating = await chain.seats()
     epoch = seating.current.epoch
-    held = best_reservation(await chain.reservations(owner), epoch=epoch, units=units, epochs=order.epochs)
+    free = [one for one in await chain.reservations(owner) if not order.till.is_taken(one.reservation)]
+    held = best_reservation(free, epoch=epoch, units=units, epochs=order.epochs)
     if held is not None:
         await _agree(chain, owner, Quote(0, 0, certify_fee(chain.genesis, seating.current)), order)
         return Reserved(held.reservation, held.end_epoch, 0)
@@ -218,6 +230,10 @@ class Kept:
     end_epoch: int
     cost_frost: int
     transactions: int
+    reservation: ReservationId
+    """Names the owner's entry of the blob."""
+    extended_epochs: int = 0
+    """By which an entry of the owner's now lasts longer."""
 
 
 async def keep_live(chain: Chain, key: Key, blob: BlobSummary, *, order: Order) -> Kept:
@@ -231,16 +247,21 @@ async def keep_live(chain: Chain, key: Key, blob: BlobSummary, *, order: Order) 
     own = [one for one in own if one.deletable == order.deletable]
     last = max(own, key=lambda one: (one.end_epoch, one.reservation), default=None)
     if last is not None and last.end_epoch >= end:
-        return Kept(last.end_epoch, 0, 0)
+        return Kept(last.end_epoch, 0, 0, last.reservation)
     if last is not None:
-        quoted = quote_extension(chain.genesis, (await chain.seats()).terms, last, end - last.end_epoch)
+        more = end - last.end_epoch
+        quoted = quote_extension(chain.genesis, (await chain.seats()).terms, last, more)
         await _agree(chain, owner, quoted, order)
-        await chain.transact(key, Extend(blob.blob_id, last.reservation, end - last.end_epoch))
-        return Kept(end, quoted.total_frost, 1)
+        await chain.transact(key, Extend(blob.blob_id, last.reservation, more))
+        return Kept(end, quoted.total_frost, 1, last.reservation, more)
     units = chain.genesis.code.encoded_units(blob.length)
     reserved = await reserve_for(chain, key, units=units, order=order)
-    outcome = await chain.transact(key, CertifyAgain(reserved.reservation, blob.blob_id, order.deletable))
-    return Kept(reserved.end_epoch, reserved.cost_frost + outcome.fee_frost, 2 if reserved.cost_frost else 1)
+    try:
+        outcome = await chain.transact(key, CertifyAgain(reserved.reservation, blob.blob_id, order.deletable))
+    finally:
+        order.till.give_back(reserved.reservation)
+    paid, transactions = reserved.cost_frost + outcome.fee_frost, 2 if reserved.cost_frost else 1
+    return Kept(reserved.end_epoch, paid, transactions, reserved.reservation)
 
 
 # --- what one owns ---------------------------------------------------------------------------------------------------

@@ -15,13 +15,13 @@ from economics.commitments import ZERO_RESERVATION, ReservationId
 from economics.committee import Committee
 from economics.crypto import OwnerId
 from economics.ledger import Code
-from economics.state import BlobEntry
+from economics.state import BlobEntry, BlobSummary
 from p2pnode.chainclient import ChainClient
 from p2pnode.chainview import Outcome
 from p2pnode.encoder import open_encoder
 from p2pnode.errors import TransactionFailed
 from p2pnode.keys import Key
-from p2pnode.payments import Order, Reserved, keep_live, reserve_for
+from p2pnode.payments import Order, Reserved, find_blob, keep_live, reserve_for
 from p2pnode.session import Session
 from p2pnode.sources import Source, compute_blob_id
 from p2pnode.upload import Deal, EpochEnded, Progress, Stored, TooFewNodes, Uploader
@@ -52,6 +52,10 @@ class Published:
 
     It may have come to owe it during the call: a node puts on chain what an earlier call had uploaded.
     """
+    reservation: ReservationId
+    """Names the owner's entry of the blob."""
+    extended_epochs: int = 0
+    """By which an entry that the owner had lasts longer."""
 
 
 class _Reserving:
@@ -94,21 +98,45 @@ class Publisher:
         Raises `Unpaid` before anything is paid if the owner cannot or will not pay, `TransactionFailed`, and what
         `Uploader.run` does.
         """
-        length = source.length
         blob_id = await trio.to_thread.run_sync(compute_blob_id, source, self.client.genesis.code)
-        units = self.client.genesis.code.encoded_units(length)
-        live = await self.chain.blob(blob_id)
-        if live is not None:
-            kept = await keep_live(self.chain, self.key, live, order=self.order)
-            return Published(blob_id, length, units, kept.end_epoch, kept.cost_frost, kept.transactions, None)
+        till = self.order.till
+        async with till.blob(blob_id):
+            was_stored = till.was_stored(blob_id)
+            live = await (find_blob(self.chain, blob_id) if was_stored else self.chain.blob(blob_id))
+            published = await self._keep(live) if live is not None else await self._publish(source, blob_id)
+            till.note_stored(blob_id)
+        return published
+
+    async def _keep(self, live: BlobSummary) -> Published:
+        units = self.client.genesis.code.encoded_units(live.length)
+        kept = await keep_live(self.chain, self.key, live, order=self.order)
+        return Published(
+            live.blob_id,
+            live.length,
+            units,
+            kept.end_epoch,
+            kept.cost_frost,
+            kept.transactions,
+            None,
+            kept.reservation,
+            kept.extended_epochs,
+        )
+
+    async def _publish(self, source: Source, blob_id: BlobId) -> Published:
+        units = self.client.genesis.code.encoded_units(source.length)
         reserving = _Reserving()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(reserving.run, self.chain, self.key, units=units, order=self.order))
-            upload = await self._upload(source, blob_id, reserving)
-        reserved = await reserving.wait()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(reserving.run, self.chain, self.key, units=units, order=self.order))
+                upload = await self._upload(source, blob_id, reserving)
+            reserved = await reserving.wait()
+        finally:
+            if reserving.reserved is not None:
+                self.order.till.give_back(reserving.reserved.reservation)
         fee, transactions = (0, 0) if upload is None else (upload[1].fee_frost, 1)
         paid, transactions = reserved.cost_frost + fee, transactions + (1 if reserved.cost_frost else 0)
-        return Published(blob_id, length, units, reserved.end_epoch, paid, transactions, upload)
+        end, reservation = reserved.end_epoch, reserved.reservation
+        return Published(blob_id, source.length, units, end, paid, transactions, upload, reservation)
 
     async def _upload(self, source: Source, blob_id: BlobId, reserving: _Reserving) -> tuple[Stored, Outcome] | None:
         """Upload and certify; once more where an epoch ended meanwhile: no bytes move but those of shards that did.
@@ -165,7 +193,7 @@ class Publisher:
 
         height = (await self.chain.head()).height
         paid = (await reserving.wait()).reservation if source.length > PARALLEL_BYTES_MAX else ZERO_RESERVATION
-        async with open_encoder(self.client.codec, length=source.length) as encoder:
+        async with open_encoder(self.client.codec, length=source.length, workers=self.client.has_workers) as encoder:
             uploader = Uploader(
                 members=self.client.members.seated(committee),
                 encoder=encoder,

@@ -7,6 +7,7 @@ from typing import Protocol
 from economics.blob import Header
 from p2pnode.download import Reader
 from p2pnode.errors import InputError
+from p2pnode.network.host import sole_exception
 
 Write = Callable[[list[memoryview]], Awaitable[None]]
 """Takes the next bytes, in pieces; the views hold only until it returns."""
@@ -39,7 +40,10 @@ class BlobView:
         return self.header.length
 
     async def read(self, write: Write, *, start: int = 0, stop: int | None = None) -> None:
-        await self.reader.read(self.header, write, start=start, stop=stop)
+        try:
+            await self.reader.read(self.header, write, start=start, stop=stop)
+        except BaseExceptionGroup as group:
+            raise sole_exception(group) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 `python -m tests.reference` writes tests/vectors again.
 """
 
+import base64
 import functools
 import json
 import math
@@ -208,7 +209,97 @@ def leader(root_hash: bytes, view: int, holders: list[int]) -> int:
     return holders[int.from_bytes(hashed("leader", root_hash + u(8, view)), "big") % len(holders)]
 
 
+# 19, 20. Quilts and folders
+
+
+def cbor(value: Any) -> bytes:
+    """Whole numbers, bytes, text, truth, lists and maps of text, each in its shortest form."""
+
+    def head(major: int, argument: int) -> bytes:
+        if argument < 24:
+            return bytes((major << 5 | argument,))
+        width = next(index for index in range(4) if argument < 1 << (8 << index))
+        return bytes((major << 5 | 24 + width,)) + u(1 << width, argument)
+
+    match value:
+        case bool():
+            return b"\xf5" if value else b"\xf4"
+        case int():
+            return head(0, value)
+        case bytes():
+            return head(2, len(value)) + value
+        case str():
+            return head(3, len(value.encode())) + value.encode()
+        case list():
+            return head(4, len(value)) + b"".join(map(cbor, value))
+        case _:
+            pairs = sorted((cbor(key), cbor(inner)) for key, inner in value.items())
+            return head(5, len(pairs)) + b"".join(key + inner for key, inner in pairs)
+
+
+def quilt(files: list[tuple[str, dict[str, str], bytes]]) -> bytes:
+    ordered = sorted(files, key=lambda file: file[0].encode())
+    index = cbor([[name, len(data), tags] for name, tags, data in ordered])
+    return b"p2pq" + u(1, 1) + u(4, len(index)) + index + b"".join(data for _, _, data in ordered)
+
+
+def folder(blobs: list[Any], files: list[Any], empty: list[str]) -> bytes:
+    return b"p2pf" + u(1, 1) + cbor([blobs, files, empty])
+
+
 # The vectors
+
+
+def quilts_vector() -> list[dict[str, Any]]:
+    """None, one, some with tags and every width of a length, names in the order of bytes and not of letters."""
+    cases: list[list[tuple[str, dict[str, str], bytes]]] = [
+        [],
+        [("a", {}, b"")],
+        [
+            ("b/c.html", {"content-type": "text/html", "x": ""}, content(23)),
+            ("B", {"\u00fc": "\u00fc"}, content(24)),
+            ("\uffee", {}, content(255)),
+            ("\U0001f600", {}, content(256)),
+            ("a b", {"long": "x" * 300, "b": "1", "aa": "2"}, content(70_000)),
+        ],
+    ]
+    return [
+        {
+            "files": [{"name": name, "tags": tags, "length": len(data)} for name, tags, data in files],
+            "front": quilt(files)[: len(quilt(files)) - sum(len(data) for _, _, data in files)].hex(),
+            "blake3": blake3(quilt(files)).hexdigest(),
+        }
+        for files in cases
+    ]
+
+
+def folders_vector() -> list[dict[str, Any]]:
+    one, other, key = hashed("blob", b"one"), hashed("blob", b"other"), hashed("leaf", b"key")
+    digest = blake3(b"content").digest()
+    cases: list[tuple[list[Any], list[Any], list[str]]] = [
+        ([], [], []),
+        ([], [], ["a", "b/c"]),
+        (
+            [[other, 1 << 40, b""], [one, 70_000, key]],
+            [
+                ["A", 1 << 40, False, digest, 0, 0],
+                ["a-b", 24, False, digest, 1, 300],
+                ["a/b", 0, True, digest, 1, 70_000],
+                ["a/\U0001f600", 65_536, False, digest, 0, 1 << 32],
+            ],
+            ["a/empty", "\u00fc"],
+        ),
+    ]
+    names = ("path", "length", "executable", "content_hash", "blob", "offset")
+    return [
+        {
+            "blobs": [{"id": blob[0].hex(), "length": blob[1], "key": blob[2].hex()} for blob in blobs],
+            "files": [dict(zip(names, (*file[:3], file[3].hex(), *file[4:]), strict=True)) for file in files],
+            "empty": empty,
+            "data": folder(blobs, files, empty).hex(),
+        }
+        for blobs, files, empty in cases
+    ]
 
 
 def signed_vote(chain: bytes, kind: int, epoch: int, view: int, block: bytes, index: int, key: SigningKey) -> bytes:
@@ -660,6 +751,94 @@ def challenges_vector() -> dict[str, Any]:
     }
 
 
+# 21. Sealed blob
+
+
+def quarter_rounds(state: list[int]) -> list[int]:
+    """The ten double rounds of ChaCha20 (RFC 8439, 2.3), without the addition at their end."""
+    x = list(state)
+    columns = [(0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15)]
+    diagonals = [(0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14)]
+    for a, b, c, d in (columns + diagonals) * 10:
+        for left, right, other, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+            x[left] = x[left] + x[right] & 0xFFFFFFFF
+            x[other] ^= x[left]
+            x[other] = (x[other] << turn | x[other] >> 32 - turn) & 0xFFFFFFFF
+    return x
+
+
+def words(data: bytes) -> list[int]:
+    return [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
+
+
+def chacha_stream(key: bytes, nonce: bytes, blocks: int) -> bytes:
+    stream = []
+    for counter in range(blocks):
+        state = [*words(b"expand 32-byte k" + key), counter, *words(nonce)]
+        for word, start in zip(quarter_rounds(state), state, strict=True):
+            stream.append((word + start & 0xFFFFFFFF).to_bytes(4, "little"))
+    return b"".join(stream)
+
+
+def hchacha(key: bytes, nonce: bytes) -> bytes:
+    x = quarter_rounds(words(b"expand 32-byte k" + key + nonce))
+    return b"".join(word.to_bytes(4, "little") for word in (*x[:4], *x[12:]))
+
+
+def poly1305(key: bytes, data: bytes) -> bytes:
+    r, total = int.from_bytes(key[:16], "little") & 0x0FFFFFFC0FFFFFFC0FFFFFFC0FFFFFFF, 0
+    for at in range(0, len(data), 16):
+        total = (total + int.from_bytes(data[at : at + 16] + b"\1", "little")) * r % (2**130 - 5)
+    return (total + int.from_bytes(key[16:], "little") & 2**128 - 1).to_bytes(16, "little")
+
+
+def seal_frame(key: bytes, nonce: bytes, front: bytes, plain: bytes) -> bytes:
+    """XChaCha20-Poly1305: draft-irtf-cfrg-xchacha, 2; RFC 8439, 2.8."""
+    stream = chacha_stream(hchacha(key, nonce[:16]), bytes(4) + nonce[16:], 1 + math.ceil(len(plain) / 64))
+    sealed = bytes(x ^ y for x, y in zip(plain, stream[64:], strict=False))
+    sizes = len(front).to_bytes(8, "little") + len(sealed).to_bytes(8, "little")
+    padded = [part + bytes(-len(part) % 16) for part in (front, sealed)]
+    return sealed + poly1305(stream[:32], b"".join(padded) + sizes)
+
+
+def sealed(key: bytes, plain: bytes) -> bytes:
+    front = b"p2px" + u(1, 1) + bytes(3)
+    frames = [plain[at : at + 65_536] for at in range(0, len(plain), 65_536)] or [b""]
+    nonces = [bytes(15) + u(8, index) + u(1, index == len(frames) - 1) for index in range(len(frames))]
+    return front + b"".join(seal_frame(key, nonce, front, frame) for nonce, frame in zip(nonces, frames, strict=True))
+
+
+def link(blob_id: bytes, path: str, peers: list[tuple[bytes, str]], key: bytes) -> str:
+    """An empty path or key is none."""
+    safe = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~"
+
+    def escape(text: str, kept: bytes) -> str:
+        return "".join(chr(byte) if byte in safe + kept else f"%{byte:02X}" for byte in text.encode())
+
+    def shown(data: bytes) -> str:
+        return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+    query = "&".join(f"peer={shown(node)}@{escape(address, b'')}" for node, address in peers)
+    tail = (
+        (f"/{escape(path, b'/')}" if path else "") + (f"?{query}" if peers else "") + (f"#{shown(key)}" if key else "")
+    )
+    return f"p2pnode://get/{shown(blob_id)}{tail}"
+
+
+def sealed_vector() -> dict[str, Any]:
+    """The secret is 0x09 repeated, a blob is `content(length)`; the IDs, nodes and keys of links repeat one byte."""
+    secret, blobs = bytes([9]) * 32, []
+    for length in (0, 1, 100, 65_535, 65_536, 65_537, 131_072, 140_000):
+        key = blake3(b"p2pnode seal 1" + blake3(content(length)).digest(), key=secret).digest()
+        data = sealed(key, content(length))
+        shown = {"sealed": data.hex()} if length <= 100 else {"blake3_of_sealed": blake3(data).hexdigest()}
+        blobs.append({"length": length, "key": key.hex(), "sealed_length": len(data), **shown})
+    peers = [(bytes([3]) * 32, "/ip4/203.0.113.5/tcp/4001"), (bytes([4]) * 32, "/dns/a.example/tcp/1")]
+    blob_id, key = bytes([1]) * 32, bytes([255]) * 32
+    cases = [("", [], b""), ("", [], key), ("a b/é?#&%.txt", peers[:1], key), ("x", peers, b""), ("", peers, key)]
+    return {"blobs": blobs, "links": [link(blob_id, *case) for case in cases]}
+
+
 SHARDS = (4, 7, 10, 21, 31, 100, 256)
 
 
@@ -675,7 +854,8 @@ def vectors() -> dict[str, Any]:
     codes = [code_vector(n) for n in SHARDS]
     chain = {"chain.json": chain_vector(), "tree.json": tree_vectors(), "blocks.json": blocks_vector()}
     challenges = {"challenges.json": challenges_vector()}
-    return {"codes.json": codes, "signed.json": signed_vector(), **chain, **challenges, **blobs}
+    files = {"quilts.json": quilts_vector(), "folders.json": folders_vector(), "sealed.json": sealed_vector()}
+    return {"codes.json": codes, "signed.json": signed_vector(), **chain, **challenges, **blobs, **files}
 
 
 if __name__ == "__main__":

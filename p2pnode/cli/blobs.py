@@ -129,7 +129,8 @@ def read(blob_id: str, output: Path | None, bounds: str | None, strict: bool, ho
     Every byte is checked against BLOB_ID before it is written.
     """
     from p2pnode.progress import read_progress
-    from p2pnode.session import output_file, parse_id
+    from p2pnode.resume import output_file
+    from p2pnode.session import parse_id
 
     if as_json and output is None:
         raise click.UsageError("--json needs --output: the bytes would be mixed with the JSON")

@@ -148,3 +148,23 @@ class TestBudget:
             assert tracemalloc.get_traced_memory()[1] < 100_000
         finally:
             tracemalloc.stop()
+
+
+class TestItems:
+    @given(st.lists(VALUES, max_size=6))
+    def test_a_list_is_taken_apart_as_it_is_read_whole(self, values: list[cbor.Value]) -> None:
+        items = cbor.Items(cbor.encode(values))
+        taken = [items.take(budget=cbor.Budget()) for _ in range(items.open_list(items_max=6))]
+        items.end()
+        assert cbor.encode(taken) == cbor.encode(values)
+
+    def test_what_is_no_list_too_long_or_goes_on_is_refused(self) -> None:
+        assert reason(cbor.Items(b"\x00").open_list, items_max=9) == Reason.MALFORMED
+        assert reason(cbor.Items(b"").open_list, items_max=9) == Reason.MALFORMED
+        assert reason(cbor.Items(b"\x98\x17").open_list, items_max=99) == Reason.MALFORMED
+        assert reason(cbor.Items(b"\x82").open_list, items_max=1) == Reason.TOO_LARGE
+        assert reason(cbor.Items(b"\x80").end) == Reason.MALFORMED
+        assert reason(cbor.Items(b"\x81").take, budget=cbor.Budget()) == Reason.MALFORMED
+        assert reason(cbor.Items(b"\x43abc").take, budget=cbor.Budget(size_max=3)) == Reason.TOO_LARGE
+        assert reason(cbor.Items(b"\x82\x00\x00").take, budget=cbor.Budget(elements_max=2)) == Reason.TOO_LARGE
+        assert reason(cbor.Items(b"\xc1\x00").take, budget=cbor.Budget()) == Reason.MALFORMED
