@@ -153,10 +153,10 @@ class BlobServer:
         blob_id = BlobId(message.raw("blob", DIGEST_BYTES))
         header = await self._find_header(blob_id, held)
         encoded = await trio.to_thread.run_sync(header.encode)
-        told: list[cbor.Value] = list(self.tell(blob_id, self._note_asked(blob_id, stream.peer))[:PEERS_TOLD])
+        told: list[cbor.Value] = list(self.tell(blob_id, self._note_asked(blob_id, stream.peer)))
         async with self._replies.taken(stream.peer, len(encoded)):
             with self._replies.moving(len(encoded)):
-                await send_message(stream, {"ok": True, "peers": told}, encoded)
+                await send_message(stream, {"ok": True, "peers": told[:PEERS_TOLD]}, encoded)
 
     async def _send_segment(self, stream: Stream, message: Incoming, held: dict[BlobId, Header]) -> None:
         blob_id = BlobId(message.raw("blob", DIGEST_BYTES))

@@ -1,6 +1,6 @@
 """What the calls of a client take and give: arguments made certain, results. Asks nobody anything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -9,18 +9,19 @@ from economics.blob import BlobId, build_blob_id_text
 from economics.crypto import DIGEST_BYTES
 from economics.operations import EPOCHS_AHEAD_MAX
 from economics.state import BlobEntry
+from p2pnode.contents import Kind
 from p2pnode.errors import InputError
+from p2pnode.manifest import is_folder
 from p2pnode.payments import parse_amount
+from p2pnode.publish import Published
+from p2pnode.quilt import QuiltFile, build_quilt, is_quilt
+from p2pnode.sealed import is_sealed
 from p2pnode.session import parse_id
 from p2pnode.sources import BytesSource, FileSource, Source
 from p2pnode.upload import Progress as UploadProgress
 
 READ_BYTES_MAX = 1 << 30
 """What `read` returns at most unless told otherwise: more is rather streamed or written to a file."""
-KINDS = {b"p2pq\x01": "quilt", b"p2pf\x01": "folder", b"p2px\x01": "sealed"}
-"""What a blob is by its first bytes (FORMATS.md 19 to 21); anything else is plain."""
-KIND_BYTES = 5
-
 Progress = Callable[[int, int], None]
 """Hears of (bytes that a quorum of nodes holds, all bytes), in the thread of the trio loop: it must not block."""
 Target = str | Path | BinaryIO
@@ -40,6 +41,11 @@ class Stored:
     """FROST that this call took from the wallet, fees included."""
     was_there: bool
     """The network owed the blob already: no bytes moved."""
+
+    @classmethod
+    def of(cls, done: Published) -> "Stored":
+        blob_id = build_blob_id_text(done.blob_id)
+        return cls(blob_id, done.length, done.end_epoch, done.paid_frost, done.upload is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +83,11 @@ class Info:
     """(end epoch, how many claims of any owner end then), ascending."""
     own: tuple[Entry, ...]
     """The claims of this wallet."""
+    is_encrypted: bool
+    """Its own first bytes say so."""
     kind: str | None
-    """"plain", "sealed", "quilt" or "folder"; None where its first bytes cannot be had now. What is in a sealed one is
-    for whoever has its key."""
+    """"bytes", "quilt" or "folder", of a sealed one by what is in it; "sealed" where this home has no key that opens
+    it; None where its first bytes cannot be had now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,19 @@ def source_of(what: Content) -> Source:
     if path.is_dir():
         raise InputError(f"{path} is a folder: `store_folder` stores it")
     return FileSource.open(path)
+
+
+def quilt_of(files: Mapping[str, Content]) -> Source:
+    """Return the quilt of these files; for worker threads. Raises `InputError`."""
+    if not isinstance(files, Mapping) or not all(isinstance(name, str) for name in files):
+        raise InputError("files are named by texts: {name: bytes or path}")
+    return build_quilt([QuiltFile(name, source_of(what)) for name, what in files.items()]).source
+
+
+def kind_of(prefix: bytes) -> Kind:
+    """Return what a blob claims to be by its first bytes."""
+    kinds = {Kind.SEALED: is_sealed, Kind.QUILT: is_quilt, Kind.FOLDER: is_folder}
+    return next((kind for kind, is_one in kinds.items() if is_one(prefix)), Kind.BYTES)
 
 
 def progress_of(progress: Progress | None, source: Source, segment_bytes: int) -> Callable[[UploadProgress], None]:

@@ -40,21 +40,20 @@ Reads go on side by side, and so do stores, four at a time: a wallet's transacti
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
-from economics.blob import BlobId, build_blob_id_text
+from economics.blob import BlobId, Header, build_blob_id_text
 from economics.crypto import OwnerId
 from p2pnode import payments
 from p2pnode.calls import (
-    KIND_BYTES,
-    KINDS,
     READ_BYTES_MAX,
     Content,
     Deleted,
@@ -63,27 +62,33 @@ from p2pnode.calls import (
     Progress,
     Stored,
     Target,
+    kind_of,
     parse_blob,
     parse_cost,
     parse_count,
     parse_epochs,
     parse_path,
     progress_of,
+    quilt_of,
     source_of,
 )
+from p2pnode.contents import Kind, open_content, read_prefix
 from p2pnode.errors import Closed, ConfigError, InconsistentBlob, InputError, NetworkError, Unavailable
 from p2pnode.home import Home
+from p2pnode.keyring import Keyring
 from p2pnode.keys import Key
 from p2pnode.members import Fault
 from p2pnode.payments import EPOCHS, Order
 from p2pnode.plain import plainly
 from p2pnode.portal import Portal
-from p2pnode.publish import Published, Publisher
-from p2pnode.resume import output_file
+from p2pnode.publish import Publisher
+from p2pnode.resume import output_file, save
+from p2pnode.sealed import SealedView, WrongKey, is_sealed
 from p2pnode.session import Session, open_session
 from p2pnode.sources import Source
-from p2pnode.streaming import Feed, write_to
-from p2pnode.views import BlobView, View, Write, read_all, verify_range
+from p2pnode.streaming import Feed, JudgedView, judging, parse_range, write_to
+from p2pnode.till import Till
+from p2pnode.views import BlobView, View, read_all
 from p2pnode.wallet import read_wallet
 
 log = logging.getLogger("p2pnode.client")
@@ -100,11 +105,13 @@ T = TypeVar("T")
 class Client:
     """A client for trio; get one from `open_client`. For any number of tasks at once."""
 
-    def __init__(self, session: Session, owner: Key | OwnerId | None, nursery: trio.Nursery) -> None:
+    def __init__(self, session: Session, keyring: Keyring, owner: Key | OwnerId | None, nursery: trio.Nursery) -> None:
         self.session = session
         """What the calls are made of, for programs that need more than this class has."""
+        self._keyring = keyring
         self._owner = owner
         self._nursery = nursery
+        self._till = Till()
         self._stores = trio.CapacityLimiter(STORES_AT_ONCE)
         self._calls = 0
         self._forgiven_at = trio.current_time()
@@ -119,28 +126,64 @@ class Client:
         epochs: int = EPOCHS,
         deletable: bool = True,
         max_cost: int | str | None = None,
+        encrypt: bool = False,
         progress: Progress | None = None,
     ) -> Stored:
         """Store bytes, or the file of a path (a `str` is a path), and return when the network owes the blob.
 
         It is kept for `epochs` (1 to 53), the current one counted; unless `deletable` is False, `delete` ends it
-        before. Nothing is paid if it may cost more than `max_cost`, in FROST or as a text in WAL such as "0.5".
-        `progress` hears (bytes that a quorum of nodes holds, all bytes). A blob that the network owes already moves no
-        bytes and costs what its keeping costs; one that this wallet has paid for long enough costs nothing.
+        before. Nothing is paid if it may cost more than `max_cost`, in FROST or as a text in WAL such as "0.5". With
+        `encrypt` the nodes get no more than a sealed blob, and only this home has its key. `progress` hears (bytes
+        that a quorum of nodes holds, all bytes). A blob that the network owes already moves no bytes and costs what its
+        keeping costs; one that this wallet has paid for long enough costs nothing.
 
         Raises `InputError`, `ConfigError` without a wallet, `Unpaid`, `TransactionFailed`, `SpaceError`,
         `NetworkError`.
         """
         with self._calling():
-            owner = self._paying()
-            order = Order(epochs=parse_epochs(epochs), deletable=bool(deletable), max_cost_frost=parse_cost(max_cost))
+            owner, order = self._paying(), self._order(epochs, deletable, max_cost)
             source = await trio.to_thread.run_sync(source_of, what)
-            return describe(await self._publish(owner, source, order, progress))
+            return await self._publish(owner, source, order, encrypt=encrypt, progress=progress)
 
-    async def _publish(self, owner: Key, source: Source, order: Order, progress: Progress | None) -> Published:
-        report = progress_of(progress, source, self.session.genesis.code.segment_bytes)
+    async def store_many(
+        self,
+        files: Mapping[str, Content],
+        *,
+        epochs: int = EPOCHS,
+        deletable: bool = True,
+        max_cost: int | str | None = None,
+        encrypt: bool = False,
+        progress: Progress | None = None,
+    ) -> Stored:
+        """Store many small files in one blob, a quilt, for a fraction of what as many blobs cost.
+
+        `files` has bytes or a path for each name, at most 65,535 of them; `read(blob_id, name)` reads one alone. The
+        other arguments and the errors are those of `store`.
+        """
+        with self._calling():
+            owner, order = self._paying(), self._order(epochs, deletable, max_cost)
+            quilt = await trio.to_thread.run_sync(quilt_of, files)
+            return await self._publish(owner, quilt, order, encrypt=encrypt, progress=progress)
+
+    def _order(self, epochs: int, deletable: bool, max_cost: int | str | None) -> Order:
+        return Order(
+            epochs=parse_epochs(epochs),
+            deletable=bool(deletable),
+            max_cost_frost=parse_cost(max_cost),
+            till=self._till,
+        )
+
+    async def _publish(
+        self, owner: Key, source: Source, order: Order, *, encrypt: bool, progress: Progress | None
+    ) -> Stored:
         async with self._stores:
-            return await Publisher(self.session, owner, order, report).publish(source)
+            sealed = await trio.to_thread.run_sync(self._keyring.seal, source) if encrypt else None
+            whole: Source = source if sealed is None else sealed
+            report = progress_of(progress, whole, self.session.genesis.code.segment_bytes)
+            done = await Publisher(self.session, owner, order, report).publish(whole)
+            if sealed is not None:
+                await trio.to_thread.run_sync(self._keyring.remember, done.blob_id, sealed.key)
+        return Stored.of(done)
 
     async def extend(self, blob_id: str | BlobId, end_epoch: int, *, max_cost: int | str | None = None) -> Entry:
         """Have a blob that this wallet keeps kept until `end_epoch` begins, at least, and return the claim as it is
@@ -153,17 +196,14 @@ class Client:
             owner, parsed = self._paying(), parse_blob(blob_id)
             limit, end = parse_cost(max_cost), parse_count(end_epoch, "end_epoch", low=0, high=(1 << 62))
             chain = self.session.chain
-            entry = (await payments.own_entries(chain, OwnerId(owner.public), parsed))[0]
-            if entry.end_epoch < end:
-                await payments.extend(
-                    chain,
-                    owner,
-                    parsed,
-                    epochs=parse_epochs(end - entry.end_epoch),
-                    max_cost_frost=limit,
-                    on_quote=lambda quoted: None,
-                )
-                entry = replace(entry, end_epoch=end)
+            async with self._till.blob(parsed):
+                entry = (await payments.own_entries(chain, OwnerId(owner.public), parsed))[0]
+                if entry.end_epoch < end:
+                    more = parse_epochs(end - entry.end_epoch)
+                    await payments.extend(
+                        chain, owner, parsed, epochs=more, max_cost_frost=limit, on_quote=lambda quoted: None
+                    )
+                    entry = replace(entry, end_epoch=end)
             summary = await chain.blob(parsed)
             return Entry.of(entry, length=None if summary is None else summary.length)
 
@@ -175,7 +215,9 @@ class Client:
         """
         with self._calling():
             owner, parsed = self._paying(), parse_blob(blob_id)
-            done = await payments.delete(self.session.chain, owner, parsed)
+            async with self._till.blob(parsed):
+                done = await payments.delete(self.session.chain, owner, parsed)
+                self._till.note_deleted(parsed)
             return Deleted(build_blob_id_text(parsed), len(done.entries), len(done.permanent))
 
     # --- reading -------------------------------------------------------------------------------------------------
@@ -183,6 +225,7 @@ class Client:
     async def read(self, blob_id: str | BlobId, path: str | None = None, *, size_max: int = READ_BYTES_MAX) -> bytes:
         """Return the bytes of a blob, or of the file `path` in a quilt or folder, every one checked against the ID.
 
+        A sealed blob is opened where this home has its key, and is given as it is stored where not: `info` tells.
         Raises `InputError` for more than `size_max` bytes, or no such file; `Unavailable`, `NetworkError`,
         `InconsistentBlob`.
         """
@@ -209,15 +252,28 @@ class Client:
     async def read_to(self, blob_id: str | BlobId, target: Target, path: str | None = None) -> int:
         """Write the bytes of a blob, or of a file in it, to a path or an open file, and return how many.
 
-        At a path a file appears when it is whole, in place of the one before. Raises what `read` does, `InputError`
-        where the target cannot be written, `SpaceError`.
+        At a path a file appears when it is whole, in place of the one before; for a whole blob the same call goes on
+        where an interrupted one stopped. Raises what `read` does, `InputError` where the target cannot be written,
+        `SpaceError`.
         """
         with self._calling():
-            view = await self._open(blob_id, path)
             if not isinstance(target, str | Path):
-                return await write_to(view, target)
-            with output_file(parse_path(target, "target")) as sink:
+                return await write_to(await self._open(blob_id, path), target)
+            place = parse_path(target, "target")
+            if path is None:
+                return await self._save(parse_blob(blob_id), place)
+            view = await self._open(blob_id, path)
+            with output_file(place) as sink:
                 return await write_to(view, sink)
+
+    async def _save(self, blob_id: BlobId, target: Path) -> int:
+        """Put a whole blob into a file, going on with what an interrupted call has left of it."""
+        header = await self._header(blob_id)
+        key = await trio.to_thread.run_sync(self._keyring.key_of, blob_id)
+        view: View = JudgedView(self.session, blob_id, BlobView(self.session.reader, header))
+        if key is not None:
+            view = SealedView(view, key)
+        return (await save(view, target, header=header, codec=self.session.codec, key=key)).length
 
     @asynccontextmanager
     async def stream(
@@ -239,10 +295,17 @@ class Client:
 
     async def _open(self, blob_id: str | BlobId, path: str | None) -> View:
         """Return what is to be read."""
-        parsed = parse_blob(blob_id)
-        async with judging(self.session, parsed):
-            reader = self.session.reader
-            return JudgedView(self.session, parsed, BlobView(reader, await reader.header(parsed)))
+        if not isinstance(path, str | None):
+            raise InputError(f"a file in a blob is named by a text, not {type(path).__name__}")
+        return await open_content(self._open_blob, self._keyring.key_of, parse_blob(blob_id), path)
+
+    async def _open_blob(self, blob_id: BlobId) -> View:
+        """Return the bytes of a blob as they are stored."""
+        return JudgedView(self.session, blob_id, BlobView(self.session.reader, await self._header(blob_id)))
+
+    async def _header(self, blob_id: BlobId) -> Header:
+        async with judging(self.session, blob_id):
+            return await self.session.reader.header(blob_id)
 
     # --- looking -------------------------------------------------------------------------------------------------
 
@@ -253,10 +316,10 @@ class Client:
         """
         with self._calling():
             parsed, chain = parse_blob(blob_id), self.session.chain
+            claims = [] if self.owner is None else await chain.entries(self.owner)
             summary = await payments.find_blob(chain, parsed)
             head = await chain.head()
-            claims = () if self.owner is None else await chain.entries(self.owner)
-            length, kind = await self._look(parsed)
+            length, is_encrypted, kind = await self._look(parsed)
             if summary is not None:
                 length = summary.length
             return Info(
@@ -267,20 +330,24 @@ class Client:
                 end_epoch=None if summary is None else summary.end_epoch,
                 entries=() if summary is None else summary.entries,
                 own=tuple(Entry.of(claim, length=length) for claim in claims if claim.blob_id == parsed),
+                is_encrypted=is_encrypted,
                 kind=kind,
             )
 
-    async def _look(self, blob_id: BlobId) -> tuple[int | None, str | None]:
-        """Return a blob's length, and its kind by its first bytes; None for what cannot be had now."""
-        reader, length = self.session.reader, None
+    async def _look(self, blob_id: BlobId) -> tuple[int | None, bool, str | None]:
+        """Return a blob's length, whether it is sealed, and what is in it; None for what cannot be had now."""
+        length: int | None = None
         try:
-            header = await reader.header(blob_id)
-            length = header.length
-            front = await read_all(BlobView(reader, header), stop=min(KIND_BYTES, length), size_max=KIND_BYTES)
+            whole = await self._open_blob(blob_id)
+            length = whole.length
+            if not is_sealed(await read_prefix(whole)):
+                return length, False, str(kind_of(await read_prefix(whole)))
+            return length, True, str(kind_of(await read_prefix(await self._open(blob_id, None))))
+        except WrongKey:
+            return length, True, str(Kind.SEALED)
         except (Unavailable, NetworkError, InconsistentBlob) as fault:
             log.info("the first bytes of %s cannot be had: %s", build_blob_id_text(blob_id), fault)
-            return length, None
-        return length, KINDS.get(front, "plain")
+            return length, False, None
 
     async def list(self) -> tuple[Entry, ...]:
         """Return what the network keeps for this wallet, proven, what ends first first.
@@ -300,7 +367,7 @@ class Client:
     async def balance(self) -> int:
         """Return the FROST in this wallet, proven. Raises `ConfigError` without a wallet, `NetworkError`."""
         with self._calling():
-            return (await self.session.chain.account(self._account())).balance_frost
+            return (await self.session.chain.settled_account(self._account())).balance_frost
 
     @property
     def owner(self) -> OwnerId | None:
@@ -345,49 +412,6 @@ class Client:
         return self._owner
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedView:
-    """A view of what is in a blob whose failures say whether its writer is at fault."""
-
-    session: Session
-    blob_id: BlobId
-    view: View
-
-    @property
-    def length(self) -> int:
-        return self.view.length
-
-    async def read(self, write: Write, *, start: int = 0, stop: int | None = None) -> None:
-        async with judging(self.session, self.blob_id):
-            await self.view.read(write, start=start, stop=stop)
-
-
-@asynccontextmanager
-async def judging(session: Session, blob_id: BlobId) -> AsyncIterator[None]:
-    """Raise `InconsistentBlob` where the block fails to read a blob by its writer's fault."""
-    try:
-        with plainly():
-            yield
-    except (Unavailable, NetworkError, InconsistentBlob) as fault:
-        judged = await session.judge(blob_id, fault)
-        if judged is fault:
-            raise
-        raise judged from fault
-
-
-def parse_range(start: int, stop: int | None, view: View) -> tuple[int, int]:
-    """Return [start, stop) within a view; raises `InputError`."""
-    for bound in (start, stop):
-        if bound is not None and (not isinstance(bound, int) or isinstance(bound, bool)):
-            raise InputError(f"a range goes from one whole number to another, and {bound!r} is none")
-    return start, verify_range(start, stop, view.length)
-
-
-def describe(done: Published) -> Stored:
-    blob_id = build_blob_id_text(done.blob_id)
-    return Stored(blob_id, done.length, done.end_epoch, done.paid_frost, done.upload is None)
-
-
 def load_owner(home: Home, passphrase: str | None) -> Key | OwnerId | None:
     """Return the wallet's key; only its account where it is sealed and there is no passphrase; None without a wallet.
 
@@ -410,22 +434,27 @@ async def open_client(home: Path | Home | str, *, passphrase: str | None = None)
     the wallet; what the block raises leaves it as it is.
     """
     place = home if isinstance(home, Home) else Home(parse_path(home, "home"))
+    if not isinstance(passphrase, str | None):
+        raise InputError("a passphrase is a text")
     place.load_genesis()
     owner = await trio.to_thread.run_sync(load_owner, place, passphrase)
     raised: BaseException | None = None
-    with plainly():
-        async with open_session(place, on_fault=note) as session, trio.open_nursery() as nursery:
-            session.has_workers = False
-            client = Client(session, owner, nursery)
-            try:
-                yield client
-            except trio.Cancelled:
-                raise
-            except BaseException as fault:
-                raised = fault
-            finally:
-                client.close()
-            nursery.cancel_scope.cancel()
+    try:
+        with plainly():
+            async with open_session(place, on_fault=note) as session, trio.open_nursery() as nursery:
+                session.has_workers = False
+                client = Client(session, Keyring(place), owner, nursery)
+                try:
+                    yield client
+                except (trio.Cancelled, GeneratorExit):
+                    raise
+                except BaseException as fault:
+                    raised = fault
+                finally:
+                    client.close()
+                nursery.cancel_scope.cancel()
+    except OSError as fault:
+        raise ConfigError(f"cannot use the files in {place.path}: {fault.strerror}") from fault
     if raised is not None:
         raise raised
 
@@ -437,14 +466,17 @@ def note(fault: Fault) -> None:
 # --- without trio ----------------------------------------------------------------------------------------------------
 
 
-def same(method: Callable[..., Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Give a method of `SyncClient` the description of the one of `Client`."""
+def blocking(
+    method: Callable[Concatenate[Client, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["SyncClient", P], T]:
+    """Return a method of `Client` as one of `SyncClient`, with its arguments and its description."""
 
-    def describe(own: Callable[P, T]) -> Callable[P, T]:
-        own.__doc__ = method.__doc__
-        return own
+    def call(self: "SyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._portal.call(partial(method, self._portal.value, *args, **kwargs))
 
-    return describe
+    call.__doc__, call.__name__ = method.__doc__, method.__name__
+    call.__signature__ = signature(method)  # type: ignore[attr-defined]
+    return call
 
 
 class SyncClient:
@@ -457,47 +489,16 @@ class SyncClient:
         self._portal = portal
         self._client = portal.value
 
-    @same(Client.store)
-    def store(
-        self,
-        what: Content,
-        *,
-        epochs: int = EPOCHS,
-        deletable: bool = True,
-        max_cost: int | str | None = None,
-        progress: Progress | None = None,
-    ) -> Stored:
-        return self._call(
-            self._client.store, what, epochs=epochs, deletable=deletable, max_cost=max_cost, progress=progress
-        )
-
-    @same(Client.extend)
-    def extend(self, blob_id: str | BlobId, end_epoch: int, *, max_cost: int | str | None = None) -> Entry:
-        return self._call(self._client.extend, blob_id, end_epoch, max_cost=max_cost)
-
-    @same(Client.delete)
-    def delete(self, blob_id: str | BlobId) -> Deleted:
-        return self._call(self._client.delete, blob_id)
-
-    @same(Client.read)
-    def read(self, blob_id: str | BlobId, path: str | None = None, *, size_max: int = READ_BYTES_MAX) -> bytes:
-        return self._call(self._client.read, blob_id, path, size_max=size_max)
-
-    @same(Client.read_range)
-    def read_range(
-        self,
-        blob_id: str | BlobId,
-        start: int,
-        stop: int | None,
-        path: str | None = None,
-        *,
-        size_max: int = READ_BYTES_MAX,
-    ) -> bytes:
-        return self._call(self._client.read_range, blob_id, start, stop, path, size_max=size_max)
-
-    @same(Client.read_to)
-    def read_to(self, blob_id: str | BlobId, target: Target, path: str | None = None) -> int:
-        return self._call(self._client.read_to, blob_id, target, path)
+    store = blocking(Client.store)
+    store_many = blocking(Client.store_many)
+    extend = blocking(Client.extend)
+    delete = blocking(Client.delete)
+    read = blocking(Client.read)
+    read_range = blocking(Client.read_range)
+    read_to = blocking(Client.read_to)
+    info = blocking(Client.info)
+    list = blocking(Client.list)
+    balance = blocking(Client.balance)
 
     def stream(
         self, blob_id: str | BlobId, path: str | None = None, *, start: int = 0, stop: int | None = None
@@ -508,18 +509,6 @@ class SyncClient:
         what `read_range` does.
         """
         return Pieces(self._portal, self._client.stream(blob_id, path, start=start, stop=stop))
-
-    @same(Client.info)
-    def info(self, blob_id: str | BlobId) -> Info:
-        return self._call(self._client.info, blob_id)
-
-    @same(Client.list)
-    def list(self) -> tuple[Entry, ...]:
-        return self._call(self._client.list)
-
-    @same(Client.balance)
-    def balance(self) -> int:
-        return self._call(self._client.balance)
 
     @property
     def owner(self) -> OwnerId | None:
@@ -535,9 +524,6 @@ class SyncClient:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
-
-    def _call(self, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._portal.call(partial(method, *args, **kwargs))
 
 
 class Pieces(Iterator[bytes]):

@@ -202,7 +202,14 @@ def verify_order(paths: Iterable[str]) -> None:
 
 
 def verify_tree(paths: list[str]) -> None:
-    """Raise `Rejected` where a path is named twice, or is that of a folder with something in it too.
+    """Raise `Rejected` where a path is named twice, or is that of a folder with something in it too."""
+    conflict = find_conflict(paths)
+    if conflict is not None:
+        raise Rejected(Reason.MALFORMED, f"{conflict!r} is there twice, or with something in it that cannot be")
+
+
+def find_conflict(paths: list[str]) -> str | None:
+    """Return a path that is there twice, or that is above another one.
 
     With the lowest character in the place of the slash, what is in a folder comes right behind it: no need to hold
     every folder of every path, of which a small manifest can have billions of characters.
@@ -210,5 +217,5 @@ def verify_tree(paths: list[str]) -> None:
     ordered = sorted(path.replace("/", "\0").encode("utf-8") for path in paths)
     for last, following in pairwise(ordered):
         if following == last or following.startswith(last + b"\0"):
-            shown = last.decode("utf-8").replace("\0", "/")
-            raise Rejected(Reason.MALFORMED, f"{shown!r} is there twice, or with something in it that cannot be")
+            return last.decode("utf-8").replace("\0", "/")
+    return None

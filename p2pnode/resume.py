@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import trio
+from blake3 import blake3
 
 from economics.blob import BlobId, Header, Root, build_blob_id_text
 from p2pnode.codec import Codec
@@ -24,6 +25,7 @@ from p2pnode.sealed import FRAME_BYTES, FRONT_BYTES, SEALED_FRAME_BYTES, SealedS
 from p2pnode.sources import Source
 from p2pnode.views import View
 
+HASH_BYTES = 1 << 20
 NAME_BYTES_MAX = 255
 """Of every file system in common use; a part's name has some more bytes than its file's."""
 ID_CHARACTERS = 8
@@ -41,6 +43,10 @@ class Saved:
 
 class _Missing(Exception):
     """The part file ends before these bytes."""
+
+
+class _OtherBytes(InputError):
+    """The blob is not what whoever named it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ async def save(
     header: Header,
     codec: Codec,
     key: bytes | None,
+    content_hash: bytes | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Saved:
     """Put all bytes of a blob into `path`, going on with what an earlier call left beside it.
@@ -75,8 +82,8 @@ async def save(
     `view` has the plain bytes of the blob of `header`, which is sealed where there is a `key`. What the part file holds
     is encoded again, segment by segment, and kept as far as it has the header's roots: nothing in it is believed.
     What is at `path` stays until all of the new bytes are on the disk. `report` is told how many bytes of how many are
-    there. Raises `InputError`, also where another process is at it, `SpaceError`, and what the view does; the part file
-    stays then.
+    there. Raises `InputError`, also where another process is at it or the plain bytes have another BLAKE3 hash than
+    `content_hash`, `SpaceError`, and what the view does; the part file stays where it can be of use.
     """
     assert codec.code == header.code
     verify_target(path)
@@ -87,9 +94,11 @@ async def save(
         kept = await _keep_right(source, header, codec, key, report)
         if kept < view.length or not view.length:  # reading nothing still tells a wrong key
             await _fill(view, source, kept, report)
+        if content_hash is not None:
+            await trio.to_thread.run_sync(_verify_hash, source, content_hash)
         await trio.to_thread.run_sync(_put_in_place, source, part)
     except BaseException as fault:
-        if isinstance(fault, InconsistentBlob) or not os.fstat(handle).st_size:
+        if isinstance(fault, InconsistentBlob | _OtherBytes) or not os.fstat(handle).st_size:
             part.unlink()  # nobody can ever go on with it
         raise
     finally:
@@ -187,6 +196,14 @@ async def _fill(view: View, part: _PartSource, start: int, report: Callable[[int
 
         report(done, part.length)
         await view.read(write, start=start)
+
+
+def _verify_hash(source: _PartSource, content_hash: bytes) -> None:
+    hashed = blake3()
+    for start in range(0, source.length, HASH_BYTES):
+        hashed.update(source.read(start, min(start + HASH_BYTES, source.length)))
+    if hashed.digest() != content_hash:
+        raise _OtherBytes(f"{source.path.name!r} is not what the folder says: its maker was wrong, or means harm")
 
 
 def _put_in_place(source: _PartSource, part: Path) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from dht.discovery import Discovery, open_discovery
 from economics import cbor
-from economics.blob import BlobId, Header, parse_blob_id
+from economics.blob import BlobId, parse_blob_id
 from economics.commitments import Certificate
 from economics.committee import Committee
 from economics.crypto import NodeId
@@ -100,7 +100,7 @@ class Session:
         A writer that is found out here is accused before the network.
         """
         if isinstance(fault, InconsistentBlob):
-            return await self._accuse(fault)
+            return await self.accuse(fault)
         is_suspect = self.reader.said_invalid or isinstance(fault, Unavailable)  # in time nobody has it any more
         if is_suspect and await self._is_shown_invalid(blob_id):
             return InconsistentBlob(
@@ -108,7 +108,7 @@ class Session:
             )
         return fault
 
-    async def _accuse(self, fault: InconsistentBlob) -> InconsistentBlob:
+    async def accuse(self, fault: InconsistentBlob) -> InconsistentBlob:
         """Give members the proof that a read's writer encoded inconsistently, and return what the user is to know.
 
         Whoever has checked the proof keeps it, and has the network drop the blob.
@@ -148,7 +148,7 @@ class Session:
         report: Callable[[int, int], None],
     ) -> Read:
         header = await self.reader.header(blob_id)
-        start, stop = parse_bounds(bounds, header)
+        start, stop = parse_bounds(bounds, header.length)
         done = 0
 
         async def write(views: list[memoryview]) -> None:
@@ -327,12 +327,12 @@ def parse_id(text: str) -> BlobId:
         raise InputError(f"{text!r} is not a blob ID: it has 43 characters of A-Z a-z 0-9 - _") from fault
 
 
-def parse_bounds(bounds: tuple[int, int | None] | None, header: Header) -> tuple[int, int]:
-    """Return [start, stop) for a first and a last byte (None: to the end); raises `InputError` outside the blob."""
+def parse_bounds(bounds: tuple[int, int | None] | None, length: int) -> tuple[int, int]:
+    """Return [start, stop) for a first and a last byte (None: to the end); raises `InputError` outside of the bytes."""
     if bounds is None:
-        return 0, header.length
+        return 0, length
     first, last = bounds
-    stop = header.length if last is None else min(last + 1, header.length)
-    if first >= header.length or stop <= first:
-        raise InputError(f"no such range: the blob has {header.length} bytes, counted from 0")
+    stop = length if last is None else min(last + 1, length)
+    if first >= length or stop <= first:
+        raise InputError(f"no such range: there are {length} bytes, counted from 0")
     return first, stop

@@ -1,13 +1,56 @@
-"""A view's bytes in pieces, to whoever takes them: an iterator, a file. A reader that is slow is waited for."""
+"""What is read of a blob, and its bytes in pieces, to whoever takes them: an iterator, a file."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import trio
 
-from p2pnode.errors import Closed, InputError
+from economics.blob import BlobId
+from p2pnode.errors import Closed, InconsistentBlob, InputError, NetworkError, Unavailable
 from p2pnode.plain import plainly
 from p2pnode.resume import write_views
-from p2pnode.views import View
+from p2pnode.session import Session
+from p2pnode.views import View, Write, verify_range
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedView:
+    """A view of what is in a blob whose failures say whether its writer is at fault."""
+
+    session: Session
+    blob_id: BlobId
+    view: View
+
+    @property
+    def length(self) -> int:
+        return self.view.length
+
+    async def read(self, write: Write, *, start: int = 0, stop: int | None = None) -> None:
+        async with judging(self.session, self.blob_id):
+            await self.view.read(write, start=start, stop=stop)
+
+
+@asynccontextmanager
+async def judging(session: Session, blob_id: BlobId) -> AsyncIterator[None]:
+    """Raise `InconsistentBlob` where the block fails to read a blob by its writer's fault."""
+    try:
+        with plainly():
+            yield
+    except (Unavailable, NetworkError, InconsistentBlob) as fault:
+        judged = await session.judge(blob_id, fault)
+        if judged is fault:
+            raise
+        raise judged from fault
+
+
+def parse_range(start: int, stop: int | None, view: View) -> tuple[int, int]:
+    """Return [start, stop) within a view; raises `InputError`."""
+    for bound in (start, stop):
+        if bound is not None and (not isinstance(bound, int) or isinstance(bound, bool)):
+            raise InputError(f"a range goes from one whole number to another, and {bound!r} is none")
+    return start, verify_range(start, stop, view.length)
 
 
 class Feed:

@@ -12,11 +12,13 @@ from functools import partial
 import trio
 
 from economics.blob import BlobId, Header, build_blob_id_text
+from economics.commitments import Certificate
 from economics.errors import Rejected
 from economics.slots import blob_key, invalid_slot, state_key
-from economics.state import BlobSummary
+from economics.state import BlobEntry, BlobSummary
 from p2pnode.cache import CachedSegment, SegmentCache
-from p2pnode.errors import InconsistentBlob, NetworkError, NodeError, Unavailable
+from p2pnode.chainview import Head
+from p2pnode.errors import InconsistentBlob, NodeError, Unavailable
 from p2pnode.gateway.faults import HttpFault, unavailable
 from p2pnode.gateway.flights import Flights
 from p2pnode.network.host import sole_exception
@@ -68,6 +70,8 @@ class Blobs:
         self.nursery = nursery
         self._known: OrderedDict[BlobId, tuple[Known, float]] = OrderedDict()
         self._gone: OrderedDict[BlobId, None] = OrderedDict()
+        self._types: OrderedDict[BlobId, str] = OrderedDict()
+        """Content types that were put on chain through this gateway: by another entry, maybe, than the first."""
         self._lookups: Flights[BlobId, Known] = Flights(nursery)
         self._segments: Flights[tuple[BlobId, int], bytes | None] = Flights(nursery)
         self._fetching = trio.CapacityLimiter(FETCHES_MAX)
@@ -80,10 +84,14 @@ class Blobs:
 
     # --- what is known of a blob ---------------------------------------------------------------------------------
 
-    def learn(self, header: Header, content_type: str = "") -> None:
-        """Remember a blob that was certified just now, so that who stored it can read it at once."""
-        self._gone.pop(header.blob_id, None)
-        self._remember(Known(header, content_type, True))
+    def learn(self, blob_id: BlobId, content_type: str | None) -> None:
+        """Remember that a blob was certified just now, so that who stored it can read it at once."""
+        self._gone.pop(blob_id, None)
+        self._known.pop(blob_id, None)
+        if content_type:
+            self._types[blob_id] = content_type
+            if len(self._types) > KNOWN_MAX:
+                self._types.popitem(last=False)
 
     def forget(self, blob_id: BlobId) -> None:
         """Remember that a blob is deleted, and drop what is cached of it; for a worker thread is `cache.drop`."""
@@ -102,6 +110,18 @@ class Blobs:
             self._known.popitem(last=False)
         return known
 
+    def doubt(self, blob_id: BlobId, fault: NodeError) -> None:
+        """Look again at a blob that could not be read, and have the network know of one that is encoded wrongly."""
+        self._known.pop(blob_id, None)
+        if isinstance(fault, InconsistentBlob):
+            self.nursery.start_soon(self._accuse, fault)
+
+    async def _accuse(self, fault: InconsistentBlob) -> None:
+        try:
+            log.warning("%s", await self.session.accuse(fault))
+        except (NodeError, Rejected) as failed:
+            log.warning("%s; nobody could be told: %s", fault, failed)
+
     async def find(self, blob_id: BlobId) -> Known:
         """Return what is known of a blob that can be read.
 
@@ -119,21 +139,23 @@ class Blobs:
         cached = await trio.to_thread.run_sync(self._cached, blob_id)
         if cached is not None:
             return self._remember(cached)
-        found = _Found()
+        found = _Found(await trio.to_thread.run_sync(self.cache.header, blob_id))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(found.look, "header", partial(self.session.reader.header, blob_id))
+            if found.header is None:
+                nursery.start_soon(found.look, "header", partial(self.session.reader.header, blob_id))
             nursery.start_soon(found.look, "state", partial(self._state, blob_id))
-            nursery.start_soon(found.look, "stored_as", partial(self._stored_as, blob_id))
+            nursery.start_soon(found.look, "certificate", partial(self._certificate, blob_id))
+        await self._look_closer(blob_id, found)
         known = self._judge(blob_id, found)
-        await trio.to_thread.run_sync(
-            self.cache.put_header, known.header, known.content_type if found.stored_as is not None else None
-        )
+        kept_type = known.content_type if found.stored_as is not None else None
+        await trio.to_thread.run_sync(self.cache.put_header, known.header, kept_type)
         return self._remember(known)
 
     def _cached(self, blob_id: BlobId) -> Known | None:
-        """Return a blob that is all here and whose content type is known: no network is asked for it."""
-        header = self.cache.header(blob_id)
-        content_type = self.cache.content_type(blob_id)
+        """Return a blob that is here whole and whose content type is known: nobody is asked for it."""
+        if not self.cache.is_whole(blob_id):
+            return None
+        header, content_type = self.cache.header(blob_id), self.cache.content_type(blob_id)
         if header is None or content_type is None or not self.cache.has_all(header):
             return None
         return Known(header, content_type, True)
@@ -141,31 +163,29 @@ class Blobs:
     async def _state(self, blob_id: BlobId) -> tuple[BlobSummary | None, bool]:
         """Return what the chain says: the blob if the network owes it, and whether it is proven to be wrong."""
         keys = [blob_key(blob_id), state_key(invalid_slot(blob_id))]
-        until = trio.current_time() + PROVING_S
-        while True:
-            blob, invalid = (await self.session.chain.prove(keys)).values
-            if blob is not None or invalid is not None or trio.current_time() >= until:
-                return None if blob is None else BlobSummary.decode(blob), invalid is not None
-            if not await self._is_certified_just_now(blob_id):
-                return None, False
-            await trio.sleep(PROVING_PAUSE_S)
+        blob, wrong = (await self.session.chain.prove(keys)).values
+        return None if blob is None else BlobSummary.decode(blob), wrong is not None
 
-    async def _is_certified_just_now(self, blob_id: BlobId) -> bool:
+    async def _certificate(self, blob_id: BlobId) -> Certificate | None:
         with trio.move_on_after(CERTIFICATE_S):
-            certificate = await self.session.certificate(blob_id)
-            return certificate is not None and certificate.epoch == (await self.session.chain.head()).epoch
-        return False
-
-    async def _stored_as(self, blob_id: BlobId) -> str | None:
-        """Return the content type that the blob's first owner gave it; "" where there is none, None where the blob has
-        no certificate that can be checked."""
-        with trio.move_on_after(CERTIFICATE_S):
-            certificate = await self.session.certificate(blob_id)
-            if certificate is None:
-                return None
-            entry = await self.session.chain.entry(blob_id, certificate.statement.reservation)
-            return "" if entry is None else entry.content_type
+            return await self.session.certificate(blob_id)
         return None
+
+    async def _look_closer(self, blob_id: BlobId, found: "_Found") -> None:
+        """Look again for a blob that was certified just now, and for what its first owner said that it is."""
+        if found.certificate is None:
+            found.stored_as = self._types.get(blob_id)
+            return
+        until = trio.current_time() + PROVING_S
+        while found.state == (None, False) and trio.current_time() < until:
+            await found.look("head", self.session.chain.head)
+            if found.head is None or found.head.epoch != found.certificate.epoch:
+                break
+            await trio.sleep(PROVING_PAUSE_S)
+            await found.look("state", partial(self._state, blob_id))
+        reservation = found.certificate.statement.reservation
+        await found.look("entry", partial(self.session.chain.entry, blob_id, reservation))
+        found.stored_as = self._types.get(blob_id) or ("" if found.entry is None else found.entry.content_type)
 
     def _judge(self, blob_id: BlobId, found: "_Found") -> Known:
         """Return the blob, or raise what its absence means."""
@@ -173,7 +193,7 @@ class Blobs:
             live, is_invalid = found.state
             if is_invalid:
                 raise invalid(blob_id)
-            if live is None and found.stored_as is not None:
+            if live is None and found.certificate is not None:
                 raise gone(blob_id)
         if found.header is not None:
             is_live = found.state is not None and found.state[0] is not None
@@ -250,17 +270,27 @@ class Blobs:
 
 
 class _Found:
-    """What the three questions about a blob came to."""
+    """What the questions about a blob came to."""
 
-    def __init__(self) -> None:
-        self.header: Header | None = None
+    def __init__(self, header: Header | None) -> None:
+        self.header = header
         self.state: tuple[BlobSummary | None, bool] | None = None
+        self.certificate: Certificate | None = None
+        self.head: Head | None = None
+        self.entry: BlobEntry | None = None
         self.stored_as: str | None = None
+        """The content type; "" where the owner gave none, None where the blob has no certificate."""
         self.faults: dict[str, Exception] = {}
 
     async def look(self, name: str, ask: Callable[[], Awaitable[object]]) -> None:
+        """Keep the answer under its name, or how it failed."""
         try:
             setattr(self, name, await ask())
+        except BaseExceptionGroup as group:
+            fault = sole_exception(group)
+            if not isinstance(fault, NodeError | Rejected):
+                raise
+            self.faults[name] = fault
         except (NodeError, Rejected) as fault:
             self.faults[name] = fault
 
@@ -279,6 +309,15 @@ class CachedView:
 
     async def read(self, write: Write, *, start: int = 0, stop: int | None = None) -> None:
         """Pass bytes [start, stop) to `write`, fetching ahead what is not here; raises what a `View` does."""
+        try:
+            await self._read(write, start, stop)
+        except (NodeError, Rejected, BaseExceptionGroup) as raised:
+            fault = sole_exception(raised) if isinstance(raised, BaseExceptionGroup) else raised
+            if isinstance(fault, Unavailable | InconsistentBlob):
+                self.blobs.doubt(self.header.blob_id, fault)
+            raise fault from None
+
+    async def _read(self, write: Write, start: int, stop: int | None) -> None:
         stop = verify_range(start, stop, self.length)
         code = self.header.code
         first, last = start // code.segment_bytes, max(start, stop - 1) // code.segment_bytes
@@ -394,8 +433,3 @@ def invalid(blob_id: BlobId) -> HttpFault:
         f"the blob {build_blob_id_text(blob_id)} was encoded wrongly by its writer, which is proven on chain",
         "INVALID_BLOB",
     )
-
-
-def is_passing(fault: Exception) -> bool:
-    """Return whether the same read may succeed later."""
-    return isinstance(fault, Unavailable | NetworkError)

@@ -190,7 +190,7 @@ CONDITIONS = (
     _header("If-Range", "The ETag that the range belongs to."),
     _header("If-None-Match", "ETags that the caller has: 304 where this is one."),
 )
-OWN = [{"token": []}]
+OWN: list[dict[str, list[str]]] = [{"token": []}]
 OWN_FROM_ELSEWHERE: list[dict[str, list[str]]] = [{}, {"token": []}]
 """Storing takes the token only where a gateway listens on more than loopback."""
 BLOB_ID = _path("blob_id", ref("BlobId"), "The blob's ID.")

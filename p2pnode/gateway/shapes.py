@@ -27,6 +27,12 @@ def record(description: str, *, optional: tuple[str, ...] = (), **properties: Sc
     }
 
 
+def _named(name: str, schema: Schema) -> Schema:
+    """Return the schema of an object whose one property says what kind of thing it is."""
+    properties: dict[str, Any] = {name: schema}
+    return record(schema["description"], **properties)
+
+
 def told(schema: Schema, description: str) -> Schema:
     return {**schema, "description": description}
 
@@ -104,12 +110,7 @@ def _results() -> dict[str, Schema]:
                         blobObject=ref("BlobObject"),
                         cost=told(COUNT, "FROST for storage and writing, without the transactions' fees."),
                         notice=NOTICE,
-                        resourceOperation={
-                            "oneOf": [
-                                record(operation["description"], **{name: operation})
-                                for name, operation in zip(names, operations, strict=True)
-                            ]
-                        },
+                        resourceOperation={"oneOf": [_named(*one) for one in zip(names, operations, strict=True)]},
                         optional=("notice",),
                     ),
                 ),

@@ -227,3 +227,17 @@ async def test_an_address_in_use_is_named() -> None:
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}: .*; name another address"):
             async with open_server(lambda addresses: None, "127.0.0.1", port):
                 raise AssertionError
+
+
+async def test_a_body_that_is_refused_halfway_gets_its_answer() -> None:
+    """A route that answers while more of the body waits for it than the queue to it holds."""
+
+    async def refuse(request: Request) -> Response:
+        async for _ in request.stream():
+            await trio.sleep(0.2)  # for the queue to fill
+            break
+        return PlainTextResponse("no", 400)
+
+    app = Starlette(routes=[Route("/", refuse, methods=["PUT"])])
+    async with serving(app) as port:
+        assert statuses(parse(await exchange(port, build("PUT", "/", body=bytes(BIG))))) == [400]
