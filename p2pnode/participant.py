@@ -34,7 +34,7 @@ from p2pnode.mempool import NONCES_AHEAD_MAX, Mempool
 from p2pnode.onion import Revealer
 from p2pnode.operator import Operator
 from p2pnode.protocols import blocks_topic, transactions_topic
-from p2pnode.validator import Speak, speak_honestly
+from p2pnode.speech import Speak, speak_honestly
 
 log = logging.getLogger("p2pnode.participant")
 

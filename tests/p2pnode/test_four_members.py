@@ -19,8 +19,8 @@ from p2pnode import chainsync as chainsync_module
 from p2pnode.errors import NetworkError
 from p2pnode.links import FrameType, build_frame
 from p2pnode.protocols import chain_protocol, consensus_protocol
+from p2pnode.speech import encode_message
 from p2pnode.trust import trusted_genesis
-from p2pnode.validator import encode_message
 from tests.p2pnode.chainnet import silent
 from tests.p2pnode.finalchain import Maker, open_executor, sign
 from tests.p2pnode.village import GENESIS, TO, join, network, pay, settle

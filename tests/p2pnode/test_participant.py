@@ -23,7 +23,7 @@ from p2pnode.executor import Executor
 from p2pnode.keys import Key
 from p2pnode.members import Members
 from p2pnode.participant import GOSSIP_TRANSACTIONS_MAX, HAND_OVER_S, SENDER_INCOMING_MAX, Participant
-from p2pnode.validator import speak_honestly
+from p2pnode.speech import speak_honestly
 from tests.p2pnode.finalchain import GENESIS, Maker, end_epoch, extend, finalize, open_executor, sign
 from tests.p2pnode.member import Nobody, node_of, open_binding
 from tests.refusals import reason
