@@ -4,46 +4,35 @@ A member votes; any other node follows the announcements of final blocks and pas
 """
 
 import logging
-import os
-import random
 from collections.abc import Callable, Sequence
 
 import trio
 
 from economics import cbor
 from economics.arguments import Evidence
-from economics.block import HEADER_BYTES, BlockHeader, Finality
+from economics.block import Finality
 from economics.consensus import Guilty
 from economics.crypto import Digest, NodeId
 from economics.transactions import BLOCK_BYTES_MAX
 from economics.votes import SignedVote
-from gossip.pubsub import Gossip, Ignored
+from gossip.pubsub import Gossip
 from p2pnode.blockmaker import BlockMaker
 from p2pnode.chainserver import ChainServer
-from p2pnode.chainsync import ChainSync, pull_bodies
+from p2pnode.chainsync import pull_bodies
 from p2pnode.executor import Candidate, Executor
-from p2pnode.intake import GOSSIP_BYTES_MAX, Intake
+from p2pnode.intake import Intake
 from p2pnode.journal import Binding
 from p2pnode.keys import Key
 from p2pnode.links import Links
 from p2pnode.members import Members
 from p2pnode.membership import Membership
 from p2pnode.mempool import Mempool
+from p2pnode.news import News
 from p2pnode.onion import Revealer
 from p2pnode.operator import Operator
-from p2pnode.protocols import blocks_topic
 from p2pnode.speech import Speak, speak_honestly
 
 log = logging.getLogger("p2pnode.participant")
-
-POLL_S = 10.0
-"""A node that is no member asks for news as often, should no announcement reach it."""
-ANNOUNCE_S = 1.0
-"""A gossip message costs every node 5 ms of CPU: at most one announcement a second."""
-ANNOUNCED_BEHIND_MAX = 64
-"""Announcements of blocks that are this much older than the head are of no use to anybody."""
-CATCH_UP_S = 0.5
-"""Least time between two rounds of catching up."""
 
 
 class Participant:
@@ -66,7 +55,6 @@ class Participant:
         self.genesis = executor.genesis
         self.node = NodeId(key.public)
         self.mempool = Mempool()
-        self.gossip = gossip
         self.intake = Intake(
             executor=executor,
             node=self.node,
@@ -76,12 +64,17 @@ class Participant:
             links=lambda: self.links,
             came=self._transaction_came,
         )
+        self.news = News(
+            executor=executor,
+            node=self.node,
+            gossip=gossip,
+            members=chain_members,
+            apply=self.apply,
+            caught_up=self._caught_up,
+            snapshot_blocks=snapshot_blocks,
+        )
         self.operator = Operator(executor=executor, key=key, submit=self.intake.submit)
         self._members = chain_members
-        self._behind = trio.Event()
-        self._ahead: NodeId | None = None
-        self._announced = 0
-        """The highest block whose announcement was passed on."""
         self._accused: set[tuple[int, int]] = set()
         """(member, epoch) of reported equivocations."""
         self.revealer = Revealer(executor=executor, node=self.node, seed=key.seed, want=self.operator.want)
@@ -102,16 +95,8 @@ class Participant:
             clock_ms=clock_ms,
             take=self.intake.take_batch,
             on_guilty=self._accuse,
-            on_behind=self.fall_behind,
+            on_behind=self.news.fall_behind,
             speak=speak,
-        )
-        self.sync = ChainSync(
-            executor=executor,
-            members=chain_members,
-            own=self.node,
-            apply=self.apply,
-            rng=random.Random(os.urandom(16)),
-            snapshot_blocks=snapshot_blocks,
         )
         self.server = ChainServer(
             executor=executor,
@@ -132,21 +117,14 @@ class Participant:
     async def run(self) -> None:
         """Take part until cancelled."""
         await self.intake.subscribe()
-        await self.gossip.subscribe(
-            blocks_topic(self.genesis),
-            size_max=GOSSIP_BYTES_MAX,
-            validate=self._verify_announcement,
-            handle=self._handle_announcement,
-        )
+        await self.news.subscribe()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.membership.run)
             nursery.start_soon(self.intake.run)
+            nursery.start_soon(self.news.run)
             nursery.start_soon(self.operator.run)
             nursery.start_soon(self.revealer.run)
             nursery.start_soon(self._follow_epochs)
-            nursery.start_soon(self._keep_up)
-            nursery.start_soon(self._poll)
-            nursery.start_soon(self._announce)
 
     async def _follow_epochs(self) -> None:
         """At the start and in each new epoch turn to its committee."""
@@ -189,70 +167,10 @@ class Participant:
             self.mempool.drop_executed(executed, ledger=self.executor.ledger)
             self.maker.drop_passed()
 
-    def fall_behind(self, member: NodeId | None) -> None:
-        """Say that others may have gone on without this node; a member who showed it is asked first."""
-        self._ahead = member
-        self._behind.set()
-
-    async def _keep_up(self) -> None:
-        """Catch up whenever something says that others have gone on, and once at the start."""
-        self._behind.set()
-        while True:
-            await self._behind.wait()
-            self._behind = trio.Event()
-            if await self.sync.catch_up(self._ahead):
-                self.mempool.review(ledger=self.executor.ledger)
-                if self.membership.validator is not None:
-                    self.membership.validator.synced()
-            await trio.sleep(CATCH_UP_S)
-
-    async def _poll(self) -> None:
-        """Ask for news where none came for a while; a member's validator sees to that itself."""
-        height = -1
-        while True:
-            if self.membership.own is None and height == self.executor.height:
-                self.fall_behind(None)
-            height = self.executor.height
-            await trio.sleep(POLL_S)
-
-    async def _announce(self) -> None:
-        """Tell those who are no members of new final blocks: the leader of the newest does, at most once a second.
-
-        Of a boundary too, whether or not it has a seat in the epoch that begins: new members wait for it.
-        """
-        told = self.executor.height
-        while True:
-            await self.executor.wait_beyond(told)
-            told = self.executor.height
-            head, finality = self.executor.head, self.executor.finality
-            committee = self.executor.ledger.committee_of(head.epoch)
-            leads = committee is not None and committee.index_of(self.node) == head.leader
-            if leads and finality is not None:
-                data = head.encode() + finality.encode()
-                if len(data) <= GOSSIP_BYTES_MAX:  # a proof with many links, in the midst of a catch-up, is no news
-                    await self.gossip.publish(blocks_topic(self.genesis), data)
-            await trio.sleep(ANNOUNCE_S)
-
-    def _verify_announcement(self, author: NodeId, data: bytes) -> None:
-        """Raise `Rejected` for an announcement of no final block, `Ignored` for what cannot be told or was passed on.
-
-        Each height goes on once, and none below it: a quorum's signatures make many proofs of one block.
-        """
-        header = BlockHeader.decode(data[:HEADER_BYTES], chain_id=self.genesis.chain_id)
-        finality = Finality.decode(data[HEADER_BYTES:], chain_id=self.genesis.chain_id)
-        ledger = self.executor.ledger
-        if header.height <= self._announced or header.height < self.executor.height - ANNOUNCED_BEHIND_MAX:
-            raise Ignored("no news")
-        committee = ledger.committee_of(header.epoch)
-        if committee is None:
-            raise Ignored("of an epoch whose committee is not known here")
-        finality.verify(header, committee=committee)
-        self._announced = header.height
-
-    async def _handle_announcement(self, author: NodeId, data: bytes) -> None:
-        header = BlockHeader.decode(data[:HEADER_BYTES], chain_id=self.genesis.chain_id)
-        if self.membership.own is None and header.height > self.executor.height:
-            self.fall_behind(author)
+    def _caught_up(self) -> None:
+        self.mempool.review(ledger=self.executor.ledger)
+        if self.membership.validator is not None:
+            self.membership.validator.synced()
 
     # --- evidence ------------------------------------------------------------------------------------------------
 

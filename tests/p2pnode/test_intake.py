@@ -161,7 +161,7 @@ class TestGossipedTransactions:
                 await trio.sleep(0.1)
             await trio.sleep(5)
             nursery.cancel_scope.cancel()
-        published = cast(Mouth, guest.gossip).published
+        published = cast(Mouth, guest.intake.gossip).published
         assert [data.count(GENESIS.chain_id) for _, data in published] == [8, 4]
         assert published[1][0] - published[0][0] >= 1
 

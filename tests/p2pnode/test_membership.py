@@ -148,14 +148,14 @@ class TestStream:
             await stake(node.executor, STANDBY)
             await unstake(node.executor, 0)
             await extend(node.executor, after_ms=STAKED.parameters.epoch_ms // 2)
-            node._behind = trio.Event()
+            node.news._behind = trio.Event()
             staying, leaving = (
                 world.open_stream(node_of(own), node_of(STANDBY), consensus_protocol(STAKED)) for own in (1, 0)
             )
             with trio.fail_after(5):
                 with pytest.raises(StreamBroken):
                     await leaving.receive_some(1)
-                await node._behind.wait()
+                await node.news._behind.wait()
                 nursery.start_soon(node.membership.run)
                 await extend(node.executor, after_ms=STAKED.parameters.epoch_ms)
                 await staying.send(build_frame(FrameType.TRANSACTIONS, b"news"))

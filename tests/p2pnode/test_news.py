@@ -36,28 +36,28 @@ class TestAnnouncements:
                 signatures=tuple((index, Signature(bytes(64))) for index in range(3)),
             )
         )
-        assert reason(guest._verify_announcement, AUTHOR, made[0].encode() + bad.encode()) is Reason.BAD_SIGNATURE
-        guest._verify_announcement(AUTHOR, first)
+        assert reason(guest.news._verify_announcement, AUTHOR, made[0].encode() + bad.encode()) is Reason.BAD_SIGNATURE
+        guest.news._verify_announcement(AUTHOR, first)
         other = made[0].encode() + finalize(made[0], signers=(1, 2, 3)).encode()
-        assert ignored(lambda: guest._verify_announcement(AUTHOR, other))
-        await guest._handle_announcement(NodeId(OPERATORS[2].public), first)
-        assert guest._behind.is_set()
-        assert guest._ahead == node_of(2)
+        assert ignored(lambda: guest.news._verify_announcement(AUTHOR, other))
+        await guest.news._handle_announcement(NodeId(OPERATORS[2].public), first)
+        assert guest.news._behind.is_set()
+        assert guest.news._ahead == node_of(2)
 
     async def test_go_on_through_a_node_that_has_the_block_already(self, guest: Participant) -> None:
         header = (await extend(guest.executor)).block.header
-        guest._verify_announcement(AUTHOR, header.encode() + finalize(header).encode())
+        guest.news._verify_announcement(AUTHOR, header.encode() + finalize(header).encode())
 
     async def test_of_epochs_that_cannot_be_told_go_nowhere(self, guest: Participant) -> None:
         header = Maker(guest.executor).make(epoch=7, height=99).block.header
         data = header.encode() + finalize(header).encode()
-        assert ignored(lambda: guest._verify_announcement(AUTHOR, data))
+        assert ignored(lambda: guest.news._verify_announcement(AUTHOR, data))
         await end_epoch(guest.executor)
         await extend(guest.executor, after_ms=GENESIS.parameters.epoch_ms // 2)
         coming = replace(Maker(guest.executor).make().block.header, epoch=2)
-        guest._verify_announcement(AUTHOR, coming.encode() + finalize(coming).encode())
+        guest.news._verify_announcement(AUTHOR, coming.encode() + finalize(coming).encode())
 
 
 async def test_no_bytes_raise_anything_but_a_verdict(member: Participant) -> None:
     header = Maker(member.executor).make().block.header
-    verify_all_spoilt(member._verify_announcement, header.encode() + finalize(header).encode())
+    verify_all_spoilt(member.news._verify_announcement, header.encode() + finalize(header).encode())
