@@ -132,4 +132,4 @@ async def test_a_blob_is_named_before_anything_is_paid_or_sent(net: Net) -> None
     with pytest.raises(SpaceError):
         await replace(net.publisher(), on_named=refuse).publish(BytesSource(data))
     assert named == [compute_blob_id(BytesSource(data), GENESIS.code)]
-    assert not net.ledger.reservations_of(key_of(OWNER))
+    assert not reservations_of(net.ledger, key_of(OWNER))
