@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import trio
 
-from economics.arguments import Transfer
+from economics.arguments import CertifyAgain, Transfer
 from economics.blob import build_blob_id_text
 from economics.genesis import build_key_text
 from economics.geometry import STORAGE_UNIT_BYTES
 from economics.operations import quote as price_of
 from economics.slots import entry_slot, state_key
+from p2pnode.errors import TransactionFailed
 from p2pnode.gateway import bodies
 from p2pnode.gateway.services import Limits
 from p2pnode.keys import Key
-from p2pnode.payments import delete, fee_of, send
+from p2pnode.payments import Order, delete, fee_of, reserve_for, send
 from p2pnode.sources import BytesSource, compute_blob_id
 from tests.chain import key_of
 from tests.gateway.ledgernet import BEARER, GENESIS, LedgerNet, open_gateway, reason_of
@@ -371,3 +372,55 @@ class TestManyAtOnce:
             answer = await gateway.json("PUT", "/v1/blobs", body=DATA)
         assert "alreadyCertified" in answer
         assert net.uploads == [ID]
+
+
+class TestReadingBack:
+    async def test_what_was_stored_is_there_at_once_and_gone_once_deleted(self, net: LedgerNet, tmp_path: Path) -> None:
+        target = f"/v1/blobs/{ID_TEXT}"
+        async with open_gateway(net, tmp_path) as gateway:
+            assert (await gateway.ask("GET", target)).status == 404
+            await gateway.json("PUT", "/v1/blobs", {"Content-Type": "image/png"}, DATA)
+            found = await gateway.ask("GET", target)
+            assert (found.status, found.headers["content-type"], found.body) == (200, "image/png", DATA)
+            await gateway.json("DELETE", target, BEARER)
+            assert (await gateway.ask("GET", target)).status == 410
+            await gateway.json("PUT", "/v1/blobs", body=DATA)
+            assert (await gateway.ask("GET", target)).status == 200
+
+    async def test_what_another_keeps_too_stays(self, net: LedgerNet, tmp_path: Path) -> None:
+        target = f"/v1/blobs/{ID_TEXT}"
+        async with open_gateway(net, tmp_path / "other", owner=OTHER_OWNER) as gateway:
+            reserved = await reserve_for(net, OTHER_OWNER, units=UNITS, order=Order(epochs=1))
+            async with open_gateway(net, tmp_path / "ours") as ours:
+                await ours.json("PUT", "/v1/blobs", body=DATA)
+                await net.transact(OTHER_OWNER, CertifyAgain(reserved.reservation, ID, True))
+                await ours.json("DELETE", target, BEARER)
+                assert (await ours.ask("GET", target)).status == 200
+            await gateway.json("DELETE", target, BEARER)
+            assert (await gateway.ask("GET", target)).status == 410
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("unfunded", 402),
+        ("unfunded_fee", 402),
+        ("over_capacity", 507),
+        ("too_far_ahead", 409),
+        ("wrong_epoch", 503),
+        ("no_space", 503),
+        ("wrong_nonce", 503),
+    ],
+)
+async def test_what_the_ledger_refuses_is_told_apart(
+    code: str, status: int, net: LedgerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise TransactionFailed(code, fee_frost=0)
+
+    monkeypatch.setattr(net, "transact", refuse)
+    async with open_gateway(net, tmp_path) as gateway:
+        answer = await gateway.ask("PUT", "/v1/blobs", body=DATA)
+    assert reason_of(answer, status) == code.upper()
+    assert ("retry-after" in answer.headers) is (status == 503)
