@@ -8,7 +8,15 @@ from typing import NewType
 
 from economics.crypto import DIGEST_BYTES, Digest, Level, digest
 from economics.errors import Reason, Rejected
-from economics.geometry import BLOB_BYTES_MAX, Code
+from economics.geometry import (
+    BLOB_BYTES_MAX,
+    HEADER_ROOTS_MAX,
+    SEGMENT_BYTES,
+    SEGMENT_BYTES_MIN,
+    SHARDS_MAX,
+    SHARDS_MIN,
+    Code,
+)
 
 BlobId = NewType("BlobId", bytes)
 """32 bytes; shown as 43 characters of base64url."""
@@ -19,6 +27,8 @@ Leaves = NewType("Leaves", bytes)
 
 ENCODING_TYPE = 1
 HEADER_FIXED_BYTES = 15
+HEADER_BYTES_MAX = HEADER_FIXED_BYTES + DIGEST_BYTES * HEADER_ROOTS_MAX
+"""The header of the largest blob at the default segment size, 4 MiB."""
 
 
 def leaf(symbol: bytes | bytearray | memoryview) -> Digest:
@@ -134,6 +144,16 @@ class Header:
         if len(data) != header_bytes(code, length):
             raise Rejected(Reason.MALFORMED, "the number of segment roots is not the length's")
         return cls(code, length, tuple(Root(root) for root in split_hashes(data[HEADER_FIXED_BYTES:])))
+
+    @classmethod
+    def decode_any(cls, data: bytes, *, blob_id: BlobId) -> "Header":
+        """Return the header of `blob_id`, whatever its code: the ID commits to it. Raises as `decode` does."""
+        if not HEADER_FIXED_BYTES <= len(data) <= HEADER_BYTES_MAX:
+            raise Rejected(Reason.MALFORMED, f"a header has {HEADER_FIXED_BYTES} to {HEADER_BYTES_MAX} bytes")
+        n, segment_bytes = int.from_bytes(data[1:3], "big"), int.from_bytes(data[11:15], "big")
+        if not SHARDS_MIN <= n <= SHARDS_MAX or not SEGMENT_BYTES_MIN <= segment_bytes <= SEGMENT_BYTES:
+            raise Rejected(Reason.WRONG_ENCODING, f"no code has {n} shards and segments of {segment_bytes} bytes")
+        return cls.decode(data, code=Code(n, segment_bytes), blob_id=blob_id)
 
 
 def header_bytes(code: Code, length: int) -> int:

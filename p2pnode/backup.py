@@ -1,14 +1,16 @@
 """Backups: one tar of what binds a node or a client, and the way back into an empty home. Slivers are not in it.
 
-Tar: `p2pnode-backup` first, JSON with the name, size and SHA-256 of each file that follows, in order. A node may have
-signed more after its backup than its log holds, so a restored home is marked: its node stays silent until the chain
-has passed what it may have signed (S7), and only then is the mark removed.
+Tar: `p2pnode-backup` first, JSON with the name, size and SHA-256 of each file that follows, in order. `sealed.keys`
+holds all of `keys/sealed/`, which may be many: a line `<blob ID> <key>` each. A node may have signed more after its
+backup than its log holds, so a restored home is marked: its node stays silent until the chain has passed what it may
+have signed (S7), and only then is the mark removed.
 """
 
 import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -23,15 +25,21 @@ from typing import IO, Any
 from p2pnode.errors import DiskFailed, InputError
 from p2pnode.files import full_disk_named, make_directory, replace_synced, sync_directory, write_synced
 from p2pnode.home import GENESIS_BYTES_MAX, Home
+from p2pnode.keyring import Keyring
 
 MANIFEST = "p2pnode-backup"
 VERSION = 1
 MANIFEST_BYTES_MAX = 1 << 16
 SMALL_BYTES_MAX = GENESIS_BYTES_MAX
 """Of a key, the settings and the genesis file; the chain's files may be as large as the disk takes."""
+SEALED_KEYS = "sealed.keys"
+SEALED_BYTES_MAX = 128 << 20
+"""A million keys."""
 FILES_MAX = 100
 PIECE_BYTES = 1 << 20
-NAME = re.compile(r"config\.toml|genesis\.json|chain/chain\.db|chain/votes\.log|keys/[^./\\\0][^/\\\0]{0,99}")
+NAME = re.compile(
+    r"config\.toml|sealed\.keys|genesis\.json|chain/chain\.db|chain/votes\.log|keys/[^./\\\0][^/\\\0]{0,99}"
+)
 TAR_FAULTS = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
 
 
@@ -129,12 +137,20 @@ def _read_small_files(home: Home) -> dict[str, bytes]:
     for path in paths:
         if path.is_file() and path.suffix != ".new":
             held[str(path.relative_to(home.path))] = path.read_bytes()
+    if keys := Keyring(home).dump():
+        held[SEALED_KEYS] = keys
     for name, data in held.items():
-        if not NAME.fullmatch(name) or len(data) > SMALL_BYTES_MAX:
+        if not NAME.fullmatch(name) or len(data) > _bytes_max(name):
             raise InputError(f"{home.path / name} has a name or a size that a backup does not take: move it away")
-    if not any(name.startswith("keys/") for name in held):
+    if not any(name.startswith("keys/") or name == SEALED_KEYS for name in held):
         raise InputError(f"{home.path} holds no key: name the --home to back up")
     return held
+
+
+def _bytes_max(name: str) -> float:
+    if name.startswith("chain/"):
+        return math.inf
+    return SEALED_BYTES_MAX if name == SEALED_KEYS else SMALL_BYTES_MAX
 
 
 def _copy_database(source: Path, target: Path) -> None:
@@ -242,8 +258,7 @@ def _parse_manifest(data: bytes) -> list[_File]:
 def _parse_row(row: Any) -> _File:
     match row:
         case {"name": str(name), "size": int(size), "sha256": str(sha256)} if NAME.fullmatch(name):
-            large = name.startswith("chain/")
-            if size < 0 or (size > SMALL_BYTES_MAX and not large):
+            if not 0 <= size <= _bytes_max(name):
                 raise ValueError(f"{name!r} is too large")
             return _File(name, size, sha256)
         case _:
@@ -253,9 +268,13 @@ def _parse_row(row: Any) -> _File:
 def _unpack(tar: tarfile.TarFile, rows: list[_File], home: Home) -> None:
     mark_restored(home)
     for row in sorted(rows, key=lambda row: row.name == home.config_path.name):
+        pieces = _pieces(_open_member(tar, tar.getmember(row.name)), row)
+        if row.name == SEALED_KEYS:
+            Keyring(home).load(b"".join(pieces))
+            continue
         path = home.path / row.name
         make_directory(path.parent)
-        write_synced(path, _pieces(_open_member(tar, tar.getmember(row.name)), row), mode=0o600)
+        write_synced(path, pieces, mode=0o600)
         sync_directory(path.parent)
 
 

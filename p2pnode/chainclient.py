@@ -239,6 +239,11 @@ class ChainClient:
         value = (await self.prove([account_key(owner)])).values[0]
         return Account(owner, 0, 0) if value is None else Account.decode(value)
 
+    async def settled_account(self, owner: OwnerId) -> Account:
+        """Return an account, proven, as its own transactions left it."""
+        await self._settle(owner)
+        return await self.account(owner)
+
     async def blob(self, blob_id: BlobId) -> BlobSummary | None:
         """Return what the chain says of a blob, proven; None if the network does not owe it."""
         value = (await self.prove([blob_key(blob_id)])).values[0]

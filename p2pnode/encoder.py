@@ -124,12 +124,15 @@ def _codec(code: Code, kernel: str) -> Codec:
 
 
 @asynccontextmanager
-async def open_encoder(codec: Codec, *, length: int) -> AsyncIterator[Encoder]:
-    """Open an encoder that fits a blob of `length` bytes; its buffers and workers end with the block."""
+async def open_encoder(codec: Codec, *, length: int, workers: bool = True) -> AsyncIterator[Encoder]:
+    """Open an encoder that fits a blob of `length` bytes; its buffers and workers end with the block.
+
+    Without `workers` it uses threads for any symbol size.
+    """
     code = codec.code
     segment_bytes = code.segment_length(length, 0)
     small = code.symbol_bytes(segment_bytes) < PROCESS_SYMBOL_BYTES
-    if not small or code.segment_count(length) < PROCESS_SEGMENTS_MIN:
+    if not workers or not small or code.segment_count(length) < PROCESS_SEGMENTS_MIN:
         encoder = Encoder(codec, segment_bytes=segment_bytes, pool=None)
         yield encoder
         return

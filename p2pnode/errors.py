@@ -68,6 +68,10 @@ class DiskFailed(NodeError):
     exit_code = ExitCode.DISK
 
 
+class Closed(NodeError):
+    """The client was closed before the call, or while it went on."""
+
+
 class Unavailable(NodeError):
     """The network answered, and does not have enough of the blob."""
 
@@ -136,6 +140,11 @@ FAILURES = {
 }
 
 
+PASSING = frozenset({"wrong_nonce", "wrong_epochs", "wrong_epoch", "no_space", "not_covered"})
+"""Codes of what came in between: the same call asks the chain anew, and may succeed at once."""
+assert FAILURES.keys() >= PASSING
+
+
 class TransactionFailed(NodeError):
     """A transaction is final and had no effect but its fee, or no node takes it."""
 
@@ -144,4 +153,5 @@ class TransactionFailed(NodeError):
         super().__init__(f"the chain refused it, {code}{f': {meaning}' if meaning else ''}")
         self.code = code
         self.fee_frost = fee_frost
+        self.retry = code in PASSING
         self.exit_code = ExitCode.UNPAID if code in ("unfunded", "unfunded_fee") else ExitCode.REFUSED

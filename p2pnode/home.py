@@ -149,6 +149,21 @@ class Home:
         return self.sealed_keys_path / build_blob_id_text(blob_id)
 
     @property
+    def peer_key_path(self) -> Path:
+        """The key under which this home serves blobs to peers while no node of its own runs."""
+        return self.path / "keys" / "peer.key"
+
+    @property
+    def library_path(self) -> Path:
+        """What of this machine's files makes up the blobs that this home serves to peers."""
+        return self.path / "library"
+
+    @property
+    def mirrors_path(self) -> Path:
+        """Of each folder that is kept equal to one that peers have: the link to it."""
+        return self.path / "cache" / "mirrors"
+
+    @property
     def genesis_path(self) -> Path:
         return self.path / "genesis.json"
 

@@ -6,6 +6,7 @@ so a home seals the same bytes into the same blob for ever, and two different on
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from typing import Protocol
 
 from blake3 import blake3
 
-from economics.blob import BlobId
+from economics.blob import BlobId, parse_blob_id
 from economics.crypto import DIGEST_BYTES
+from economics.errors import Rejected
 from p2pnode.errors import ConfigError, InputError
 from p2pnode.files import make_directory, sync_directory, write_synced
 from p2pnode.home import Home
@@ -24,6 +26,7 @@ from p2pnode.sealed import KEY_BYTES, SealedSource, verify_key
 from p2pnode.sources import Source
 
 CONTEXT = b"p2pnode seal 1"
+KEY_LINE = re.compile(r"([A-Za-z0-9_-]{43}) ([0-9a-f]{64})\n")
 UNIT_BYTES = 1 << 20
 """A source is hashed in such pieces: 32 bytes are held for each, 32 MiB for the largest blob."""
 
@@ -124,6 +127,33 @@ class Keyring:
         path = self.home.sealed_key_path(blob_id)
         text = read_secret(path)
         return None if text is None else parse_secret(path, text)
+
+    def dump(self) -> bytes:
+        """Return all keys, a line each, for a backup; raises `ConfigError` for a file that holds none."""
+        folder = self.home.sealed_keys_path
+        names = sorted(path.name for path in folder.iterdir() if path.suffix != ".new") if folder.is_dir() else []
+        lines = []
+        for name in names:
+            try:
+                key = self.key_of(parse_blob_id(name))
+            except Rejected as fault:
+                raise ConfigError(f"{folder / name} is not called by a blob's ID: move it away") from fault
+            lines += [] if key is None else [f"{name} {key.hex()}\n"]
+        return "".join(lines).encode()
+
+    def load(self, dumped: bytes) -> None:
+        """Keep all keys of a dump; raises `ValueError`, with nothing kept, for what is none."""
+        keys = {}
+        for line in dumped.decode("ascii").splitlines(keepends=True):
+            match = KEY_LINE.fullmatch(line)
+            try:
+                blob_id = parse_blob_id(match[1] if match else "")
+            except Rejected as fault:
+                raise ValueError("a line of the keys is not <blob ID> <key>") from fault
+            assert match is not None, "an empty ID is none"
+            keys[blob_id] = bytes.fromhex(match[2])
+        for blob_id, key in keys.items():
+            self.remember(blob_id, key)
 
 
 @contextlib.contextmanager

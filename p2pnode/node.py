@@ -5,24 +5,20 @@ import logging
 import os
 import random
 import signal
-import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
 import trio
 
 from dht.discovery import Discovery, DiscoveryError, open_discovery
 from economics import cbor
 from economics.blob import build_blob_id_text
-from economics.committee import Member
 from economics.consensus import Quiet
 from economics.crypto import NodeId
-from economics.genesis import ADDRESSES_MAX, Genesis, build_key_text
+from economics.genesis import Genesis, build_key_text
 from economics.ledger import Ledger
 from gossip.pubsub import Gossip, open_gossip
 from p2pnode.admission import Admission
@@ -34,6 +30,7 @@ from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
 from p2pnode.chain import ChainStore, DamagedChain
 from p2pnode.codec import Codec
+from p2pnode.dialling import bootstrap_of, clock_ms, dialable, dialler
 from p2pnode.errors import SpaceError
 from p2pnode.executor import Executor
 from p2pnode.files import lock_directory
@@ -75,42 +72,6 @@ SWITCH_S = 0.0005
 away: at Python's 5 ms every frame sent while a block is executed takes that long."""
 STREAMS_PER_PEER = 16
 """A reader keeps a few requests open at each node, an uploader one stream; both may share a peer key."""
-
-
-def clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def bootstrap_of(config: Config, members: Iterable[Member]) -> list[tuple[NodeId, Sequence[str]]]:
-    """Return the peers to start from: those of the settings and these members, at the last addresses they come with."""
-    return [*config.bootstrap_peers, *{member.node: member.addresses for member in members if member.addresses}.items()]
-
-
-def dialable(addresses: Sequence[str]) -> tuple[str, ...]:
-    """Return addresses that others can dial: a wildcard becomes this machine's own, loopback if there is no other.
-
-    IPv4 and IPv6; at most as many as a node record holds.
-    """
-    found: list[str] = []
-    for address in addresses:
-        _, version, host, *rest = address.split("/")
-        if host not in ("0.0.0.0", "::"):
-            found.append(address)
-            continue
-        family = socket.AF_INET if version == "ip4" else socket.AF_INET6
-        own = [item.address for items in psutil.net_if_addrs().values() for item in items if item.family == family]
-        public = [ip for ip in own if not ip.startswith(("127.", "::1", "fe80:", "169.254."))]
-        found += ["/".join(("", version, ip, *rest)) for ip in public or own]
-    return tuple(found[:ADDRESSES_MAX])
-
-
-def dialler(network: Network) -> Callable[[NodeId, Sequence[str]], Awaitable[None]]:
-    """Return how discovery has a connection made."""
-
-    async def connect(node: NodeId, addresses: Sequence[str]) -> None:
-        await network.connect(node, addresses=addresses)
-
-    return connect
 
 
 class Node:

@@ -11,7 +11,7 @@ from random import Random
 import trio
 
 from economics import cbor
-from economics.blob import BlobId, Header, Root, SegmentMetadata, build_blob_id_text
+from economics.blob import HEADER_BYTES_MAX, BlobId, Header, Root, SegmentMetadata, build_blob_id_text
 from economics.crypto import DIGEST_BYTES, NodeId
 from economics.errors import Reason, Rejected
 from economics.genesis import build_key_text
@@ -21,7 +21,6 @@ from p2pnode.errors import NetworkError, TooSlow
 from p2pnode.members import REQUEST_FAULTS, Members, Refused
 from p2pnode.network.frames import Incoming
 from p2pnode.serving import HEADERS_BYTES_MAX, ITEMS_MAX, LENGTH_BYTES
-from p2pnode.storage import HEADER_BYTES_MAX
 
 log = logging.getLogger("p2pnode.peers")
 

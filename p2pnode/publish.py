@@ -193,7 +193,7 @@ class Publisher:
 
         height = (await self.chain.head()).height
         paid = (await reserving.wait()).reservation if source.length > PARALLEL_BYTES_MAX else ZERO_RESERVATION
-        async with open_encoder(self.client.codec, length=source.length) as encoder:
+        async with open_encoder(self.client.codec, length=source.length, workers=self.client.has_workers) as encoder:
             uploader = Uploader(
                 members=self.client.members.seated(committee),
                 encoder=encoder,

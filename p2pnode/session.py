@@ -3,20 +3,18 @@
 Storing is in publish, reading in download; what a program is meant to use is in client.
 """
 
-import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import trio
 
 from dht.discovery import Discovery, open_discovery
 from economics import cbor
-from economics.blob import BlobId, Header, parse_blob_id
+from economics.blob import BlobId, parse_blob_id
 from economics.commitments import Certificate
 from economics.committee import Committee
 from economics.crypto import NodeId
@@ -27,17 +25,17 @@ from economics.slots import invalid_slot, seats_slot, state_key
 from p2pnode.chainclient import ChainClient
 from p2pnode.chainview import Seating
 from p2pnode.codec import Codec
+from p2pnode.dialling import bootstrap_of, clock_ms, dialler
 from p2pnode.download import Reader
-from p2pnode.errors import InconsistentBlob, InputError, NetworkError, NodeError, SpaceError, Unavailable
-from p2pnode.files import FULL, sync_directory
+from p2pnode.errors import InconsistentBlob, InputError, NetworkError, NodeError, Unavailable
 from p2pnode.home import Home
 from p2pnode.kernel import load_kernel
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, shorten
 from p2pnode.network.host import Network, open_network, sole_exception
-from p2pnode.node import bootstrap_of, clock_ms, dialler
 from p2pnode.overview import Overview, find_overview
 from p2pnode.protocols import chain_protocol, storage_protocol
+from p2pnode.resume import write_views
 
 STATUS_BYTES_MAX = 65_536
 CERTIFICATE_BYTES_MAX = 65_536
@@ -65,6 +63,8 @@ class Session:
         """Of this session alone: it names the uploader."""
         self.members = members
         self.codec = codec
+        self.has_workers = True
+        """Whether encoding may start processes: each runs the program's main module again, which must expect that."""
         self.reader = Reader(members=members, seats=self.seats, codec=codec, rng=random.Random(os.urandom(16)))
 
     async def seats(self, *, fresh: bool = False) -> Seating:
@@ -89,15 +89,25 @@ class Session:
         """
         try:
             return await self._read(blob_id, sink, bounds=bounds, strict=strict, report=report)
-        except (Unavailable, NetworkError) as fault:
-            is_suspect = self.reader.said_invalid or isinstance(fault, Unavailable)  # in time nobody has it any more
-            if is_suspect and await self._is_shown_invalid(blob_id):
-                raise InconsistentBlob(
-                    "the chain has it proven that the blob was encoded inconsistently by its writer: no node keeps it"
-                ) from fault
-            raise
-        except InconsistentBlob as fault:
-            raise await self.accuse(fault) from fault
+        except (Unavailable, NetworkError, InconsistentBlob) as fault:
+            judged = await self.judge(blob_id, fault)
+            if judged is fault:
+                raise
+            raise judged from fault
+
+    async def judge(self, blob_id: BlobId, fault: NodeError) -> NodeError:
+        """Return what the user is to know of a read that failed: whether it is its writer's fault, for ever.
+
+        A writer that is found out here is accused before the network.
+        """
+        if isinstance(fault, InconsistentBlob):
+            return await self.accuse(fault)
+        is_suspect = self.reader.said_invalid or isinstance(fault, Unavailable)  # in time nobody has it any more
+        if is_suspect and await self._is_shown_invalid(blob_id):
+            return InconsistentBlob(
+                "the chain has it proven that the blob was encoded inconsistently by its writer: no node keeps it"
+            )
+        return fault
 
     async def accuse(self, fault: InconsistentBlob) -> InconsistentBlob:
         """Give members the proof that a read's writer encoded inconsistently, and return what the user is to know.
@@ -151,7 +161,7 @@ class Session:
         report: Callable[[int, int], None],
     ) -> Read:
         header = await self.reader.header(blob_id)
-        start, stop = parse_bounds(bounds, header)
+        start, stop = parse_bounds(bounds, header.length)
         done = 0
 
         async def write(views: list[memoryview]) -> None:
@@ -330,46 +340,12 @@ def parse_id(text: str) -> BlobId:
         raise InputError(f"{text!r} is not a blob ID: it has 43 characters of A-Z a-z 0-9 - _") from fault
 
 
-def parse_bounds(bounds: tuple[int, int | None] | None, header: Header) -> tuple[int, int]:
-    """Return [start, stop) for a first and a last byte (None: to the end); raises `InputError` outside the blob."""
+def parse_bounds(bounds: tuple[int, int | None] | None, length: int) -> tuple[int, int]:
+    """Return [start, stop) for a first and a last byte (None: to the end); raises `InputError` outside of the bytes."""
     if bounds is None:
-        return 0, header.length
+        return 0, length
     first, last = bounds
-    stop = header.length if last is None else min(last + 1, header.length)
-    if first >= header.length or stop <= first:
-        raise InputError(f"no such range: the blob has {header.length} bytes, counted from 0")
+    stop = length if last is None else min(last + 1, length)
+    if first >= length or stop <= first:
+        raise InputError(f"no such range: there are {length} bytes, counted from 0")
     return first, stop
-
-
-def write_views(sink: BinaryIO, views: list[memoryview]) -> None:
-    try:
-        for view in views:
-            sink.write(view)
-    except OSError as fault:
-        if fault.errno in FULL:
-            raise SpaceError("the disk of the output is full: free some space and read again") from fault
-        raise InputError(f"cannot write the output: {fault.strerror}") from fault
-
-
-@contextlib.contextmanager
-def output_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes its name only when all of it is written; what is there before stays until then."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: name a file in it")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is a pipe or a device, which a file would replace: leave --output out and redirect")
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two readers of one file do not write into each other
-    try:
-        file = part.open("wb")
-    except OSError as fault:
-        raise InputError(f"cannot write {path}: {fault.strerror}") from fault
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    part.replace(path)
-    sync_directory(path.parent)

@@ -5,14 +5,13 @@ It holds no more of a peer's bytes than one message, checks before it stores, an
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from economics import cbor
-from economics.blob import HEADER_FIXED_BYTES, Header, Root, SegmentMetadata, header_bytes
+from economics.blob import HEADER_BYTES_MAX, Header, Root, SegmentMetadata, header_bytes
 from economics.commitments import (
     STATEMENT_BYTES,
     TICKET_BYTES,
@@ -28,10 +27,11 @@ from economics.genesis import Genesis, build_key_text
 from economics.geometry import HEADER_ROOTS_MAX, Code
 from economics.ledger import Ledger
 from p2pnode.admission import Admission, OpenUpload
+from p2pnode.budget import ByteBudget
 from p2pnode.certifier import Certifier
 from p2pnode.certifier import Entry as CommitmentEntry
 from p2pnode.codec import Codec, Kind
-from p2pnode.errors import SpaceError, TooSlow
+from p2pnode.errors import SpaceError
 from p2pnode.network.frames import Incoming, receive_message_or_end, send_message
 from p2pnode.network.stream import Patience, Stream
 from p2pnode.records import Entry
@@ -42,8 +42,6 @@ log = logging.getLogger("p2pnode.storage")
 
 PAYLOAD_BUDGET_BYTES = 128 << 20
 """Payloads in memory at once, over all peers: a home node has 256 MiB to give."""
-HEADER_BYTES_MAX = HEADER_FIXED_BYTES + HEADER_ROOTS_MAX * DIGEST_BYTES
-"""The header of the largest blob at the default segment size, 4 MiB."""
 RETRIED = (Reason.OVER_BUDGET, Reason.NOT_FOUND, Reason.INCOMPLETE, Reason.WRONG_EPOCH)
 """The same request may succeed later."""
 REFUSED_MAX = 1_024
@@ -54,10 +52,6 @@ LAG_S = 3.0
 """A client names a reservation as soon as one member has executed it; others may be a block behind, or busy."""
 REPLY_BUDGET_BYTES = 64 << 20
 """Slivers and headers on their way to readers at once: a reader that takes them slowly keeps them in memory."""
-BUDGET_WAIT_S = 8.0
-"""Who finds no room for a message waits this long, then is told to come back; peers give up after 10 s."""
-FAIR_S = 2.0
-"""A transfer may hold its room for so long, whoever waits."""
 
 Reply = tuple[Mapping[str, cbor.Value], tuple[bytes | memoryview, ...]]
 Manner = Callable[[Stream, str, Reply], Awaitable[None]]
@@ -79,71 +73,6 @@ class Operation:
 async def send_honestly(stream: Stream, operation: str, reply: Reply) -> None:
     header, payload = reply
     await send_message(stream, header, *payload)
-
-
-class ByteBudget:
-    """Bytes that may be in memory at once. Whoever finds no room waits in turn, each peer once, up to a limit.
-
-    While somebody waits, transfers that have held their room for `FAIR_S` are cut off, the slowest for their size
-    first: nobody shuts the others out by dripping.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._free = size
-        self._changed = trio.Event()
-        self._turn = trio.Lock()
-        self._peer_turns: dict[NodeId, trio.Lock] = {}
-        self._moving: dict[trio.CancelScope, tuple[float, int]] = {}
-
-    @asynccontextmanager
-    async def taken(self, peer: NodeId, size: int) -> AsyncIterator[None]:
-        if size and (self._free < size or self._turn.locked()):
-            await self._wait(peer, size)
-        else:
-            self._free -= size
-        try:
-            yield
-        finally:
-            self._free += size
-            self._changed.set()
-            self._changed = trio.Event()
-
-    async def _wait(self, peer: NodeId, size: int) -> None:
-        own = self._peer_turns.setdefault(peer, trio.Lock())
-        try:
-            with trio.move_on_after(BUDGET_WAIT_S):
-                async with own, self._turn:
-                    while self._free < size:
-                        self._cut_slowest(size - self._free)
-                        with trio.move_on_after(FAIR_S / 4):
-                            await self._changed.wait()
-                    self._free -= size
-                    return
-        finally:
-            if not own.locked():
-                self._peer_turns.pop(peer, None)
-        raise Rejected(Reason.OVER_BUDGET, "too many transfers at once")
-
-    def _cut_slowest(self, size: int) -> None:
-        now = trio.current_time()
-        slow = {scope: (now - since) / of for scope, (since, of) in self._moving.items() if now - since >= FAIR_S}
-        for scope in sorted(slow, key=slow.__getitem__, reverse=True):
-            if size <= 0:
-                return
-            size -= self._moving.pop(scope)[1]
-            scope.cancel()
-
-    @contextmanager
-    def moving(self, size: int) -> Iterator[None]:
-        """Run the transfer of `size` bytes for which room is taken; raises `TooSlow` if it is cut off."""
-        with trio.CancelScope() as scope:
-            self._moving[scope] = (trio.current_time(), max(size, 1))
-            try:
-                yield
-            finally:
-                self._moving.pop(scope, None)
-        if scope.cancelled_caught:
-            raise TooSlow(f"{size} bytes took longer than {FAIR_S:.0f} s while others waited for room")
 
 
 @dataclass(slots=True)

@@ -34,6 +34,8 @@ class BlobView:
 
     reader: Reader
     header: Header
+    strict: bool = False
+    """Encode again what is read: then no other reader can get other bytes."""
 
     @property
     def length(self) -> int:
@@ -41,7 +43,7 @@ class BlobView:
 
     async def read(self, write: Write, *, start: int = 0, stop: int | None = None) -> None:
         try:
-            await self.reader.read(self.header, write, start=start, stop=stop)
+            await self.reader.read(self.header, write, start=start, stop=stop, strict=self.strict)
         except BaseExceptionGroup as group:
             raise sole_exception(group) from None
 

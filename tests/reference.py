@@ -853,9 +853,9 @@ def vectors() -> dict[str, Any]:
     blobs = {f"blobs-{n}.json": [blob_vector(n, *case) for case in blob_cases(n)] for n in SHARDS}
     codes = [code_vector(n) for n in SHARDS]
     chain = {"chain.json": chain_vector(), "tree.json": tree_vectors(), "blocks.json": blocks_vector()}
-    later = {"challenges.json": challenges_vector(), "sealed.json": sealed_vector()}
-    files = {"quilts.json": quilts_vector(), "folders.json": folders_vector()}
-    return {"codes.json": codes, "signed.json": signed_vector(), **chain, **later, **blobs, **files}
+    challenges = {"challenges.json": challenges_vector()}
+    files = {"quilts.json": quilts_vector(), "folders.json": folders_vector(), "sealed.json": sealed_vector()}
+    return {"codes.json": codes, "signed.json": signed_vector(), **chain, **challenges, **blobs, **files}
 
 
 if __name__ == "__main__":

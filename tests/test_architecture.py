@@ -26,7 +26,7 @@ ROOMS = {
     "cbor2": {"economics/cbor.py"},
     "click": {"p2pnode/cli/"},
     "rich": {"p2pnode/progress.py"},
-    "psutil": {"p2pnode/testnet.py", "p2pnode/node.py"},
+    "psutil": {"p2pnode/testnet.py", "p2pnode/dialling.py"},
 }
 
 

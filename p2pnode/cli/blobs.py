@@ -1,21 +1,18 @@
 """Commands on bytes: store, read, ask the network how it is, compute an ID offline."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2pnode.cli.options import ID, IdCommand, home_option, json_option, max_cost_option
+from p2pnode.cli.options import home_option, json_option, max_cost_option
 from p2pnode.cli.passphrase import passphrase_option
 from p2pnode.cli.session import echo_json, load_owner, run_client, say_quote
-from p2pnode.errors import ConfigError, InputError
+from p2pnode.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2pnode.publish import Published
     from p2pnode.session import Session
-
-RANGE_HELP = "First and last byte, counted from 0, as in HTTP: 0-99 is the first hundred; 100- is the rest."
 
 
 @click.command()
@@ -112,53 +109,6 @@ def sum_up(client: "Session", done: "Published") -> str:
     signed = f"{stored.committed} of {committee.n} shards signed, {committee.quorum} needed"
     there = f"; {stored.present_segments} segment copies were there already" if stored.present_segments else ""
     return f"certified in block {outcome.height}: {stored.length} bytes, {signed}{there}; {paid}"
-
-
-@click.command(cls=IdCommand)
-@click.argument("blob_id", type=ID)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output if not given.")
-@click.option("--range", "bounds", metavar="A-B", help=RANGE_HELP)
-@click.option(
-    "--strict", is_flag=True, help="Also prove, by encoding it again, that no other reader can get other bytes."
-)
-@home_option
-@json_option
-def read(blob_id: str, output: Path | None, bounds: str | None, strict: bool, home_path: Path, as_json: bool) -> None:
-    """Read a blob.
-
-    Every byte is checked against BLOB_ID before it is written.
-    """
-    from p2pnode.progress import read_progress
-    from p2pnode.session import output_file, parse_id
-
-    if as_json and output is None:
-        raise click.UsageError("--json needs --output: the bytes would be mixed with the JSON")
-    parsed = parse_id(blob_id)
-    wanted = parse_range(bounds)
-
-    async def work(client: "Session") -> None:
-        with read_progress(blob_id[:8]) as report:
-            if output is None:
-                done = await client.read(parsed, sys.stdout.buffer, bounds=wanted, strict=strict, report=report)
-                sys.stdout.buffer.flush()
-            else:
-                with output_file(output) as sink:
-                    done = await client.read(parsed, sink, bounds=wanted, strict=strict, report=report)
-        if as_json:
-            echo_json({"blob_id": blob_id, "faults": [str(fault) for fault in done.faults], "length": done.length})
-        else:
-            click.echo(f"read {done.length} bytes, every one checked", err=True)
-
-    run_client(home_path, work)
-
-
-def parse_range(text: str | None) -> tuple[int, int | None] | None:
-    if text is None:
-        return None
-    first, dash, last = text.partition("-")
-    if not dash or not first.isdecimal() or (last and not last.isdecimal()):
-        raise InputError(f"{text!r} is not a range: write first and last byte, such as 0-99 or 100-")
-    return int(first), int(last) if last else None
 
 
 @click.command()

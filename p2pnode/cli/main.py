@@ -8,7 +8,21 @@ from typing import NoReturn
 
 import click
 
-from p2pnode.cli import blobs, chain, gateway, node, owned, seats, stakes, testnet, verify, wallet
+from p2pnode.cli import (
+    blobs,
+    chain,
+    gateway,
+    node,
+    owned,
+    peers,
+    reading,
+    seats,
+    sharing,
+    stakes,
+    testnet,
+    verify,
+    wallet,
+)
 from p2pnode.cli.options import json_option
 from p2pnode.cli.session import echo_json
 from p2pnode.errors import ExitCode, NodeError
@@ -82,7 +96,9 @@ def version(as_json: bool) -> None:
 
 for command in (
     *(node.init, node.run, node.backup, node.restore, gateway.gateway),
-    *(blobs.store, blobs.read, blobs.status, blobs.blob_id_),
+    *(blobs.store, reading.read, reading.ls, sharing.share, reading.open_),
+    *(peers.serve, peers.get, peers.sync),
+    *(blobs.status, blobs.blob_id_),
     *(seats.join, seats.leave, seats.replace, seats.vote),
     *(stakes.stake, stakes.unstake, stakes.stakes, stakes.committee),
     *(owned.list_, owned.info, owned.extend, owned.delete),

@@ -11,11 +11,11 @@ from p2pnode.errors import InputError
 if TYPE_CHECKING:
     from economics.crypto import OwnerId
 
-DASHED_ID = re.compile("-[A-Za-z0-9_-]{42}")
+DASHED_ID = re.compile("-[A-Za-z0-9_-]{42}(/.*)?", re.DOTALL)
 
 
 class IdCommand(click.Command):
-    """A command that takes IDs or keys: one in 64 begins with a dash, and is no option for that."""
+    """A command that takes IDs, perhaps with a path, or keys: one in 64 begins with a dash, and is no option for it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [f"={word}" if DASHED_ID.fullmatch(word) else word for word in args])

@@ -115,7 +115,7 @@ async def enrol(
     from economics.crypto import NodeId, OwnerId
     from economics.genesis import build_key_text
     from p2pnode import enrolment
-    from p2pnode.node import clock_ms
+    from p2pnode.dialling import clock_ms
     from p2pnode.payments import format_amount
 
     chain, node = client.chain, NodeId(operator.public)
@@ -141,8 +141,8 @@ async def find_offer(client: "Session", home: "Home", node: bytes, *, quota: int
     """Return what a node is to say of itself: as it did before, else the network's prices, for all that it has room."""
     from economics.crypto import NodeId
     from economics.geometry import STORAGE_UNIT_BYTES
+    from p2pnode.dialling import dialable
     from p2pnode.enrolment import COMMISSION_BASIS_POINTS, Offer, find_node, offer_of
-    from p2pnode.node import dialable
 
     entry = await find_node(client.chain, NodeId(node))
     terms = (await client.chain.seats()).terms

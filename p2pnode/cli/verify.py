@@ -95,8 +95,8 @@ def verify_offline(home_path: Path, blob_id: "BlobId", data: bytes, checkpoint: 
     """Return what a receipt file proves of a blob, to whoever trusts the home's genesis file or a checkpoint."""
     from economics.errors import Rejected
     from economics.light import Receipt, Trusted, is_stale
+    from p2pnode.dialling import clock_ms
     from p2pnode.home import Home
-    from p2pnode.node import clock_ms
     from p2pnode.trust import trusted_genesis
 
     genesis = Home(home_path).load_genesis()
@@ -166,8 +166,8 @@ def trust(checkpoint: Path, home_path: Path, as_json: bool) -> None:
     Needed where the genesis, or the last use of this home, is longer ago than the unbonding time.
     """
     from economics.errors import Rejected
+    from p2pnode.dialling import clock_ms
     from p2pnode.home import Home
-    from p2pnode.node import clock_ms
     from p2pnode.trust import keep_trusted, read_checkpoint
 
     home = Home(home_path)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from economics.crypto import NodeId
 from p2pnode.chainclient import ChainClient
+from p2pnode.dialling import clock_ms
 from p2pnode.home import Home
 from p2pnode.members import DIAL_S, Members, Who
 from p2pnode.network.stream import Stream
-from p2pnode.node import clock_ms
 from p2pnode.protocols import chain_protocol
 from p2pnode.session import Session, open_session
 

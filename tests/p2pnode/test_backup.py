@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from economics.blob import BlobId
 from p2pnode import backup as backup_module
 from p2pnode.backup import (
     FILES_MAX,
@@ -22,8 +23,11 @@ from p2pnode.backup import (
     set_chain_aside,
 )
 from p2pnode.chain import ChainStore, DamagedChain
-from p2pnode.errors import DiskFailed, InputError
+from p2pnode.errors import ConfigError, DiskFailed, InputError
+from p2pnode.files import make_directory
 from p2pnode.home import Config, Home
+from p2pnode.keyring import Keyring
+from p2pnode.sources import BytesSource
 from p2pnode.votelog import VoteLog
 from p2pnode.wallet import create_wallet
 from tests.p2pnode.blocks import CHAIN, GENESIS_STATE, make_chain, make_changes, make_finality, state_after
@@ -96,6 +100,37 @@ class TestBackup:
         assert VoteLog.open(back.votelog_path, CHAIN)[1].records == [(1, b"a vote")]
         assert is_restored(back)
         assert not is_restored(home)
+
+    def test_carries_what_opens_sealed_blobs(self, home: Home, tmp_path: Path) -> None:
+        """The secret, so that a file stored again is the same blob, and the key of each blob that was sealed."""
+        keys = {BlobId(bytes([number, 255]) * 16): bytes([number]) * 32 for number in range(FILES_MAX + 50)}
+        keyring, source = Keyring(home), BytesSource(b"bytes")
+        sealed = keyring.seal(source)
+        for blob_id, key in keys.items():
+            keyring.remember(blob_id, key)
+        (home.sealed_keys_path / "left-by-a-crash.1.2.new").write_bytes(b"half")
+        backup(home, tmp_path / "saved.tar")
+        back = Home(tmp_path / "back")
+        restore(tmp_path / "saved.tar", back)
+        assert {blob_id: Keyring(back).key_of(blob_id) for blob_id in keys} == keys
+        assert Keyring(back).seal(source).key == sealed.key
+        assert len(os.listdir(back.sealed_keys_path)) == len(keys)
+        assert {path.stat().st_mode & 0o777 for path in back.sealed_keys_path.iterdir()} == {0o600}
+
+    def test_of_a_home_that_only_opened_a_link_has_its_key(self, tmp_path: Path) -> None:
+        Keyring(Home(tmp_path / "home")).remember(BlobId(bytes(32)), bytes(32))
+        backup(Home(tmp_path / "home"), tmp_path / "saved.tar")
+        restore(tmp_path / "saved.tar", Home(tmp_path / "back"))
+        assert Keyring(Home(tmp_path / "back")).key_of(BlobId(bytes(32))) == bytes(32)
+
+    @pytest.mark.parametrize("name", ["note.txt", "A" * 43])
+    def test_names_a_file_among_the_keys_that_is_none(self, home: Home, tmp_path: Path, name: str) -> None:
+        make_directory(home.sealed_keys_path)
+        (home.sealed_keys_path / name).write_bytes(b"note")
+        (home.sealed_keys_path / name).chmod(0o600)
+        with pytest.raises(ConfigError, match=f"keys/sealed/{name} is not"):
+            backup(home, tmp_path / "saved.tar")
+        assert os.listdir(tmp_path) == ["home"]
 
     def test_is_only_the_user_s_to_read(self, saved: Path, tmp_path: Path) -> None:
         old = os.umask(0)
@@ -347,6 +382,16 @@ class TestHostileTar:
 
     def test_is_not_larger_than_its_kind(self, tmp_path: Path) -> None:
         self.check(tmp_path, member("keys/operator.key", bytes(SMALL_BYTES_MAX + 1)))
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            *(b"data", b"\n", b"\xff", b"A" * 43 + b" " + b"0" * 64, b"A" * 43 + b" " + b"0" * 63 + b"\n"),
+            *(b"../" + b"A" * 40 + b" " + b"0" * 64 + b"\n", b"A" * 42 + b"B " + b"0" * 64 + b"\n"),
+        ],
+    )
+    def test_holds_whole_keys_of_blobs(self, tmp_path: Path, data: bytes) -> None:
+        self.check(tmp_path, member(backup_module.SEALED_KEYS, data))
 
     def test_names_a_file_once(self, tmp_path: Path) -> None:
         self.check(tmp_path, member("config.toml"), member("config.toml"))

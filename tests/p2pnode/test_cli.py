@@ -11,9 +11,8 @@ import pytest
 
 from economics.blob import BlobId, build_blob_id_text
 from economics.genesis import build_key_text, parse_key
-from p2pnode.errors import ExitCode, InputError
+from p2pnode.errors import ExitCode
 from p2pnode.home import Home
-from p2pnode.session import output_file
 from p2pnode.wallet import INTERACTIVE, create_wallet, load_wallet
 from tests import reference
 from tests.p2pnode.command import ROOT, p2pnode
@@ -53,16 +52,6 @@ def test_a_pipe_is_not_stored_as_an_empty_file(tmp_path: Path) -> None:
         done = p2pnode("blob-id", "--shards", 10, special)
         assert (done.code, done.out) == (ExitCode.INPUT, b"")
         assert "pipe or a device" in done.err
-
-
-def test_an_output_that_is_no_file_is_refused_and_left_alone(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    for special in (pipe, tmp_path):
-        with pytest.raises(InputError), output_file(special):
-            pass
-    assert pipe.is_fifo()
-    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pytest
 
 from economics.committee import Member
 from economics.crypto import NodeId, OwnerId
+from p2pnode.dialling import bootstrap_of, dialable
 from p2pnode.home import Config
-from p2pnode.node import bootstrap_of, dialable
 
 
 @pytest.mark.parametrize("wildcard", ["/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001"])

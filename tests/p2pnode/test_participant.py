@@ -18,10 +18,11 @@ from economics.fields import sized
 from economics.transactions import SignedTransaction
 from gossip.pubsub import Gossip, Ignored
 from p2pnode import participant as participant_module
+from p2pnode.errors import PeerUnreachable
 from p2pnode.executor import Executor
 from p2pnode.keys import Key
 from p2pnode.members import Members
-from p2pnode.participant import GOSSIP_TRANSACTIONS_MAX, SENDER_INCOMING_MAX, Participant
+from p2pnode.participant import GOSSIP_TRANSACTIONS_MAX, HAND_OVER_S, SENDER_INCOMING_MAX, Participant
 from p2pnode.validator import speak_honestly
 from tests.p2pnode.finalchain import GENESIS, Maker, end_epoch, extend, finalize, open_executor, sign
 from tests.p2pnode.member import Nobody, node_of, open_binding
@@ -211,6 +212,36 @@ class TestGossipedTransactions:
         published = cast(Mouth, guest.gossip).published
         assert [data.count(GENESIS.chain_id) for _, data in published] == [8, 4]
         assert published[1][0] - published[0][0] >= 1
+
+    async def test_of_a_node_that_is_no_member_are_handed_to_one_member_after_another_until_they_are_in_a_block(
+        self, guest: Participant, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        early, late = pay(guest.executor), pay(guest.executor, nonce=1)
+        asked: list[tuple[NodeId, bytes]] = []
+
+        async def refuse(who: NodeId, header: dict[str, str], *, size_max: int, payload: bytes) -> None:
+            await trio.lowlevel.checkpoint()
+            assert header == {"op": "submit"}
+            asked.append((who, payload))
+            raise PeerUnreachable("no answer")
+
+        guest._members.committee = GENESIS.committee
+        monkeypatch.setattr(guest._members, "request", refuse, raising=False)
+        await guest.submit(early)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(guest._hand_over)
+            await trio.sleep(2 * HAND_OVER_S + 1)
+            assert {payload for _, payload in asked} == {early.raw}
+            await guest.submit(late)
+            await trio.sleep(40 * HAND_OVER_S)
+            assert {node for node, _ in asked} == {member.node for member in GENESIS.members}
+            guest.mempool._drop(early)
+            guest.mempool._drop(late)
+            asked.clear()
+            await trio.sleep(10 * HAND_OVER_S)
+            nursery.cancel_scope.cancel()
+        assert asked == []
+        assert guest._submitted == {}
 
 
 class TestAnnouncements:

@@ -22,6 +22,7 @@ from economics.geometry import Code
 from economics.ledger import Code as Outcome
 from p2pnode import storage
 from p2pnode.admission import UploadLimits
+from p2pnode.budget import BUDGET_WAIT_S, ByteBudget
 from p2pnode.certifier import Entry
 from p2pnode.codec import Kind
 from p2pnode.errors import NetworkError, SpaceError, StreamBroken, TooSlow
@@ -382,18 +383,18 @@ class TestSegment:
         self, node: Server, autojump_clock: trio.testing.MockClock
     ) -> None:
         payload = make_payload(self.segment, SHARDS)
-        node.server._payloads = storage.ByteBudget(len(payload))
+        node.server._payloads = ByteBudget(len(payload))
         async with node.stream() as stream, node.server._payloads.taken(CLIENT, 1):
             await ask(stream, open_request())
             start = trio.current_time()
             header: dict[str, cbor.Value] = {"op": "segment", "symbol_bytes": 167}
             expect_refusal((await ask(stream, header, payload))[0], Reason.OVER_BUDGET)
-            assert trio.current_time() - start == storage.BUDGET_WAIT_S
+            assert trio.current_time() - start == BUDGET_WAIT_S
         assert node.server._payloads._free == len(payload)
 
     async def test_that_finds_no_room_in_memory_gets_it_when_another_is_done(self, node: Server) -> None:
         payload = make_payload(self.segment, SHARDS)
-        node.server._payloads = storage.ByteBudget(len(payload))
+        node.server._payloads = ByteBudget(len(payload))
         async with node.stream() as stream:
             await ask(stream, open_request())
             async with node.server._payloads.taken(CLIENT, 1):
@@ -404,9 +405,9 @@ class TestSegment:
 
     async def test_that_drips_makes_room_for_others(self, node: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         """It stays above the floor of its stream for ever, and holds all the room there is."""
-        monkeypatch.setattr(storage, "FAIR_S", 0.2)
+        monkeypatch.setattr("p2pnode.budget.FAIR_S", 0.2)
         payload = make_payload(self.segment, SHARDS)
-        node.server._payloads = storage.ByteBudget(len(payload))
+        node.server._payloads = ByteBudget(len(payload))
         header: dict[str, cbor.Value] = {"op": "segment", "size": len(payload), "symbol_bytes": 167}
         encoded = cbor.encode(header)
         async with node.stream() as dripping, node.stream(NodeId(OTHER_OWNER.public)) as stream:
@@ -422,7 +423,7 @@ class TestSegment:
     async def test_waits_behind_each_other_peer_once(
         self, node: Server, autojump_clock: trio.testing.MockClock
     ) -> None:
-        budget = storage.ByteBudget(100)
+        budget = ByteBudget(100)
         order: list[str] = []
 
         async def transfer(name: str, peer: NodeId) -> None:
@@ -449,7 +450,7 @@ async def test_a_peer_does_not_fill_the_log(node: Server, caplog: pytest.LogCapt
 class TestSlowReaders:
     async def test_make_room_for_others(self, node: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         """A reply is in memory for as long as its reader takes: it counts, and the slowest goes first."""
-        monkeypatch.setattr(storage, "FAIR_S", 0.2)
+        monkeypatch.setattr("p2pnode.budget.FAIR_S", 0.2)
         await upload(node)
         root = BLOB.header.roots[0]
         pair = CODE.pair_of_shard(0, root)
@@ -462,7 +463,7 @@ class TestSlowReaders:
             "root": root,
         }
         size = 32 * CODE.n + CODE.columns * 167
-        node.server._replies = storage.ByteBudget(size)
+        node.server._replies = ByteBudget(size)
         client, server = stream_pair(CLIENT, NODE, window=1)
         broken: list[NetworkError] = []
 

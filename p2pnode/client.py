@@ -1,0 +1,579 @@
+"""Store and read blobs from a Python program.
+
+Without trio, from one thread or several:
+
+    from p2pnode.client import connect
+
+    with connect("~/.local/share/p2pnode") as client:
+        stored = client.store(b"as you like it", epochs=30)
+        assert client.read(stored.blob_id) == b"as you like it"
+
+With trio, from one task or several:
+
+    from p2pnode.client import open_client
+
+    async with open_client("~/.local/share/p2pnode") as client:
+        stored = await client.store(b"as you like it", epochs=30)
+        assert await client.read(stored.blob_id) == b"as you like it"
+
+Both have the same methods. A home is a directory with a network's `genesis.json` and, to store, a wallet; a client
+stays open for as long as the program likes, while nodes come and go and epochs pass. Amounts are in FROST, 10^9 to a
+WAL. A blob ID is a text of 43 characters, or its 32 bytes.
+
+Whatever the world does to a call, it raises one exception of `p2pnode.errors`, all of them `NodeError`. `str()` of it
+is one line for the user, and `.retry` says whether the same call may succeed later. Repeating a call is always safe:
+what was sent is not sent again, what was paid is not paid again.
+
+| error | what it means | `.retry` |
+|---|---|---|
+| `NetworkError` | too few nodes answered, or in time | True |
+| `Unavailable` | nodes answered, and have not enough of the blob: a wrong ID, or too many are down | True |
+| `SpaceError` | a disk or a budget is full, here or at the nodes | True |
+| `TransactionFailed` | the chain refused it; `.code` says why | where another one came in between |
+| `InputError` | an argument cannot be used: no such file, no ID, a range outside | False |
+| `Unpaid` | the wallet has less than it costs, or `max_cost` is less; nothing was paid | False |
+| `ConfigError` | the home lacks a file, or the passphrase does not open its wallet | False |
+| `InconsistentBlob` | its writer encoded the blob so that nobody can have it, which is proven | False |
+| `Closed` | the client was closed | False |
+
+Reads go on side by side, and so do stores, four at a time: a wallet's transactions follow one another.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import trio
+
+from economics.blob import BlobId, Header, build_blob_id_text
+from economics.crypto import OwnerId
+from p2pnode import payments
+from p2pnode.calls import (
+    READ_BYTES_MAX,
+    Content,
+    Deleted,
+    Entry,
+    Info,
+    Progress,
+    Stored,
+    Target,
+    kind_of,
+    parse_blob,
+    parse_cost,
+    parse_count,
+    parse_epochs,
+    parse_path,
+    progress_of,
+    quilt_of,
+    source_of,
+)
+from p2pnode.contents import Kind, open_content, read_prefix
+from p2pnode.errors import Closed, ConfigError, InconsistentBlob, InputError, NetworkError, Unavailable
+from p2pnode.home import Home
+from p2pnode.keyring import Keyring
+from p2pnode.keys import Key
+from p2pnode.members import Fault
+from p2pnode.payments import EPOCHS, Order
+from p2pnode.plain import plainly
+from p2pnode.portal import Portal
+from p2pnode.publish import Publisher
+from p2pnode.resume import output_file, save
+from p2pnode.sealed import SealedView, WrongKey, is_sealed
+from p2pnode.session import Session, open_session
+from p2pnode.sources import Source
+from p2pnode.streaming import Feed, JudgedView, judging, parse_range, write_to
+from p2pnode.till import Till
+from p2pnode.views import BlobView, View, read_all
+from p2pnode.wallet import read_wallet
+
+log = logging.getLogger("p2pnode.client")
+
+STORES_AT_ONCE = 4
+"""Each has a stream to every node, which gives a client 16, and buffers for three encoded segments: some 100 MiB."""
+FORGIVE_S = 30.0
+"""A node that failed is asked last; after so long, between two calls, it is given another chance."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Client:
+    """A client for trio; get one from `open_client`. For any number of tasks at once."""
+
+    def __init__(self, session: Session, keyring: Keyring, owner: Key | OwnerId | None, nursery: trio.Nursery) -> None:
+        self.session = session
+        """What the calls are made of, for programs that need more than this class has."""
+        self._keyring = keyring
+        self._owner = owner
+        self._nursery = nursery
+        self._till = Till()
+        self._stores = trio.CapacityLimiter(STORES_AT_ONCE)
+        self._calls = 0
+        self._forgiven_at = trio.current_time()
+        self._is_open = True
+
+    # --- storing -------------------------------------------------------------------------------------------------
+
+    async def store(
+        self,
+        what: Content,
+        *,
+        epochs: int = EPOCHS,
+        deletable: bool = True,
+        max_cost: int | str | None = None,
+        encrypt: bool = False,
+        progress: Progress | None = None,
+    ) -> Stored:
+        """Store bytes, or the file of a path (a `str` is a path), and return when the network owes the blob.
+
+        It is kept for `epochs` (1 to 53), the current one counted; unless `deletable` is False, `delete` ends it
+        before. Nothing is paid if it may cost more than `max_cost`, in FROST or as a text in WAL such as "0.5". With
+        `encrypt` the nodes get no more than a sealed blob, and only this home has its key. `progress` hears (bytes
+        that a quorum of nodes holds, all bytes). A blob that the network owes already moves no bytes and costs what its
+        keeping costs; one that this wallet has paid for long enough costs nothing.
+
+        Raises `InputError`, `ConfigError` without a wallet, `Unpaid`, `TransactionFailed`, `SpaceError`,
+        `NetworkError`.
+        """
+        with self._calling():
+            owner, order = self._paying(), self._order(epochs, deletable, max_cost)
+            source = await trio.to_thread.run_sync(source_of, what)
+            return await self._publish(owner, source, order, encrypt=encrypt, progress=progress)
+
+    async def store_many(
+        self,
+        files: Mapping[str, Content],
+        *,
+        epochs: int = EPOCHS,
+        deletable: bool = True,
+        max_cost: int | str | None = None,
+        encrypt: bool = False,
+        progress: Progress | None = None,
+    ) -> Stored:
+        """Store many small files in one blob, a quilt, for a fraction of what as many blobs cost.
+
+        `files` has bytes or a path for each name, at most 65,535 of them; `read(blob_id, name)` reads one alone. The
+        other arguments and the errors are those of `store`.
+        """
+        with self._calling():
+            owner, order = self._paying(), self._order(epochs, deletable, max_cost)
+            quilt = await trio.to_thread.run_sync(quilt_of, files)
+            return await self._publish(owner, quilt, order, encrypt=encrypt, progress=progress)
+
+    def _order(self, epochs: int, deletable: bool, max_cost: int | str | None) -> Order:
+        return Order(
+            epochs=parse_epochs(epochs),
+            deletable=bool(deletable),
+            max_cost_frost=parse_cost(max_cost),
+            till=self._till,
+        )
+
+    async def _publish(
+        self, owner: Key, source: Source, order: Order, *, encrypt: bool, progress: Progress | None
+    ) -> Stored:
+        async with self._stores:
+            sealed = await trio.to_thread.run_sync(self._keyring.seal, source) if encrypt else None
+            whole: Source = source if sealed is None else sealed
+            report = progress_of(progress, whole, self.session.genesis.code.segment_bytes)
+            done = await Publisher(self.session, owner, order, report).publish(whole)
+            if sealed is not None:
+                await trio.to_thread.run_sync(self._keyring.remember, done.blob_id, sealed.key)
+        return Stored.of(done)
+
+    async def extend(self, blob_id: str | BlobId, end_epoch: int, *, max_cost: int | str | None = None) -> Entry:
+        """Have a blob that this wallet keeps kept until `end_epoch` begins, at least, and return the claim as it is
+        then.
+
+        Nothing is paid where it lasts as long already. Raises `InputError` where this wallet keeps no such blob,
+        `ConfigError` without a wallet, `Unpaid`, `TransactionFailed`, `NetworkError`.
+        """
+        with self._calling():
+            owner, parsed = self._paying(), parse_blob(blob_id)
+            limit, end = parse_cost(max_cost), parse_count(end_epoch, "end_epoch", low=0, high=(1 << 62))
+            chain = self.session.chain
+            async with self._till.blob(parsed):
+                entry = (await payments.own_entries(chain, OwnerId(owner.public), parsed))[0]
+                if entry.end_epoch < end:
+                    more = parse_epochs(end - entry.end_epoch)
+                    await payments.extend(
+                        chain, owner, parsed, epochs=more, max_cost_frost=limit, on_quote=lambda quoted: None
+                    )
+                    entry = replace(entry, end_epoch=end)
+            summary = await chain.blob(parsed)
+            return Entry.of(entry, length=None if summary is None else summary.length)
+
+    async def delete(self, blob_id: str | BlobId) -> Deleted:
+        """End this wallet's claims on a blob; others' stay. What was paid and is left pays for the next blob.
+
+        Raises `InputError` where this wallet keeps no such blob, or only one that cannot be deleted; `ConfigError`
+        without a wallet, `TransactionFailed`, `NetworkError`.
+        """
+        with self._calling():
+            owner, parsed = self._paying(), parse_blob(blob_id)
+            async with self._till.blob(parsed):
+                done = await payments.delete(self.session.chain, owner, parsed)
+                self._till.note_deleted(parsed)
+            return Deleted(build_blob_id_text(parsed), len(done.entries), len(done.permanent))
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    async def read(self, blob_id: str | BlobId, path: str | None = None, *, size_max: int = READ_BYTES_MAX) -> bytes:
+        """Return the bytes of a blob, or of the file `path` in a quilt or folder, every one checked against the ID.
+
+        A sealed blob is opened where this home has its key, and is given as it is stored where not: `info` tells.
+        Raises `InputError` for more than `size_max` bytes, or no such file; `Unavailable`, `NetworkError`,
+        `InconsistentBlob`.
+        """
+        return await self.read_range(blob_id, 0, None, path, size_max=size_max)
+
+    async def read_range(
+        self,
+        blob_id: str | BlobId,
+        start: int,
+        stop: int | None,
+        path: str | None = None,
+        *,
+        size_max: int = READ_BYTES_MAX,
+    ) -> bytes:
+        """Return bytes [start, stop), to the end where `stop` is None; it costs what these bytes do, not the whole.
+
+        Raises what `read` does, and `InputError` for a range that is not all within the bytes there are.
+        """
+        with self._calling():
+            view = await self._open(blob_id, path)
+            first, last = parse_range(start, stop, view)
+            return await read_all(view, start=first, stop=last, size_max=size_max)
+
+    async def read_to(self, blob_id: str | BlobId, target: Target, path: str | None = None) -> int:
+        """Write the bytes of a blob, or of a file in it, to a path or an open file, and return how many.
+
+        At a path a file appears when it is whole, in place of the one before; for a whole blob the same call goes on
+        where an interrupted one stopped. Raises what `read` does, `InputError` where the target cannot be written,
+        `SpaceError`.
+        """
+        with self._calling():
+            if not isinstance(target, str | Path):
+                return await write_to(await self._open(blob_id, path), target)
+            place = parse_path(target, "target")
+            if path is None:
+                return await self._save(parse_blob(blob_id), place)
+            view = await self._open(blob_id, path)
+            with output_file(place) as sink:
+                return await write_to(view, sink)
+
+    async def _save(self, blob_id: BlobId, target: Path) -> int:
+        """Put a whole blob into a file, going on with what an interrupted call has left of it."""
+        header = await self._header(blob_id)
+        key = await trio.to_thread.run_sync(self._keyring.key_of, blob_id)
+        view: View = JudgedView(self.session, blob_id, BlobView(self.session.reader, header))
+        if key is not None:
+            view = SealedView(view, key)
+        return (await save(view, target, header=header, codec=self.session.codec, key=key)).length
+
+    @asynccontextmanager
+    async def stream(
+        self, blob_id: str | BlobId, path: str | None = None, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Yield an iterator of pieces of at most a few MiB, in bounded memory, for as long as the block lasts.
+
+        Leaving the block ends the reading. It and the iterator raise what `read_range` does.
+        """
+        with self._calling():
+            view = await self._open(blob_id, path)
+            first, last = parse_range(start, stop, view)
+            feed = Feed(view, start=first, stop=last)
+            self._nursery.start_soon(feed.run)
+        try:
+            yield feed
+        finally:
+            await feed.close()
+
+    async def _open(self, blob_id: str | BlobId, path: str | None) -> View:
+        """Return what is to be read."""
+        if not isinstance(path, str | None):
+            raise InputError(f"a file in a blob is named by a text, not {type(path).__name__}")
+        return await open_content(self._open_blob, self._keyring.key_of, parse_blob(blob_id), path)
+
+    async def _open_blob(self, blob_id: BlobId) -> View:
+        """Return the bytes of a blob as they are stored."""
+        return JudgedView(self.session, blob_id, BlobView(self.session.reader, await self._header(blob_id)))
+
+    async def _header(self, blob_id: BlobId) -> Header:
+        async with judging(self.session, blob_id):
+            return await self.session.reader.header(blob_id)
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    async def info(self, blob_id: str | BlobId) -> Info:
+        """Return what the chain, proven, and the nodes say of a blob; one that nobody knows is not live.
+
+        Raises `InputError` for what is no ID, `NetworkError`.
+        """
+        with self._calling():
+            parsed, chain = parse_blob(blob_id), self.session.chain
+            claims = [] if self.owner is None else await chain.entries(self.owner)
+            summary = await payments.find_blob(chain, parsed)
+            head = await chain.head()
+            length, is_encrypted, kind = await self._look(parsed)
+            if summary is not None:
+                length = summary.length
+            return Info(
+                blob_id=build_blob_id_text(parsed),
+                is_live=summary is not None,
+                length=length,
+                epoch=head.epoch,
+                end_epoch=None if summary is None else summary.end_epoch,
+                entries=() if summary is None else summary.entries,
+                own=tuple(Entry.of(claim, length=length) for claim in claims if claim.blob_id == parsed),
+                is_encrypted=is_encrypted,
+                kind=kind,
+            )
+
+    async def _look(self, blob_id: BlobId) -> tuple[int | None, bool, str | None]:
+        """Return a blob's length, whether it is sealed, and what is in it; None for what cannot be had now."""
+        length: int | None = None
+        try:
+            whole = await self._open_blob(blob_id)
+            length = whole.length
+            if not is_sealed(await read_prefix(whole)):
+                return length, False, str(kind_of(await read_prefix(whole)))
+            return length, True, str(kind_of(await read_prefix(await self._open(blob_id, None))))
+        except WrongKey:
+            return length, True, str(Kind.SEALED)
+        except (Unavailable, NetworkError, InconsistentBlob) as fault:
+            log.info("the first bytes of %s cannot be had: %s", build_blob_id_text(blob_id), fault)
+            return length, False, None
+
+    async def list(self) -> tuple[Entry, ...]:
+        """Return what the network keeps for this wallet, proven, what ends first first.
+
+        Raises `ConfigError` without a wallet, `NetworkError`.
+        """
+        with self._calling():
+            chain = self.session.chain
+            claims = await chain.entries(self._account())
+            lengths = {blob_id: await chain.blob(blob_id) for blob_id in {claim.blob_id for claim in claims}}
+            found = []
+            for claim in sorted(claims, key=lambda claim: (claim.end_epoch, claim.blob_id)):
+                summary = lengths[claim.blob_id]
+                found.append(Entry.of(claim, length=None if summary is None else summary.length))
+            return tuple(found)
+
+    async def balance(self) -> int:
+        """Return the FROST in this wallet, proven. Raises `ConfigError` without a wallet, `NetworkError`."""
+        with self._calling():
+            return (await self.session.chain.settled_account(self._account())).balance_frost
+
+    @property
+    def owner(self) -> OwnerId | None:
+        """The account of the wallet; None for a client without one."""
+        return OwnerId(self._owner.public) if isinstance(self._owner, Key) else self._owner
+
+    def close(self) -> None:
+        """Have every later call raise `Closed`; what goes on ends with the block of `open_client`."""
+        self._is_open = False
+
+    # --- how a call runs -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """Let a call begin, and have it raise one exception."""
+        if not self._is_open:
+            raise Closed("the client is closed")
+        self._forgive()
+        self._calls += 1
+        try:
+            with plainly():
+                yield
+        finally:
+            self._calls -= 1
+
+    def _forgive(self) -> None:
+        """Give every node another chance, now and then, while nobody counts on what is known of them."""
+        if not self._calls and trio.current_time() - self._forgiven_at > FORGIVE_S:
+            self._forgiven_at = trio.current_time()
+            for members in (self.session.members, self.session.chain.members):
+                members.forgive_all()
+
+    def _account(self) -> OwnerId:
+        if self.owner is None:
+            raise ConfigError("this home has no wallet: make one with `p2pnode wallet new`")
+        return self.owner
+
+    def _paying(self) -> Key:
+        self._account()
+        if not isinstance(self._owner, Key):
+            raise ConfigError("the wallet of this home is sealed: open the client with its passphrase")
+        return self._owner
+
+
+def load_owner(home: Home, passphrase: str | None) -> Key | OwnerId | None:
+    """Return the wallet's key; only its account where it is sealed and there is no passphrase; None without a wallet.
+
+    For worker threads. Raises `ConfigError` for a passphrase that does not open it.
+    """
+    if not home.owner_key_path.exists():
+        return None
+    held = read_wallet(home.owner_key_path)
+    if isinstance(held, Key):
+        return held
+    return held.public if passphrase is None else held.open(passphrase, home.owner_key_path)
+
+
+@asynccontextmanager
+async def open_client(home: Path | Home | str, *, passphrase: str | None = None) -> AsyncIterator[Client]:
+    """Join the network of a home as a client while the block lasts.
+
+    `passphrase` opens a sealed wallet; without it, or without a wallet, the client only reads. The network is asked
+    when the first call needs it. Raises `ConfigError` for a home without a network, or a passphrase that does not open
+    the wallet; what the block raises leaves it as it is.
+    """
+    place = home if isinstance(home, Home) else Home(parse_path(home, "home"))
+    if not isinstance(passphrase, str | None):
+        raise InputError("a passphrase is a text")
+    place.load_genesis()
+    owner = await trio.to_thread.run_sync(load_owner, place, passphrase)
+    raised: BaseException | None = None
+    try:
+        with plainly():
+            async with open_session(place, on_fault=note) as session, trio.open_nursery() as nursery:
+                session.has_workers = False
+                client = Client(session, Keyring(place), owner, nursery)
+                try:
+                    yield client
+                except (trio.Cancelled, GeneratorExit):
+                    raise
+                except BaseException as fault:
+                    raised = fault
+                finally:
+                    client.close()
+                nursery.cancel_scope.cancel()
+    except OSError as fault:
+        raise ConfigError(f"cannot use the files in {place.path}: {fault.strerror}") from fault
+    if raised is not None:
+        raise raised
+
+
+def note(fault: Fault) -> None:
+    log.info("%s: %s", fault.word, fault)
+
+
+# --- without trio ----------------------------------------------------------------------------------------------------
+
+
+def blocking(
+    method: Callable[Concatenate[Client, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["SyncClient", P], T]:
+    """Return a method of `Client` as one of `SyncClient`, with its arguments and its description."""
+
+    def call(self: "SyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._portal.call(partial(method, self._portal.value, *args, **kwargs))
+
+    call.__doc__, call.__name__ = method.__doc__, method.__name__
+    call.__signature__ = signature(method)  # type: ignore[attr-defined]
+    return call
+
+
+class SyncClient:
+    """A client for programs without trio; get one from `connect`. For any number of threads at once.
+
+    The methods are those of `Client`. Ctrl-C stops the call that waits, cleanly, and the client can still be used.
+    """
+
+    def __init__(self, portal: Portal[Client]) -> None:
+        self._portal = portal
+        self._client = portal.value
+
+    store = blocking(Client.store)
+    store_many = blocking(Client.store_many)
+    extend = blocking(Client.extend)
+    delete = blocking(Client.delete)
+    read = blocking(Client.read)
+    read_range = blocking(Client.read_range)
+    read_to = blocking(Client.read_to)
+    info = blocking(Client.info)
+    list = blocking(Client.list)
+    balance = blocking(Client.balance)
+
+    def stream(
+        self, blob_id: str | BlobId, path: str | None = None, *, start: int = 0, stop: int | None = None
+    ) -> "Pieces":
+        """Return an iterator of pieces of at most a few MiB, in bounded memory.
+
+        Its end, its `close`, or the end of a `with` block around it ends the reading. This call and the iterator raise
+        what `read_range` does.
+        """
+        return Pieces(self._portal, self._client.stream(blob_id, path, start=start, stop=stop))
+
+    @property
+    def owner(self) -> OwnerId | None:
+        """The account of the wallet; None for a client without one."""
+        return self._client.owner
+
+    def close(self) -> None:
+        """End every call that goes on in other threads, which raise `Closed`, and leave the network: within seconds."""
+        self._portal.close()
+
+    def __enter__(self) -> "SyncClient":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+class Pieces(Iterator[bytes]):
+    """The bytes of a blob, piece by piece."""
+
+    def __init__(self, portal: Portal[Client], opening: AbstractAsyncContextManager[AsyncIterator[bytes]]) -> None:
+        self._portal = portal
+        self._opening = opening
+        self._pieces: AsyncIterator[bytes] | None = portal.call(opening.__aenter__)
+
+    def __next__(self) -> bytes:
+        if self._pieces is None:
+            raise StopIteration
+        pieces = self._pieces
+
+        async def take() -> bytes | None:
+            return await anext(pieces, None)
+
+        piece = self._portal.call(take)
+        if piece is None:
+            self.close()
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        """End the reading."""
+        if self._pieces is not None:
+            self._pieces = None
+            self._portal.call(self._leave)
+
+    async def _leave(self) -> None:
+        await self._opening.__aexit__(None, None, None)
+
+    def __enter__(self) -> "Pieces":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pieces", None) is not None:
+            with suppress(Closed):  # its loop has ended, and so has the reading
+                self._portal.start(self._leave)
+
+
+def connect(home: Path | Home | str, *, passphrase: str | None = None) -> SyncClient:
+    """Join the network of a home as a client, until the end of a `with` block or `close`.
+
+    The arguments and errors are those of `open_client`. The client's loop runs in a thread of its own.
+    """
+    portal = Portal(partial(open_client, home, passphrase=passphrase), name="p2pnode client")
+    portal.open()
+    return SyncClient(portal)
