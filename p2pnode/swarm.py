@@ -8,7 +8,7 @@ and from peers that were asked; anybody may say that he has a blob, and none of 
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -21,10 +21,11 @@ from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from p2pnode.codec import Codec
 from p2pnode.download import Reader
-from p2pnode.errors import InconsistentBlob, NodeError
+from p2pnode.errors import InconsistentBlob
 from p2pnode.kernel import Kernel
 from p2pnode.members import Fault
 from p2pnode.network.host import Network
+from p2pnode.plain import choose
 from p2pnode.providers import Contact, Provider, Providers, build_contact
 from p2pnode.pursuit import Pursuit, Search, Want
 from p2pnode.recent import Recent
@@ -223,7 +224,7 @@ class SwarmView:
                 await self._read(write, start, stop)
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise first_cause(group) from None
+            raise choose(group) from None
 
     async def _read(self, write: Write, start: int, stop: int) -> None:
         size = self.header.code.segment_bytes
@@ -248,17 +249,3 @@ class SwarmView:
             async for result in results:
                 await write([await result.receive()])
                 slots.release()
-
-
-def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first of several failures of the world: many segments fail at once by one cause; else the group."""
-    leaves = list(flatten(group))
-    if len(leaves) == 1 or all(isinstance(leaf, NodeError) for leaf in leaves):
-        return leaves[0]
-    return group
-
-
-def flatten(fault: BaseException) -> Sequence[BaseException]:
-    if isinstance(fault, BaseExceptionGroup):
-        return [leaf for inner in fault.exceptions for leaf in flatten(inner)]
-    return [fault]

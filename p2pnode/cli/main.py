@@ -19,6 +19,7 @@ from p2pnode.cli import (
     seats,
     sharing,
     stakes,
+    storing,
     testnet,
     verify,
     wallet,
@@ -96,7 +97,7 @@ def version(as_json: bool) -> None:
 
 for command in (
     *(node.init, node.run, node.backup, node.restore, gateway.gateway),
-    *(blobs.store, reading.read, reading.ls, sharing.share, reading.open_),
+    *(storing.store, reading.read, reading.ls, sharing.share, reading.open_),
     *(peers.serve, peers.get, peers.sync),
     *(blobs.status, blobs.blob_id_),
     *(seats.join, seats.leave, seats.replace, seats.vote),
