@@ -1,6 +1,7 @@
 """PUT /v1/blobs as a script written for Walrus meets it, and as one that means harm does."""
 
 import json
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import trio
 
 from economics.arguments import CertifyAgain, Transfer
-from economics.blob import build_blob_id_text
+from economics.blob import BlobId, build_blob_id_text
 from economics.genesis import build_key_text
 from economics.geometry import STORAGE_UNIT_BYTES
 from economics.operations import quote as price_of
@@ -20,6 +21,7 @@ from p2pnode.gateway.services import Limits
 from p2pnode.keys import Key
 from p2pnode.payments import Order, delete, fee_of, reserve_for, send
 from p2pnode.sources import BytesSource, compute_blob_id
+from p2pnode.till import Till
 from tests.chain import key_of, reservations_of
 from tests.gateway.ledgernet import BEARER, GENESIS, LedgerNet, open_gateway, reason_of
 from tests.gateway.raw import build, exchange, parse
@@ -315,8 +317,20 @@ class TestManyAtOnce:
             net.gate.set()
         assert len(net.uploads) == net.most_under_way == 3
 
-    async def test_the_same_blob_twice_is_paid_for_once(self, net: LedgerNet, tmp_path: Path) -> None:
+    async def test_the_same_blob_twice_is_paid_for_once(
+        self, net: LedgerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         answers: list[str] = []
+        net.gate = trio.Event()
+        wanted = 0
+        plain = Till.blob
+
+        def blob(till: Till, blob_id: BlobId) -> AbstractAsyncContextManager[None]:
+            nonlocal wanted
+            wanted += 1
+            return plain(till, blob_id)
+
+        monkeypatch.setattr(Till, "blob", blob)
         async with open_gateway(net, tmp_path) as gateway:
 
             async def put() -> None:
@@ -325,6 +339,10 @@ class TestManyAtOnce:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(put)
                 nursery.start_soon(put)
+                with trio.fail_after(10):
+                    while wanted < 2:  # noqa: ASYNC110 - both are to be at the till
+                        await trio.sleep(0.01)
+                net.gate.set()
         assert sorted(answers) == ["alreadyCertified", "newlyCreated"]
         assert (len(net.own_entries()), net.uploads) == (1, [ID])
 
