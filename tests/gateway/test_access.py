@@ -75,14 +75,27 @@ async def test_a_page_of_its_own_or_an_allowed_one_may_store(tmp_path: Path) -> 
             assert (answer.status, b"NO_WALLET" in answer.body) == (403, True)  # it came as far as the wallet
 
 
+NO_TOKEN, WRONG_TOKEN = (401, "Bearer"), (403, None)
+
+
 @pytest.mark.parametrize(
-    "shown", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"bearer{TOKEN}", f"Bearer {TOKEN}x"]
+    ("shown", "answered"),
+    [
+        ("", NO_TOKEN),
+        ("Bearer", NO_TOKEN),
+        (f"Basic {TOKEN}", NO_TOKEN),
+        (f"bearer{TOKEN}", NO_TOKEN),
+        ("Bearer wrong", WRONG_TOKEN),
+        (f"Bearer {TOKEN}x", WRONG_TOKEN),
+    ],
 )
-async def test_without_the_token_nobody_lists_or_deletes(tmp_path: Path, shown: str) -> None:
+async def test_without_the_token_nobody_lists_or_deletes(
+    tmp_path: Path, shown: str, answered: tuple[int, str | None]
+) -> None:
     async with open_shelf(Shelf(), tmp_path) as opened:
         for method, target in (("GET", "/v1/blobs"), ("DELETE", f"/v1/blobs/{'A' * 43}")):
             answer = await ask(opened.port, method, target, {"Authorization": shown})
-            assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert (answer.status, answer.headers.get("www-authenticate")) == answered
 
 
 async def test_beyond_loopback_nobody_stores_without_the_token(tmp_path: Path) -> None:
