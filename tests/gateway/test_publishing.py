@@ -19,7 +19,7 @@ from p2pnode.gateway.services import Limits
 from p2pnode.keys import Key
 from p2pnode.payments import delete, fee_of, send
 from p2pnode.sources import BytesSource, compute_blob_id
-from tests.chain import key_of
+from tests.chain import key_of, reservations_of
 from tests.gateway.ledgernet import BEARER, GENESIS, LedgerNet, open_gateway, reason_of
 from tests.gateway.raw import build, exchange, parse
 from tests.small import OTHER_OWNER, OWNER
@@ -301,7 +301,7 @@ class TestManyAtOnce:
         assert sorted(net.blobs.values()) == sorted(sent)
         assert len({entry.reservation for entry in entries}) == len(entries) == 8
         assert all("newlyCreated" in answer for answer in answers)
-        assert net.ledger.reservations_of(key_of(OWNER)) == []
+        assert reservations_of(net.ledger, key_of(OWNER)) == []
 
     async def test_uploads_go_on_side_by_side(self, net: LedgerNet, tmp_path: Path) -> None:
         net.gate = trio.Event()

@@ -24,7 +24,7 @@ from p2pnode.publish import Publisher, _Reserving
 from p2pnode.session import Session
 from p2pnode.sources import BytesSource, compute_blob_id
 from p2pnode.upload import Stored, TooFewNodes
-from tests.chain import key_of
+from tests.chain import key_of, reservations_of
 from tests.p2pnode.ledgerchain import LedgerChain
 from tests.small import OTHER_OWNER, OWNER, certify, make_blob, make_genesis, make_statement
 
@@ -55,7 +55,7 @@ class Net(LedgerChain):
 
     async def reserve(self, epochs: int = 3) -> ReservationId:
         await self.transact(OWNER, Reserve(GENESIS.code.encoded_units(5_000), 0, epochs))
-        return self.ledger.reservations_of(key_of(OWNER))[-1].reservation
+        return reservations_of(self.ledger, key_of(OWNER))[-1].reservation
 
     def stored(self, reservation: ReservationId, salt: int) -> Stored:
         statement = make_statement(GENESIS, BLOB.header, reservation=reservation, salt=bytes([salt]) * 16)
@@ -132,4 +132,4 @@ async def test_a_blob_is_named_before_anything_is_paid_or_sent(net: Net) -> None
     with pytest.raises(SpaceError):
         await replace(net.publisher(), on_named=refuse).publish(BytesSource(data))
     assert named == [compute_blob_id(BytesSource(data), GENESIS.code)]
-    assert not net.ledger.reservations_of(key_of(OWNER))
+    assert not reservations_of(net.ledger, key_of(OWNER))
