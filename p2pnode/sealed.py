@@ -90,6 +90,11 @@ def verify_key(key: bytes) -> None:
         raise InputError(f"a key that opens a blob has {KEY_BYTES} bytes, this one has {len(key)}")
 
 
+def verify_sealed_length(source: Source) -> None:
+    """Raise `InputError` for a source that is larger than a blob once it is sealed."""
+    verify_length(sealed_length(source.length), f"{source.name}, sealed,")
+
+
 @dataclass(frozen=True, slots=True)
 class SealedSource:
     """A source under a key, which must seal these bytes alone: see the head of this module, and `Keyring.seal`."""
@@ -99,7 +104,7 @@ class SealedSource:
 
     def __post_init__(self) -> None:
         verify_key(self.key)
-        verify_length(self.length, f"{self.name}, sealed,")
+        verify_sealed_length(self.inner)
 
     @property
     def name(self) -> str:
