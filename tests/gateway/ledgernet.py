@@ -205,11 +205,11 @@ def reason_of(answer: Answer, status: int) -> str:
 
 @asynccontextmanager
 async def open_gateway(
-    net: LedgerNet, path: Path, *, bounds: Bounds | None = None, **options: Any
+    net: LedgerNet, path: Path, *, bounds: Bounds | None = None, patience_s: float = 60.0, **options: Any
 ) -> AsyncIterator[Gateway]:
     async with trio.open_nursery() as nursery:
         cache = SegmentCache(path / "cache" / "blobs", net.codec)
         services = make_services(net, path, blobs=Blobs(cast(Session, net), cache, nursery), **options)
-        async with serving(create_app(services), bounds) as port:
+        async with serving(create_app(services), bounds, patience_s=patience_s) as port:
             yield Gateway(net, services, port)
         nursery.cancel_scope.cancel()
