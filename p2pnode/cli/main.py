@@ -14,10 +14,12 @@ from p2pnode.cli import (
     gateway,
     node,
     owned,
+    peers,
     reading,
     seats,
     sharing,
     stakes,
+    storing,
     testnet,
     verify,
     wallet,
@@ -95,7 +97,8 @@ def version(as_json: bool) -> None:
 
 for command in (
     *(node.init, node.run, node.backup, node.restore, gateway.gateway),
-    *(blobs.store, reading.read, reading.ls, sharing.share, reading.open_),
+    *(storing.store, reading.read, reading.ls, sharing.share, reading.open_),
+    *(peers.serve, peers.get, peers.sync),
     *(blobs.status, blobs.blob_id_),
     *(seats.join, seats.leave, seats.replace, seats.vote),
     *(stakes.stake, stakes.unstake, stakes.stakes, stakes.committee),
