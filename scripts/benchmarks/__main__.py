@@ -60,10 +60,8 @@ def show(title: str, rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = (
-        *("codec", "stages", "wire", "sync", "gossip", "network", "challenges", "chain", "heal", "join", "gateway"),
-        "large",
-    )
+    small = ("codec", "stages", "wire", "sync", "gossip")
+    parts = (*small, "network", "challenges", "chain", "heal", "join", "gateway", "large")
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(parts)}; all but large if none"
     )

@@ -9,7 +9,7 @@ import trio
 
 from p2pnode.gateway.server import Bounds, open_server
 
-ANSWER_S = 20.0
+ANSWER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Answer:
 @asynccontextmanager
 async def serving(app: Any, bounds: Bounds | None = None, *, patience_s: float = 60.0) -> AsyncIterator[int]:
     """Serve an application on a free port of loopback while the block lasts."""
-    with trio.fail_after(patience_s):
+    with trio.fail_after(120):
         async with open_server(lambda addresses: app, "127.0.0.1", 0, bounds) as addresses:
             yield addresses[0][1]
 
