@@ -73,7 +73,7 @@ from p2pnode.calls import (
     quilt_of,
     source_of,
 )
-from p2pnode.contents import Kind, open_content, read_prefix
+from p2pnode.contents import Kind, find_key, open_content, read_prefix
 from p2pnode.errors import Closed, ConfigError, InconsistentBlob, InputError, NetworkError, Unavailable
 from p2pnode.home import Home, default_home
 from p2pnode.keyring import Keyring
@@ -271,8 +271,8 @@ class Client:
     async def _save(self, blob_id: BlobId, target: Path) -> int:
         """Put a whole blob into a file, going on with what an interrupted call has left of it."""
         header = await self._header(blob_id)
-        key = await trio.to_thread.run_sync(self._keyring.key_of, blob_id)
         view: View = JudgedView(self.session, blob_id, BlobView(self.session.reader, header))
+        key = await find_key(view, self._keyring.key_of, blob_id)
         if key is not None:
             view = SealedView(view, key)
         return (await save(view, target, header=header, codec=self.session.codec, key=key)).length

@@ -11,7 +11,7 @@ from economics.commitments import ReservationId
 from p2pnode import till as module
 from p2pnode.payments import Order, reserve_for
 from p2pnode.till import Till
-from tests.chain import key_of
+from tests.chain import key_of, reservations_of
 from tests.p2pnode.ledgerchain import LedgerChain
 from tests.small import OWNER, make_genesis
 
@@ -85,7 +85,7 @@ class TestReservations:
             nursery.start_soon(buy)
             nursery.start_soon(buy)
         assert len(set(found)) == 2
-        assert len(chain.ledger.reservations_of(key_of(OWNER))) == 2
+        assert len(reservations_of(chain.ledger, key_of(OWNER))) == 2
 
     def test_taking_one_twice_is_a_fault_of_ours(self) -> None:
         till, reservation = Till(), ReservationId(bytes(32))
