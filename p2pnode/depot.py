@@ -1,5 +1,7 @@
 """What a client stores and pays for: the orders of one wallet, a few at a time."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -71,10 +73,10 @@ class Depot:
             sealed = await trio.to_thread.run_sync(self._keyring.seal, source) if encrypt else None
             whole: Source = source if sealed is None else sealed
             report = progress_of(progress, whole, self._session.genesis.code.segment_bytes)
-            done = await Publisher(self._session, owner, order, report).publish(whole)
+            publisher = Publisher(self._session, owner, order, report)
             if sealed is not None:
-                await trio.to_thread.run_sync(self._keyring.remember, done.blob_id, sealed.key)
-        return done
+                publisher = replace(publisher, on_named=partial(self._keyring.remember, key=sealed.key))
+            return await publisher.publish(whole)
 
     async def publish_folder(
         self, directory: Path, order: Order, *, encrypt: bool, progress: Progress | None

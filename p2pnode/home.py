@@ -159,6 +159,21 @@ class Home:
         return self.sealed_keys_path / build_blob_id_text(blob_id)
 
     @property
+    def peer_key_path(self) -> Path:
+        """The key under which this home serves blobs to peers while no node of its own runs."""
+        return self.path / "keys" / "peer.key"
+
+    @property
+    def library_path(self) -> Path:
+        """What of this machine's files makes up the blobs that this home serves to peers."""
+        return self.path / "library"
+
+    @property
+    def mirrors_path(self) -> Path:
+        """Of each folder that is kept equal to one that peers have: the link to it."""
+        return self.path / "cache" / "mirrors"
+
+    @property
     def genesis_path(self) -> Path:
         return self.path / "genesis.json"
 
@@ -183,6 +198,11 @@ class Home:
     def trusted_path(self) -> Path:
         """The newest epoch that a client of this home has followed."""
         return self.path / "cache" / "trusted.cbor"
+
+    @property
+    def folders_path(self) -> Path:
+        """Which manifest each folder of this machine was stored as last."""
+        return self.path / "cache" / "folders"
 
     @property
     def chain_path(self) -> Path:

@@ -4,11 +4,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
 from economics.blob import BlobId, Header, build_blob_id_text
 from p2pnode.calls import kind_of
-from p2pnode.contents import Content, Kind, describe, open_content, read_prefix
+from p2pnode.contents import Content, Kind, describe, find_key, open_content, read_prefix
 from p2pnode.errors import InconsistentBlob, InputError, NetworkError, Unavailable
 from p2pnode.keyring import Keyring
 from p2pnode.manifest import Manifest
@@ -51,8 +49,8 @@ class Shelf:
     async def save(self, blob_id: BlobId, target: Path) -> int:
         """Put a whole blob into a file, going on with what an interrupted call has left of it; returns its length."""
         header = await self._header(blob_id)
-        key = await trio.to_thread.run_sync(self.keyring.key_of, blob_id)
         view: View = JudgedView(self.session, blob_id, BlobView(self.session.reader, header))
+        key = await find_key(view, self.keyring.key_of, blob_id)
         if key is not None:
             view = SealedView(view, key)
         return (await save(view, target, header=header, codec=self.session.codec, key=key)).length

@@ -141,6 +141,9 @@ def test_what_is_encrypted_opens_at_this_home_alone(
     assert client.read(files.blob_id, "a") == b"one"
     infos = [client.info(blob_id) for blob_id in (stored.blob_id, files.blob_id)]
     assert [(info.is_encrypted, info.kind) for info in infos] == [(True, "bytes"), (True, "quilt")]
+    kept = set(Home(p2pnode_testnet.home).sealed_keys_path.iterdir())
+    assert isinstance(raised_by(partial(client.store, b"dear", encrypt=True, max_cost=0)), Unpaid)
+    assert len(set(Home(p2pnode_testnet.home).sealed_keys_path.iterdir()) - kept) == 1  # kept before it is paid for
     home = Home(tmp_path / "other")
     home.put_genesis(Home(p2pnode_testnet.home).load_genesis())
     with connect(home) as other:
