@@ -9,21 +9,19 @@ from economics.blob import BlobId, build_blob_id_text
 from economics.crypto import DIGEST_BYTES
 from economics.operations import EPOCHS_AHEAD_MAX
 from economics.state import BlobEntry
+from p2pnode.contents import Kind
 from p2pnode.errors import InputError
 from p2pnode.manifest import is_folder
 from p2pnode.payments import parse_amount
 from p2pnode.publish import Published
 from p2pnode.quilt import QuiltFile, build_quilt, is_quilt
-from p2pnode.sealed import FRONT_BYTES, is_sealed
+from p2pnode.sealed import is_sealed
 from p2pnode.session import parse_id
 from p2pnode.sources import BytesSource, FileSource, Source
 from p2pnode.upload import Progress as UploadProgress
 
 READ_BYTES_MAX = 1 << 30
 """What `read` returns at most unless told otherwise: more is rather streamed or written to a file."""
-KIND_BYTES = FRONT_BYTES
-"""Of a blob's first ones, so many tell what it is."""
-
 Progress = Callable[[int, int], None]
 """Hears of (bytes that a quorum of nodes holds, all bytes), in the thread of the trio loop: it must not block."""
 Target = str | Path | BinaryIO
@@ -85,9 +83,11 @@ class Info:
     """(end epoch, how many claims of any owner end then), ascending."""
     own: tuple[Entry, ...]
     """The claims of this wallet."""
+    is_encrypted: bool
+    """Its own first bytes say so."""
     kind: str | None
-    """"plain", "sealed", "quilt" or "folder"; None where its first bytes cannot be had now. What is in a sealed one is
-    for whoever has its key."""
+    """"bytes", "quilt" or "folder", of a sealed one by what is in it; "sealed" where this home has no key that opens
+    it; None where its first bytes cannot be had now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +159,10 @@ def quilt_of(files: Mapping[str, Content]) -> Source:
     return build_quilt([QuiltFile(name, source_of(what)) for name, what in files.items()]).source
 
 
-def kind_of(front: bytes) -> str:
-    """Return what a blob is by its first bytes."""
-    kinds = {"sealed": is_sealed, "quilt": is_quilt, "folder": is_folder}
-    return next((kind for kind, is_one in kinds.items() if is_one(front)), "plain")
+def kind_of(prefix: bytes) -> Kind:
+    """Return what a blob claims to be by its first bytes."""
+    kinds = {Kind.SEALED: is_sealed, Kind.QUILT: is_quilt, Kind.FOLDER: is_folder}
+    return next((kind for kind, is_one in kinds.items() if is_one(prefix)), Kind.BYTES)
 
 
 def progress_of(progress: Progress | None, source: Source, segment_bytes: int) -> Callable[[UploadProgress], None]:

@@ -4,7 +4,7 @@ Without trio, from one thread or several:
 
     from p2pnode.client import connect
 
-    with connect("~/.local/share/p2pnode") as client:
+    with connect() as client:
         stored = client.store(b"as you like it", epochs=30)
         assert client.read(stored.blob_id) == b"as you like it"
 
@@ -12,13 +12,14 @@ With trio, from one task or several:
 
     from p2pnode.client import open_client
 
-    async with open_client("~/.local/share/p2pnode") as client:
+    async with open_client() as client:
         stored = await client.store(b"as you like it", epochs=30)
         assert await client.read(stored.blob_id) == b"as you like it"
 
-Both have the same methods. A home is a directory with a network's `genesis.json` and, to store, a wallet; a client
-stays open for as long as the program likes, while nodes come and go and epochs pass. Amounts are in FROST, 10^9 to a
-WAL. A blob ID is a text of 43 characters, or its 32 bytes.
+Both have the same methods, and take the home to use: a path, or the command line's own where it is left out. A home is
+a directory with a network's `genesis.json` and, to store, a wallet. A client stays open for as long as the program
+likes, while nodes come and go and epochs pass. Amounts are in FROST, 10^9 to a WAL. A blob ID is a text of 43
+characters, or its 32 bytes.
 
 Whatever the world does to a call, it raises one exception of `p2pnode.errors`, all of them `NodeError`. `str()` of it
 is one line for the user, and `.retry` says whether the same call may succeed later. Repeating a call is always safe:
@@ -50,11 +51,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
-from economics.blob import BlobId, build_blob_id_text
+from economics.blob import BlobId, Header, build_blob_id_text
 from economics.crypto import OwnerId
 from p2pnode import payments
 from p2pnode.calls import (
-    KIND_BYTES,
     READ_BYTES_MAX,
     Content,
     Deleted,
@@ -73,8 +73,9 @@ from p2pnode.calls import (
     quilt_of,
     source_of,
 )
+from p2pnode.contents import Kind, find_key, open_content, read_prefix
 from p2pnode.errors import Closed, ConfigError, InconsistentBlob, InputError, NetworkError, Unavailable
-from p2pnode.home import Home
+from p2pnode.home import Home, default_home
 from p2pnode.keyring import Keyring
 from p2pnode.keys import Key
 from p2pnode.members import Fault
@@ -82,7 +83,8 @@ from p2pnode.payments import EPOCHS, Order
 from p2pnode.plain import plainly
 from p2pnode.portal import Portal
 from p2pnode.publish import Publisher
-from p2pnode.resume import output_file
+from p2pnode.resume import output_file, save
+from p2pnode.sealed import SealedView, WrongKey, is_sealed
 from p2pnode.session import Session, open_session
 from p2pnode.sources import Source
 from p2pnode.streaming import Feed, JudgedView, judging, parse_range, write_to
@@ -179,9 +181,10 @@ class Client:
             sealed = await trio.to_thread.run_sync(self._keyring.seal, source) if encrypt else None
             whole: Source = source if sealed is None else sealed
             report = progress_of(progress, whole, self.session.genesis.code.segment_bytes)
-            done = await Publisher(self.session, owner, order, report).publish(whole)
+            publisher = Publisher(self.session, owner, order, report)
             if sealed is not None:
-                await trio.to_thread.run_sync(self._keyring.remember, done.blob_id, sealed.key)
+                publisher = replace(publisher, on_named=partial(self._keyring.remember, key=sealed.key))
+            done = await publisher.publish(whole)
         return Stored.of(done)
 
     async def extend(self, blob_id: str | BlobId, end_epoch: int, *, max_cost: int | str | None = None) -> Entry:
@@ -224,6 +227,7 @@ class Client:
     async def read(self, blob_id: str | BlobId, path: str | None = None, *, size_max: int = READ_BYTES_MAX) -> bytes:
         """Return the bytes of a blob, or of the file `path` in a quilt or folder, every one checked against the ID.
 
+        A sealed blob is opened where this home has its key, and is given as it is stored where not: `info` tells.
         Raises `InputError` for more than `size_max` bytes, or no such file; `Unavailable`, `NetworkError`,
         `InconsistentBlob`.
         """
@@ -250,15 +254,28 @@ class Client:
     async def read_to(self, blob_id: str | BlobId, target: Target, path: str | None = None) -> int:
         """Write the bytes of a blob, or of a file in it, to a path or an open file, and return how many.
 
-        At a path a file appears when it is whole, in place of the one before. Raises what `read` does, `InputError`
-        where the target cannot be written, `SpaceError`.
+        At a path a file appears when it is whole, in place of the one before; for a whole blob the same call goes on
+        where an interrupted one stopped. Raises what `read` does, `InputError` where the target cannot be written,
+        `SpaceError`.
         """
         with self._calling():
-            view = await self._open(blob_id, path)
             if not isinstance(target, str | Path):
-                return await write_to(view, target)
-            with output_file(parse_path(target, "target")) as sink:
+                return await write_to(await self._open(blob_id, path), target)
+            place = parse_path(target, "target")
+            if path is None:
+                return await self._save(parse_blob(blob_id), place)
+            view = await self._open(blob_id, path)
+            with output_file(place) as sink:
                 return await write_to(view, sink)
+
+    async def _save(self, blob_id: BlobId, target: Path) -> int:
+        """Put a whole blob into a file, going on with what an interrupted call has left of it."""
+        header = await self._header(blob_id)
+        view: View = JudgedView(self.session, blob_id, BlobView(self.session.reader, header))
+        key = await find_key(view, self._keyring.key_of, blob_id)
+        if key is not None:
+            view = SealedView(view, key)
+        return (await save(view, target, header=header, codec=self.session.codec, key=key)).length
 
     @asynccontextmanager
     async def stream(
@@ -280,10 +297,17 @@ class Client:
 
     async def _open(self, blob_id: str | BlobId, path: str | None) -> View:
         """Return what is to be read."""
-        parsed = parse_blob(blob_id)
-        async with judging(self.session, parsed):
-            reader = self.session.reader
-            return JudgedView(self.session, parsed, BlobView(reader, await reader.header(parsed)))
+        if not isinstance(path, str | None):
+            raise InputError(f"a file in a blob is named by a text, not {type(path).__name__}")
+        return await open_content(self._open_blob, self._keyring.key_of, parse_blob(blob_id), path)
+
+    async def _open_blob(self, blob_id: BlobId) -> View:
+        """Return the bytes of a blob as they are stored."""
+        return JudgedView(self.session, blob_id, BlobView(self.session.reader, await self._header(blob_id)))
+
+    async def _header(self, blob_id: BlobId) -> Header:
+        async with judging(self.session, blob_id):
+            return await self.session.reader.header(blob_id)
 
     # --- looking -------------------------------------------------------------------------------------------------
 
@@ -294,10 +318,10 @@ class Client:
         """
         with self._calling():
             parsed, chain = parse_blob(blob_id), self.session.chain
+            claims = [] if self.owner is None else await chain.entries(self.owner)
             summary = await payments.find_blob(chain, parsed)
             head = await chain.head()
-            claims = () if self.owner is None else await chain.entries(self.owner)
-            length, kind = await self._look(parsed)
+            length, is_encrypted, kind = await self._look(parsed)
             if summary is not None:
                 length = summary.length
             return Info(
@@ -308,20 +332,24 @@ class Client:
                 end_epoch=None if summary is None else summary.end_epoch,
                 entries=() if summary is None else summary.entries,
                 own=tuple(Entry.of(claim, length=length) for claim in claims if claim.blob_id == parsed),
+                is_encrypted=is_encrypted,
                 kind=kind,
             )
 
-    async def _look(self, blob_id: BlobId) -> tuple[int | None, str | None]:
-        """Return a blob's length, and its kind by its first bytes; None for what cannot be had now."""
-        reader, length = self.session.reader, None
+    async def _look(self, blob_id: BlobId) -> tuple[int | None, bool, str | None]:
+        """Return a blob's length, whether it is sealed, and what is in it; None for what cannot be had now."""
+        length: int | None = None
         try:
-            header = await reader.header(blob_id)
-            length = header.length
-            front = await read_all(BlobView(reader, header), stop=min(KIND_BYTES, length), size_max=KIND_BYTES)
+            whole = await self._open_blob(blob_id)
+            length = whole.length
+            if not is_sealed(await read_prefix(whole)):
+                return length, False, str(kind_of(await read_prefix(whole)))
+            return length, True, str(kind_of(await read_prefix(await self._open(blob_id, None))))
+        except WrongKey:
+            return length, True, str(Kind.SEALED)
         except (Unavailable, NetworkError, InconsistentBlob) as fault:
             log.info("the first bytes of %s cannot be had: %s", build_blob_id_text(blob_id), fault)
-            return length, None
-        return length, kind_of(front)
+            return length, False, None
 
     async def list(self) -> tuple[Entry, ...]:
         """Return what the network keeps for this wallet, proven, what ends first first.
@@ -341,7 +369,7 @@ class Client:
     async def balance(self) -> int:
         """Return the FROST in this wallet, proven. Raises `ConfigError` without a wallet, `NetworkError`."""
         with self._calling():
-            return (await self.session.chain.account(self._account())).balance_frost
+            return (await self.session.chain.settled_account(self._account())).balance_frost
 
     @property
     def owner(self) -> OwnerId | None:
@@ -400,14 +428,14 @@ def load_owner(home: Home, passphrase: str | None) -> Key | OwnerId | None:
 
 
 @asynccontextmanager
-async def open_client(home: Path | Home | str, *, passphrase: str | None = None) -> AsyncIterator[Client]:
-    """Join the network of a home as a client while the block lasts.
+async def open_client(home: Path | Home | str | None = None, *, passphrase: str | None = None) -> AsyncIterator[Client]:
+    """Join the network of a home as a client while the block lasts; without one, of the command line's own home.
 
     `passphrase` opens a sealed wallet; without it, or without a wallet, the client only reads. The network is asked
     when the first call needs it. Raises `ConfigError` for a home without a network, or a passphrase that does not open
     the wallet; what the block raises leaves it as it is.
     """
-    place = home if isinstance(home, Home) else Home(parse_path(home, "home"))
+    place = home if isinstance(home, Home) else Home(default_home() if home is None else parse_path(home, "home"))
     if not isinstance(passphrase, str | None):
         raise InputError("a passphrase is a text")
     place.load_genesis()
@@ -543,7 +571,7 @@ class Pieces(Iterator[bytes]):
                 self._portal.start(self._leave)
 
 
-def connect(home: Path | Home | str, *, passphrase: str | None = None) -> SyncClient:
+def connect(home: Path | Home | str | None = None, *, passphrase: str | None = None) -> SyncClient:
     """Join the network of a home as a client, until the end of a `with` block or `close`.
 
     The arguments and errors are those of `open_client`. The client's loop runs in a thread of its own.

@@ -6,9 +6,9 @@ before points there.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from economics.blob import BlobId
+from p2pnode.keyring import Sealer
 from p2pnode.manifest import FolderBlob, FolderFile, Manifest
 from p2pnode.names import NAME_BYTES_MAX
 from p2pnode.quilt import FILES_MAX, INDEX_BYTES_MAX, QuiltFile, build_quilt
@@ -20,24 +20,12 @@ SMALL_BYTES_MAX = 1 << 20
 QUILT_BYTES_MAX = 64 << 20
 """Eight segments: what has to travel again at most when files of a quilt are mostly gone."""
 MERGED_BYTES_MAX = 256 << 10
-"""A quilt up to this is packed again with what is new: so one small change a day does not make a blob a day."""
+"""Quilts up to this are packed anew with what is new, once there are more than a few of them: so a small change a day
+does not make a blob a day."""
+MERGED_MIN = 8
+"""So many of them: a change mostly moves the file that changed alone."""
 ENTRY_BYTES = 32
 """What a file takes in a quilt's index besides its name, at most."""
-
-
-class Sealed(Source, Protocol):
-    """A source whose bytes nobody can read without its key."""
-
-    @property
-    def key(self) -> bytes: ...
-
-
-class Sealer(Protocol):
-    """Seals sources: the same bytes the same way each time."""
-
-    def seal(self, source: Source) -> Sealed:
-        """Return a source sealed; reads all of it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +120,7 @@ def reusable(
 ) -> dict[bytes, tuple[FolderBlob, int]]:
     """Return (blob, offset) of each content that a blob of the manifest before holds and should go on holding.
 
-    A blob is given up once less than half of it is of use, and a small one where there is something to pack it with.
+    A blob is given up once less than half of it is of use, and small ones once they are many.
     """
     if previous is None:
         return {}
@@ -150,8 +138,10 @@ def reusable(
         if 2 * used < previous.blobs[number].length:
             del held[number]
     kept = {content for offsets in held.values() for content in offsets}
-    if any(file.source.length <= SMALL_BYTES_MAX for content, file in contents.items() if content not in kept):
-        held = {number: offsets for number, offsets in held.items() if previous.blobs[number].length > MERGED_BYTES_MAX}
+    small = {number for number in held if previous.blobs[number].length <= MERGED_BYTES_MAX}
+    is_packing = any(file.source.length <= SMALL_BYTES_MAX for content, file in contents.items() if content not in kept)
+    if is_packing and len(small) >= MERGED_MIN:
+        held = {number: offsets for number, offsets in held.items() if number not in small}
     return {
         content: (previous.blobs[number], offset)
         for number, offsets in held.items()

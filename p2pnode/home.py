@@ -8,11 +8,14 @@ chain/         chain.db, votes.log, snapshots/; restored: this home comes from a
 """
 
 import json
+import os
 import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 from economics.blob import BlobId, build_blob_id_text
 from economics.crypto import Digest, NodeId, OwnerId
@@ -24,6 +27,7 @@ from p2pnode.files import replace_synced
 from p2pnode.keys import Key, keep_secret, load_key, load_or_create_key
 from p2pnode.wallet import read_wallet
 
+HOME_VARIABLE = "P2PNODE_HOME"
 QUOTA_BYTES = 64 << 30
 GENESIS_BYTES_MAX = 1 << 20
 
@@ -111,6 +115,12 @@ def parse_peer(text: str) -> tuple[NodeId, tuple[str, ...]]:
     return node, (address,)
 
 
+def default_home() -> Path:
+    """Return the home of whoever names none: that of the environment, or the user's."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named) if named else platformdirs.user_data_path("p2pnode")
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """Where the files of one node or client are."""
@@ -183,6 +193,11 @@ class Home:
     def trusted_path(self) -> Path:
         """The newest epoch that a client of this home has followed."""
         return self.path / "cache" / "trusted.cbor"
+
+    @property
+    def folders_path(self) -> Path:
+        """Which manifest each folder of this machine was stored as last."""
+        return self.path / "cache" / "folders"
 
     @property
     def chain_path(self) -> Path:

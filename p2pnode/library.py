@@ -32,8 +32,8 @@ from p2pnode.sources import BytesSource, FileSource, JoinedSource, Source, compu
 
 VERSION = 1
 RECIPE_BUDGET = cbor.Budget(size_max=160 << 20, depth_max=4, elements_max=400_000)
-"""A folder's manifest is 64 MiB, the largest header 4, hashes of a sealed blob of 1 TiB 32; a quilt has 65,535 files of
-five items each."""
+"""A folder's manifest is 64 MiB, the largest header 4, hashes of a sealed blob of 1 TiB 128; a quilt has 65,535 files
+of five items each."""
 RECIPES_HELD = 16
 """Recipes in memory: those of blobs that are being read now."""
 

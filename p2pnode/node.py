@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -57,6 +58,9 @@ from p2pnode.upkeep import Upkeep
 from p2pnode.version import VERSION
 from p2pnode.votelog import Replay, VoteLog
 from p2pnode.watch import Watch
+
+if TYPE_CHECKING:
+    from p2pnode.gateway.running import Options
 
 log = logging.getLogger("p2pnode.node")
 
@@ -400,12 +404,31 @@ def keep_up(node: Node, network: Network, discovery: Discovery, *, config: Confi
     return upkeep
 
 
-async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> None:
+@asynccontextmanager
+async def serve_http(home: Home, options: "Options | None") -> AsyncIterator[tuple[str, ...]]:
+    """Serve blobs over HTTP while the block lasts, if there are options; yields the URLs.
+
+    It is a client of the network like any other, with a key of its own: a node cannot dial itself.
+    """
+    if options is None:
+        yield ()
+        return
+    from p2pnode.gateway.running import open_gateway, plain_owner
+
+    owner = plain_owner(home)
+    async with open_gateway(home, owner, options) as gateway:
+        log.info("HTTP at %s%s", ", ".join(gateway.urls), "" if owner else "; it only reads: no wallet is open")
+        yield gateway.urls
+
+
+async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST, http: "Options | None" = None) -> None:
     """Run a node until SIGINT or SIGTERM; says on standard output, in one line of JSON, when it is ready."""
     sys.setswitchinterval(SWITCH_S)
-    async with open_node(home, behaviour=behaviour) as (node, network):
+    async with open_node(home, behaviour=behaviour) as (node, network), serve_http(home, http) as urls:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            ready = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}
+            ready: dict[str, object] = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}
+            if urls:
+                ready["http"] = list(urls)
             print(json.dumps({"event": "ready", **ready}), flush=True)
             log.info("ready: %d shards, %s", len(node.server.shards), ", ".join(network.addresses()))
             if node.store.foreign_files:

@@ -7,12 +7,18 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from p2pnode.folderstore import FolderProgress
 from p2pnode.upload import Progress as UploadProgress
 
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description:24}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:24}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as progress:
         yield progress
 
@@ -34,10 +40,24 @@ def store_progress(name: str) -> Iterator[Callable[[UploadProgress], None]]:
 
 
 @contextmanager
+def folder_progress(name: str) -> Iterator[Callable[[FolderProgress], None]]:
+    """Show how many of a folder's new bytes a quorum holds, and how many of its new blobs are certified."""
+    with bars() as progress:
+        stored = progress.add_task(f"store {name}"[:24], total=None)
+        certified = progress.add_task("certificates", total=None)
+
+        def report(now: FolderProgress) -> None:
+            progress.update(stored, completed=now.stored, total=max(now.length, 1))
+            progress.update(certified, completed=now.blobs_done, total=max(now.blobs, 1))
+
+        yield report
+
+
+@contextmanager
 def read_progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """Show how many checked bytes have been written."""
     with bars() as progress:
-        task = progress.add_task(f"read {name}", total=None)
+        task = progress.add_task(f"read {name}"[:24], total=None)
 
         def report(done: int, total: int) -> None:
             progress.update(task, completed=done, total=max(total, 1))

@@ -22,6 +22,7 @@ from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
 from economics.nodes import Marks, Seats
 from economics.slots import invalid_slot, seats_slot, state_key
+from p2pnode.attesting import Claim, gather
 from p2pnode.chainclient import ChainClient
 from p2pnode.chainview import Seating
 from p2pnode.codec import Codec
@@ -39,8 +40,6 @@ from p2pnode.resume import write_views
 
 STATUS_BYTES_MAX = 65_536
 CERTIFICATE_BYTES_MAX = 65_536
-ATTEST_S = 30.0
-"""For members to check a proof: each fetches the blob's header if it lacks it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class Session:
         A writer that is found out here is accused before the network.
         """
         if isinstance(fault, InconsistentBlob):
-            return await self._accuse(fault)
+            return await self.accuse(fault)
         is_suspect = self.reader.said_invalid or isinstance(fault, Unavailable)  # in time nobody has it any more
         if is_suspect and await self._is_shown_invalid(blob_id):
             return InconsistentBlob(
@@ -109,7 +108,7 @@ class Session:
             )
         return fault
 
-    async def _accuse(self, fault: InconsistentBlob) -> InconsistentBlob:
+    async def accuse(self, fault: InconsistentBlob) -> InconsistentBlob:
         """Give members the proof that a read's writer encoded inconsistently, and return what the user is to know.
 
         Whoever has checked the proof keeps it, and has the network drop the blob.
@@ -119,22 +118,10 @@ class Session:
         if suspect is None or proof is None:
             return InconsistentBlob(f"{fault}; there is no proof of it yet, so others may still read other bytes")
         committee, blob_id = (await self.seats()).current, suspect[0].blob_id
-        request: dict[str, cbor.Value] = {"blob": bytes(blob_id), "epoch": committee.epoch, "op": "attest"}
-        attested: set[int] = set()
-
-        async def give(index: int) -> None:
-            try:
-                node = committee.members[index].node
-                await self.members.request(node, request, size_max=0, payload=proof.encode())
-            except REQUEST_FAULTS as refusal:
-                self.members.blame(committee.members[index].node, refusal)
-            else:
-                attested.add(index)
-
-        with trio.move_on_after(ATTEST_S):
-            async with trio.open_nursery() as nursery:
-                for index in range(len(committee.members)):
-                    nursery.start_soon(give, index)
+        claim = Claim.before(committee, self.genesis, blob_id, proof.encode())
+        attested = await gather(
+            claim, committee, self.members.request, own={}, shards=committee.n, failed=self.members.blame
+        )
         shards = committee.weight(attested)
         if shards <= committee.n - committee.quorum:
             return InconsistentBlob(f"{fault}; members with {shards} shards took the proof of it: read it again later")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from p2pnode.cli.gateway import ADDRESS as GATEWAY_ADDRESS
+from p2pnode.cli.gateway import build_options
 from p2pnode.cli.options import ID, IdCommand, home_option, json_option, parse_owner
 from p2pnode.cli.passphrase import asking, passphrase_option, plain_option
 from p2pnode.cli.session import echo_json, run_async, set_up_logging
@@ -92,14 +94,25 @@ def load_network(path: Path | None) -> "Genesis | None":
     default="honest",
     help="On a testnet: be an adversary.",
 )
-def run(home_path: Path, behaviour: str) -> None:
-    """Run a node until it is told to stop."""
+@click.option(
+    "--http",
+    metavar="ADDRESS",
+    is_flag=False,
+    flag_value=GATEWAY_ADDRESS,
+    help=f"Serve blobs over HTTP, too; at {GATEWAY_ADDRESS} if no address is given. `gateway --help` says more.",
+)
+def run(home_path: Path, behaviour: str, http: str | None) -> None:
+    """Run a node until it is told to stop.
+
+    With --http it stores for who asks on this machine if its wallet has no passphrase, and else only reads.
+    """
     from p2pnode.adversary import Behaviour
     from p2pnode.home import Home
     from p2pnode.node import run_node
 
+    options = None if http is None else build_options(http)
     set_up_logging(logging.INFO)
-    run_async(lambda: run_node(Home(home_path), behaviour=Behaviour(behaviour)))
+    run_async(lambda: run_node(Home(home_path), behaviour=Behaviour(behaviour), http=options))
 
 
 @click.command()

@@ -37,8 +37,8 @@ def warnings(path: str | None, *, is_sealed: bool) -> list[str]:
     """Return what the user is to know before a link is given away."""
     if not is_sealed:
         return [
-            "this home has no key for it: if the blob is not sealed, whoever learns its ID can read it; if it is "
-            "sealed, this link does not open it"
+            "this home has no key for it: whoever has this link, or learns the ID, can read it, unless it was sealed "
+            "elsewhere; then this link does not open it"
         ]
     said = ["whoever has this link can read it, and it cannot be recalled: send it only to those who may"]
     if path is not None:

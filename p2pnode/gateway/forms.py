@@ -63,14 +63,25 @@ class Form:
         self._parts: dict[str, tuple[int, int, str | None]] = {}
         self._metadata: bytearray | None = None
         self._open: _Open | None = None
+        self._end = b"\r\n--" + options[b"boundary"] + b"--"
+        self._tail = b""
+        """What came last, as long as the end is: it may be cut in two."""
+        self._is_at_end = False
         self._parser = _build_parser(options[b"boundary"], self)
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes; raises `HttpFault(400)` for what is no form, or more than the bounds."""
+        behind = data if self._is_at_end else b""
         try:
             self._parser.write(data)
         except FormParserError as fault:
             raise bad_request(f"the form is malformed: {fault}", "BAD_FORM") from fault
+        text = self._tail + data
+        if self._is_at_end and not behind:
+            behind = text.partition(self._end)[2]
+        if behind.strip():
+            raise bad_request("the form goes on behind its last boundary: choose one that is not in a file", "BAD_FORM")
+        self._tail = text[-len(self._end) :]
 
     # --- called by the parser --------------------------------------------------------------------------------------
 
@@ -135,6 +146,9 @@ class Form:
             self._parts[part.name] = (part.offset, self._spooled.length - part.offset, part.content_type)
         self._open = None
 
+    def end(self) -> None:
+        self._is_at_end = True
+
     @property
     def _current(self) -> _Open:
         assert self._open is not None
@@ -170,6 +184,7 @@ def _build_parser(boundary: bytes, form: Form) -> MultipartParser:
         "on_headers_finished": form.end_headers,
         "on_part_data": form.add_data,
         "on_part_end": form.end_part,
+        "on_end": form.end,
     }
     try:
         return MultipartParser(
@@ -223,7 +238,8 @@ def parse_metadata(raw: bytes) -> dict[str, dict[str, str]]:
             case {"identifier": str(name), **rest} if not rest.keys() - {"tags"} and is_tags(rest.get("tags", {})):
                 if name in found:
                     raise bad_request(f"{METADATA} names {name[:64]!r} twice", "BAD_METADATA")
-                found[name] = rest.get("tags", {})
+                tags: Any = rest.get("tags", {})
+                found[name] = tags
             case _:
                 raise bad_request(
                     f'a file in {METADATA} is {{"identifier": "its name", "tags": {{"key": "value"}}}}', "BAD_METADATA"

@@ -53,6 +53,8 @@ BACKLOG = 256
 JOINED_BYTES_MAX = 32_768
 """What is copied behind an answer's head rather than sent by itself."""
 
+DISCONNECT = {"type": "http.disconnect"}
+
 Stream = trio.SocketStream
 
 
@@ -207,12 +209,21 @@ class Tasks(TaskGroup):
     async def spawn_app(self, app: Any, config: Config, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
         put, take = trio.open_memory_channel[Any](config.max_app_queue_size)
 
+        async def receive() -> Any:
+            try:
+                return await take.receive()
+            except trio.EndOfChannel:
+                return DISCONNECT
+
         async def run() -> None:
             async with take:
-                await _handle(app, config, scope, take.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+                await _handle(app, config, scope, receive, send, trio.to_thread.run_sync, trio.from_thread.run)
 
         async def give(event: Any) -> None:
-            with suppress(trio.BrokenResourceError):
+            if event == DISCONNECT:  # also told by the route itself once it has answered: it must not wait for itself
+                put.close()
+                return
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await put.send(event)
 
         assert self._nursery is not None

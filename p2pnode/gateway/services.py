@@ -1,16 +1,22 @@
 """What the routes of a gateway share: the way to the network, the cache, the wallet, the limits. Knows no HTTP."""
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import trio
+
+from economics.blob import BlobId
+from p2pnode.chainview import Head
+from p2pnode.errors import NodeError
 from p2pnode.gateway.access import Access
+from p2pnode.gateway.blobs import Blobs
 from p2pnode.home import Home
 from p2pnode.keys import Key
 from p2pnode.session import Session
 
-if TYPE_CHECKING:
-    from economics.blob import BlobId
-    from p2pnode.views import View
+HEAD_S = 10.0
+HEAD_OLD_S = 60.0
+"""Without a proven block for so long the gateway says that it is not ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,27 @@ class Limits:
     """Of all files of one quilt together."""
 
 
+@dataclass(slots=True)
+class Health:
+    """How the gateway is, kept in memory: whoever asks waits for nobody."""
+
+    head: Head | None = None
+    """The newest block that was proven to it."""
+    head_at: float = -math.inf
+    """When that was, on trio's clock."""
+    fault: str = "the network has not answered yet"
+    """Why there is no newer one; empty where there is."""
+    downloads: int = 0
+    """Answers under way."""
+    started: float = field(default_factory=trio.current_time)
+
+    def why_not_ready(self, now: float) -> str:
+        """Return why blobs may not be had now; empty where they may."""
+        if self.head is None or now - self.head_at > HEAD_OLD_S:
+            return self.fault or f"no block was proven for {HEAD_OLD_S:.0f} s"
+        return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """All that a route may use."""
@@ -37,9 +64,27 @@ class Services:
     """Who pays for what is stored and may delete it; None for a gateway that only reads."""
     access: Access
     limits: Limits = field(default_factory=Limits)
+    blobs: Blobs | None = None
+    """What is read; None for a gateway that only writes, as tests make one."""
+    health: Health = field(default_factory=Health)
 
-    async def open_view(self, blob_id: "BlobId") -> "View":
-        """Return a blob's bytes, read through the cache. Raises `HttpFault` for 404, 410, 422 and 503."""
-        from p2pnode.views import BlobView
+    async def watch_head(self) -> None:
+        """Look at the chain now and then, for as long as the gateway runs."""
+        while True:
+            try:
+                self.health.head = await self.session.chain.head()
+                self.health.head_at, self.health.fault = trio.current_time(), ""
+            except NodeError as fault:
+                self.health.fault = str(fault)
+            await trio.sleep(HEAD_S)
 
-        return BlobView(self.session.reader, await self.session.reader.header(blob_id))
+    def note_stored(self, blob_id: BlobId, content_type: str | None) -> None:
+        """Have a blob found that was certified just now, whoever found it missing before."""
+        if self.blobs is not None:
+            self.blobs.learn(blob_id, content_type)
+
+    async def note_deleted(self, blob_id: BlobId) -> None:
+        """Have a blob be gone that nobody keeps any more, here at once."""
+        if self.blobs is not None:
+            self.blobs.forget(blob_id)
+            await trio.to_thread.run_sync(self.blobs.cache.drop, blob_id)

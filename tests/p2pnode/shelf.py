@@ -1,5 +1,6 @@
 """Blobs by their ID in memory, and folders put there and taken from there as a network would."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from blake3 import blake3
 
 from economics.blob import BlobId
 from p2pnode.errors import Unavailable
-from p2pnode.folders import Plan, Sealer, plan
+from p2pnode.folders import Plan, plan
+from p2pnode.keyring import Sealer
 from p2pnode.manifest import Manifest
 from p2pnode.scan import scan
 from p2pnode.sources import Source
@@ -47,10 +49,13 @@ class Shelf:
     """Bytes of blobs that were not there before."""
     reads: list[tuple[int, int]] = field(default_factory=list)
     opened: list[tuple[BlobId, bytes | None]] = field(default_factory=list)
+    meanwhile: Callable[[], object] = lambda: None
+    """Happens before each piece of a blob."""
     pieces_left: int = 1 << 40
     """After so many the way to the shelf breaks."""
 
     def before_piece(self) -> None:
+        self.meanwhile()
         if not self.pieces_left:
             raise Unavailable("the way broke")
         self.pieces_left -= 1

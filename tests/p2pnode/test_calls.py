@@ -88,7 +88,7 @@ def test_a_quilt_is_made_of_names(tmp_path: Path) -> None:
 
 def test_a_kind_is_told_by_the_first_bytes() -> None:
     fronts = (b"", b"p2pq\1\0\0\0", b"p2pf\1\x83\0\0", b"p2px\1\0\0\0", b"p2pq\2\0\0\0", b"p2px\1\0\0\1", b"text")
-    assert [kind_of(front) for front in fronts] == ["plain", "quilt", "folder", "sealed", *["plain"] * 3]
+    assert [kind_of(front) for front in fronts] == ["bytes", "quilt", "folder", "sealed", *["bytes"] * 3]
 
 
 def test_progress_is_told_in_bytes() -> None:

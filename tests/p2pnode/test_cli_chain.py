@@ -19,7 +19,7 @@ from economics.commitments import Certificate
 from economics.crypto import OwnerId
 from economics.genesis import FROST_PER_WAL, build_key_text
 from economics.operations import EPOCHS_AHEAD_MAX
-from p2pnode.cli import blobs
+from p2pnode.cli import storing
 from p2pnode.cli.main import cli, explain
 from p2pnode.errors import ExitCode, TransactionFailed
 from p2pnode.home import Home
@@ -251,7 +251,7 @@ def test_an_id_that_begins_with_a_dash_is_no_option(chain: LedgerChain, home: Ho
 
 
 def test_storing_offers_the_epochs_that_are_sold() -> None:
-    option = next(param for param in blobs.store.params if param.name == "epochs")
+    option = next(param for param in storing.store.params if param.name == "epochs")
     assert option.default == EPOCHS
     assert isinstance(option.type, click.IntRange)
     assert option.type.max == EPOCHS_AHEAD_MAX

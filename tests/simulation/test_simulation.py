@@ -10,18 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.batch import add_up, play_all
+from tests.simulation.batch import add_up
+from tests.simulation.conftest import Windows
 from tests.simulation.scenario import SIZES, draw, draw_mixed
 
 ROOT = Path(__file__).parents[2]
-SEEDS = 1_700
-MIXED_SEEDS = 300
-FIRST = int((ROOT / "tests/simulation/window").read_text(encoding="ascii"))
-"""The window begins here: whoever adds to it has the tests look at seeds that nobody has seen."""
 
 
-def test_the_seeds_of_the_window_keep_every_invariant() -> None:
-    results = list(play_all(range(FIRST, FIRST + SEEDS)))
+def test_the_seeds_of_the_window_keep_every_invariant(windows: Windows) -> None:
+    results = windows.results(draw)
     faults = [f"scripts/simulate --seed {row.seed}: {row.fault}" for row in results if row.fault is not None]
     assert faults == []
     sums = add_up(results)
@@ -33,14 +30,14 @@ def test_the_seeds_of_the_window_keep_every_invariant() -> None:
     assert sums["punished"] > 0
 
 
-def test_the_seeds_of_the_window_keep_every_invariant_where_committees_change() -> None:
-    results = list(play_all(range(FIRST, FIRST + MIXED_SEEDS), draws=draw_mixed))
+def test_the_seeds_of_the_window_keep_every_invariant_where_committees_change(windows: Windows) -> None:
+    results = windows.results(draw_mixed)
     faults = [f"scripts/simulate --mixed --seed {row.seed}: {row.fault}" for row in results if row.fault is not None]
     assert faults == []
     sums = add_up(results)
     least = {"epochs": 900, "reseated": 200, "joined": 200, "shifted": 200, "losses": 50, "restarts": 900}
     assert not {name: sums[name] for name, count in least.items() if sums[name] < count}, sums
-    assert sums["is_unbounded"] < MIXED_SEEDS // 20  # a run that ended so proves nothing
+    assert sums["is_unbounded"] < len(results) // 20  # a run that ended so proves nothing
 
 
 def test_sizes_and_signatures_are_drawn_as_often_as_said() -> None:

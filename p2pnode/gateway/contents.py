@@ -1,0 +1,87 @@
+"""What is inside blobs, as the gateway has it: the indexes of quilts and the manifests of folders read lately."""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from economics.blob import BlobId
+from p2pnode.gateway.blobs import Blobs
+from p2pnode.gateway.faults import HttpFault
+from p2pnode.gateway.flights import Flights
+from p2pnode.manifest import FolderFile, Manifest, NotAFolder, read_manifest
+from p2pnode.quilt import Index, NotAQuilt, read_index
+from p2pnode.sealed import SealedView
+from p2pnode.views import SliceView, View
+
+FILES_KEPT_MAX = 131_072
+"""In all indexes kept in memory, some 500 bytes each."""
+MANIFEST_BYTES_MAX = 8 << 20
+"""Of a folder that a stranger made: some 80,000 files. Larger ones are for `p2pnode read`."""
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """Things read lately, as many as have so many files in all."""
+
+    def __init__(self, flights: Flights[BlobId, T], count: Callable[[T], int]) -> None:
+        self._flights = flights
+        self._count = count
+        self._kept: OrderedDict[BlobId, T] = OrderedDict()
+        self._files = 0
+
+    async def get(self, blob_id: BlobId, read: Callable[[], Awaitable[T]]) -> T:
+        kept = self._kept.get(blob_id)
+        if kept is not None:
+            self._kept.move_to_end(blob_id)
+            return kept
+        found = await self._flights.get(blob_id, read)
+        if blob_id not in self._kept:
+            self._kept[blob_id] = found
+            self._files += self._count(found)
+        while self._files > FILES_KEPT_MAX and len(self._kept) > 1:
+            self._files -= self._count(self._kept.popitem(last=False)[1])
+        return found
+
+
+class Contents:
+    """Quilts and folders over one gateway's blobs."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self.blobs = blobs
+        self._indexes: Kept[Index] = Kept(Flights(blobs.nursery), lambda index: len(index.entries))
+        self._manifests: Kept[Manifest] = Kept(Flights(blobs.nursery), lambda manifest: len(manifest.files))
+
+    async def index(self, blob_id: BlobId) -> Index:
+        """Return what is in a quilt; raises `HttpFault(404)` where the blob is none, and what `Blobs.find` does."""
+        known = await self.blobs.find(blob_id)
+
+        async def read() -> Index:
+            try:
+                return await read_index(self.blobs.view(known))
+            except NotAQuilt as fault:
+                raise HttpFault(404, str(fault), "NOT_A_QUILT") from fault
+
+        return await self._indexes.get(blob_id, read)
+
+    async def manifest(self, blob_id: BlobId) -> Manifest:
+        """Return what is in a folder; raises `HttpFault(404)` where the blob is none, and what `Blobs.find` does."""
+        known = await self.blobs.find(blob_id)
+
+        async def read() -> Manifest:
+            try:
+                return await read_manifest(self.blobs.view(known), size_max=MANIFEST_BYTES_MAX)
+            except NotAFolder as fault:
+                raise HttpFault(404, str(fault), "NOT_A_FOLDER") from fault
+
+        return await self._manifests.get(blob_id, read)
+
+    async def file_view(self, manifest: Manifest, file: FolderFile, *, strict: bool = False) -> View:
+        """Return the plain bytes of a file in a folder, whose manifest has the keys of what is sealed in it."""
+        blob = manifest.blobs[file.blob]
+        view: View = self.blobs.view(await self.blobs.find(blob.blob_id), strict=strict)
+        if blob.key:
+            view = SealedView(view, blob.key)
+        if view.length != blob.length:
+            raise HttpFault(404, "the folder is damaged: it says another length than a blob of it has", "NOT_A_FOLDER")
+        return SliceView(view, file.offset, file.length)

@@ -1,0 +1,128 @@
+"""Kill the client at any moment with SIGKILL: the same command goes on, and next to nothing moves twice."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from economics.blob import parse_blob_id
+from economics.geometry import Code
+from p2pnode import testnet
+from p2pnode.errors import ExitCode
+from p2pnode.payments import format_amount
+from p2pnode.resume import build_part_path
+from p2pnode.testnet import Network
+from tests.p2pnode.command import WAIT_S, finish, make_file, p2pnode, start, wait_for_height
+
+CODE = Code(4, 1 << 20)
+MEMBERS = 4
+SEGMENTS = 40
+SIZE = SEGMENTS * CODE.segment_bytes
+PAIR_BYTES = CODE.pair_bytes(CODE.symbol_bytes(CODE.segment_bytes))
+"""What one of four members with a shard each gets of a segment."""
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """4 nodes with a shard each, and segments of 1 MiB."""
+    network = testnet.up(tmp_path_factory.mktemp("net"), nodes=4, shards=CODE.n, segment_bytes=CODE.segment_bytes)
+    wait_for_height(network, 1)
+    yield network
+    testnet.down(network)
+
+
+def stop_when(process: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
+    """Stop a process, so that it can be looked at and killed, as soon as something is so; fails where it ends first."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert process.poll() is None, f"it ended before it could be stopped: {finish(process)}"
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    assert finish(process).code == -signal.SIGKILL
+
+
+def pieces(network: Network) -> int:
+    """Return how many segments' slivers are on the disks of all members."""
+    return sum(len(list(Path(one.home, "store", "slivers").rglob("*.?"))) for one in network.processes)
+
+
+def has_pieces(network: Network, count: int) -> bool:
+    return pieces(network) >= count
+
+
+def has_segments(part: Path, count: int) -> bool:
+    return part.exists() and part.stat().st_size >= count * CODE.segment_bytes
+
+
+def balance(home: Path) -> int:
+    found: int = p2pnode("wallet", "balance", "--json", home=home).json["balance_frost"]
+    return found
+
+
+def test_a_store_that_is_killed_goes_on_and_is_paid_once(network: Network, tmp_path: Path) -> None:
+    home = network.client_home.path
+    price = p2pnode("store", "--json", make_file(tmp_path / "other", SIZE, seed=9), home=home).json["paid_frost"]
+    file, before, there = make_file(tmp_path / "file", SIZE), balance(home), pieces(network)
+    process = start("store", file, home=home)
+    stop_when(process, partial(has_pieces, network, there + 8 * MEMBERS))
+    while (reserved := before - balance(home)) == 0:  # paid while it uploads: there, unless the machine is very slow
+        process.send_signal(signal.SIGCONT)
+        stop_when(process, partial(has_pieces, network, pieces(network) + 1))
+    on_disk = pieces(network) - there
+    kill(process)
+
+    stored = p2pnode("store", "--json", file, home=home)
+    assert stored.code == ExitCode.OK, stored.err
+    present, sent = stored.json["segments_present"], stored.json["sent_bytes"]
+    assert on_disk <= present <= on_disk + MEMBERS  # what was on its way to a member came in or did not
+    assert sent == (SEGMENTS * MEMBERS - present) * PAIR_BYTES
+    assert (stored.json["transactions"], before - balance(home)) == (1, reserved + stored.json["paid_frost"])
+    assert format_amount(before - balance(home))[:6] == format_amount(price)[:6]
+    back = p2pnode("read", stored.json["blob_id"], "-o", tmp_path / "back", home=home)
+    assert (back.code, (tmp_path / "back").read_bytes()) == (ExitCode.OK, file.read_bytes())
+
+
+@pytest.mark.parametrize("words", [(), ("--encrypt",)], ids=["plain", "sealed"])
+def test_a_read_that_is_killed_goes_on_and_its_target_stays_until_the_end(
+    words: tuple[str, ...], network: Network, tmp_path: Path
+) -> None:
+    home, file, target = network.client_home.path, make_file(tmp_path / "file", SIZE, seed=2), tmp_path / "back"
+    blob_id = p2pnode("store", *words, file, home=home).out.decode().split()[-1]
+    part = build_part_path(target, parse_blob_id(blob_id))
+    target.write_bytes(b"old")
+    for segments in (5, 20):  # the second time there is something to go on with
+        process = start("read", blob_id, "-o", target, home=home)
+        stop_when(process, partial(has_segments, part, segments))
+        refused = p2pnode("read", blob_id, "-o", target, home=home)
+        kill(process)
+        assert target.read_bytes() == b"old"
+    assert (refused.code, "another process is writing the same blob" in refused.err) == (ExitCode.INPUT, True)
+    kept = part.stat().st_size
+    done = p2pnode("read", "--json", blob_id, "-o", target, home=home).json
+    assert done["length"] == SIZE
+    assert kept - CODE.segment_bytes - 2 * 65_536 <= done["kept_bytes"] <= kept
+    assert target.read_bytes() == file.read_bytes()
+    assert not part.exists()
+
+
+def test_a_read_that_is_interrupted_says_that_it_goes_on(network: Network, tmp_path: Path) -> None:
+    home, target = network.client_home.path, tmp_path / "back"
+    blob_id = p2pnode("store", make_file(tmp_path / "file", SIZE, seed=2), home=home).out.decode().strip()
+    part = build_part_path(target, parse_blob_id(blob_id))
+    process = start("read", blob_id, "-o", target, home=home)
+    stop_when(process, partial(has_segments, part, 3))
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    interrupted = finish(process)
+    assert interrupted.code == ExitCode.INTERRUPTED
+    assert "the same command goes on from there" in interrupted.err
+    assert has_segments(part, 3)
