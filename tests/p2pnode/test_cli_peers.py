@@ -13,7 +13,7 @@ from economics.genesis import build_key_text
 from p2pnode.errors import ExitCode
 from p2pnode.home import Home
 from p2pnode.keys import load_key
-from tests.p2pnode.command import WAIT_S, make_file, p2pnode, start
+from tests.p2pnode.command import WAIT_S, make_file, p2pnode, start, wait_for
 from tests.p2pnode.test_mirror import FILES, make_folder, read_folder
 
 LISTEN = ("--listen", "/ip4/127.0.0.1/tcp/0")
@@ -76,8 +76,13 @@ def test_what_serve_prints_is_what_to_type_elsewhere(serving: Serving, tmp_path:
 def test_a_get_that_is_killed_goes_on(serving: Serving, tmp_path: Path) -> None:
     link = serving.said["blobs"][0]["link"]
     process = start("get", link, "-o", tmp_path / "back", home=tmp_path / "home")
-    while process.poll() is None and not any(part.stat().st_size >= 8 << 20 for part in tmp_path.glob(".back.*.part")):
-        pass
+
+    def has_a_segment() -> bool:
+        return process.poll() is not None or any(
+            part.stat().st_size >= 8 << 20 for part in tmp_path.glob(".back.*.part")
+        )
+
+    wait_for(has_a_segment, pause_s=0.001)
     process.kill()
     process.communicate()
     done = p2pnode("get", link, "-o", tmp_path / "back", "--json", home=tmp_path / "home")
@@ -95,8 +100,7 @@ def test_a_reader_that_keeps_serving_is_a_provider(serving: Serving, tmp_path: P
     try:
         assert keeper.stdout is not None
         assert json.loads(keeper.stdout.readline())["fetched"] == 4
-        while b"serving at " not in (tmp_path / "log").read_bytes():
-            assert keeper.poll() is None
+        wait_for(lambda: b"serving at " in (tmp_path / "log").read_bytes())
         address = (tmp_path / "log").read_text().split("serving at ")[1].split()[0]
         assert serving.stop() == ExitCode.OK
         key = key_text(tmp_path / "keeper")
