@@ -231,6 +231,7 @@ def test_a_sealed_folder_is_shared_whole(home: Path, stranger: Path, folder: Pat
 
 def test_a_folder_that_is_sealed_once_and_once_not_shares_nothing_with_itself(home: Path, folder: Path) -> None:
     make_file(folder / "large", 1_200_000, seed=80)
+    (folder / "a.txt").write_text("once and once\n", encoding="utf-8")
     assert fields(home, "store", folder)["stored_blobs"] == 3
     assert fields(home, "store", "--encrypt", folder)["stored_blobs"] == 3
     (folder / "a.txt").write_text("third\n", encoding="utf-8")
