@@ -374,6 +374,11 @@ class Discovery:
             value, _ = await self._get(node, quorum=None if fresh else QUORUM, deadline_s=deadline_s)
         return None if value is None else decode_record(value).record.addresses
 
+    def held_addresses(self, node: NodeId) -> tuple[str, ...]:
+        """Return where a node is by its record, if one is held here; asks nobody."""
+        record = self._held(node)
+        return () if record is None else record.addresses
+
     def _current(self) -> tuple[str, ...]:
         """Return the own addresses, as far as a record can hold them."""
         return tuple(_clean(self._own_addresses()))

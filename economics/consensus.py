@@ -193,11 +193,13 @@ class Engine:
     def quiet_next_epoch(self) -> Quiet | None:
         """What the next epoch's engine must be given: this node may have voted there before it forgot.
 
-        Had it been there, finalize votes for the boundary or what builds on it were cast before, by members that held
-        certificates of these views: the bound of `Silence` would be above the boundary's view.
+        Had it been there, the boundary of this one was final before: a quorum had signed at the boundary's view b or
+        above, holding certificates of it, and what others tell now (`Silence`) would put the bound at b + 2 or above.
         """
-        unsure = self._voting.silence is not None or self._voting.forgotten_to > self._branches.delivered_view
-        return Quiet() if unsure else None
+        silence = self._voting.silence
+        until_view = self._voting.forgotten_to if silence is None else silence.until_view
+        was_there = until_view is None or until_view > self._branches.delivered_view + 1
+        return Quiet() if was_there else None
 
     # Inputs
 

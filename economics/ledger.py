@@ -182,12 +182,6 @@ class Ledger:
         """What the current epoch sells storage for."""
         return self._state.terms(self.epoch)
 
-    def terms_of(self, epoch: int) -> Terms | None:
-        """Return the terms of the current epoch or, once they are fixed, of the next; None for any other."""
-        value = self._state.get(terms_slot(epoch))
-        assert value is None or isinstance(value, Terms)
-        return value
-
     @property
     def handover(self) -> Handover:
         return self._state.handover()
@@ -262,11 +256,6 @@ class Ledger:
         source = self.committee_of(handover.source_epoch)
         assert source is not None, "the seats of a handover's source are kept"
         return (source, self.committee)
-
-    def reservations_of(self, owner: OwnerId) -> list[Reservation]:
-        """Return an owner's reservations, ascending by ID."""
-        slots = self._state.indexes.owned.get(owner)
-        return [value for value in self._values(slots) if isinstance(value, Reservation)]
 
     def entries_of(self, owner: OwnerId) -> list[BlobEntry]:
         """Return an owner's entries, ascending by blob ID and reservation."""

@@ -49,7 +49,7 @@ class Holdings(Protocol):
         """Return the header of a blob of which at least a part is here."""
         ...
 
-    def segment(self, blob_id: BlobId, index: int) -> bytes | None:
+    def segment(self, blob_id: BlobId, index: int) -> bytes | bytearray | None:
         """Return a segment that is here; whoever asks has compared the index with the header."""
         ...
 
@@ -145,7 +145,7 @@ class BlobServer:
         found = (holding.header(blob_id) for holding in self.holdings)
         return next((header for header in found if header is not None), None)
 
-    def _first_segment(self, blob_id: BlobId, index: int) -> bytes | None:
+    def _first_segment(self, blob_id: BlobId, index: int) -> bytes | bytearray | None:
         found = (holding.segment(blob_id, index) for holding in self.holdings)
         return next((data for data in found if data is not None), None)
 

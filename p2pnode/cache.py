@@ -6,6 +6,7 @@ it writes itself and looks at the whole again now and then, so that together the
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
@@ -23,8 +24,7 @@ from economics.crypto import DIGEST_BYTES
 from economics.errors import Rejected
 from economics.geometry import BLOB_BYTES_MAX
 from p2pnode.codec import Codec
-from p2pnode.errors import ConfigError
-from p2pnode.files import FULL, lock_directory
+from p2pnode.files import FULL
 
 log = logging.getLogger("p2pnode.cache")
 
@@ -261,19 +261,17 @@ class SegmentCache:
 
     def _look(self, room: int) -> None:
         """Count what is here, and evict until it fits `room` with some slack, unless it does already."""
-        try:
-            with self._lock, lock_directory(self.path):
-                files = sorted(self._files(), key=lambda file: file.used_ns)
-                used = sum(file.size for file in files)
-                if used > room:
-                    goal = max(0, room - self.quota_bytes // SLACK)
-                    for file in files:
-                        if used <= goal:
-                            break
-                        used -= self._evict(file)
-                self._used, self._unseen = used, 0
-        except ConfigError:
-            return  # another process makes room just now
+        with self._lock, (self.path / "lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process has looked in a few milliseconds
+            files = sorted(self._files(), key=lambda file: file.used_ns)
+            used = sum(file.size for file in files)
+            if used > room:
+                goal = max(0, room - self.quota_bytes // SLACK)
+                for file in files:
+                    if used <= goal:
+                        break
+                    used -= self._evict(file)
+            self._used, self._unseen = used, 0
 
     def _files(self) -> Iterator[_File]:
         """Yield all files; what never took its name is removed when it is old."""
@@ -291,17 +289,16 @@ class SegmentCache:
                             yield _File(state.st_mtime_ns, state.st_size, Path(entry.path))
 
     def _evict(self, file: _File) -> int:
-        """Remove a segment, or what says what a blob is once no segment of it is left; return the bytes freed."""
-        directory = file.path.parent
+        """Remove a segment, with its blob's last one what says what the blob is; return the bytes freed."""
         if not file.path.name.isdigit():
-            if any(entry.name.isdigit() or entry.name.endswith(".new") for entry in os.scandir(directory)):
-                return 0
-        else:
-            self._remove(directory / "whole")
-        self._remove(file.path)
-        with contextlib.suppress(OSError):
-            directory.rmdir()
-        return file.size
+            return 0 if _has_segments(file.path.parent) else _free(file.path)
+        _free(file.path.parent / "whole")
+        freed = _free(file.path)
+        if not _has_segments(file.path.parent):
+            freed += sum(_free(file.path.parent / name) for name in ("header", "type"))
+            with contextlib.suppress(OSError):
+                file.path.parent.rmdir()
+        return freed
 
     # --- what others may have ------------------------------------------------------------------------------------
 
@@ -353,6 +350,22 @@ class SegmentCache:
                     if os.path.exists(os.path.join(entry.path, "whole")):
                         found.append(parse_blob_id(entry.name))
         return found
+
+
+def _has_segments(directory: Path) -> bool:
+    """Return whether there is a segment, or one that is being written."""
+    with contextlib.suppress(FileNotFoundError):
+        return any(entry.name.isdigit() or entry.name.endswith(".new") for entry in os.scandir(directory))
+    return False
+
+
+def _free(path: Path) -> int:
+    """Remove a file and return its size; 0 where it is gone already."""
+    with contextlib.suppress(OSError):
+        size = path.stat().st_size
+        path.unlink()
+        return size
+    return 0
 
 
 def _write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> int:

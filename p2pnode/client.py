@@ -4,7 +4,7 @@ Without trio, from one thread or several:
 
     from p2pnode.client import connect
 
-    with connect("~/.local/share/p2pnode") as client:
+    with connect() as client:
         stored = client.store(b"as you like it", epochs=30)
         assert client.read(stored.blob_id) == b"as you like it"
 
@@ -12,13 +12,14 @@ With trio, from one task or several:
 
     from p2pnode.client import open_client
 
-    async with open_client("~/.local/share/p2pnode") as client:
+    async with open_client() as client:
         stored = await client.store(b"as you like it", epochs=30)
         assert await client.read(stored.blob_id) == b"as you like it"
 
-Both have the same methods. A home is a directory with a network's `genesis.json` and, to store, a wallet; a client
-stays open for as long as the program likes, while nodes come and go and epochs pass. Amounts are in FROST, 10^9 to a
-WAL. A blob ID is a text of 43 characters, or its 32 bytes.
+Both have the same methods, and take the home to use: a path, or the command line's own where it is left out. A home is
+a directory with a network's `genesis.json` and, to store, a wallet. A client stays open for as long as the program
+likes, while nodes come and go and epochs pass. Amounts are in FROST, 10^9 to a WAL. A blob ID is a text of 43
+characters, or its 32 bytes.
 
 Whatever the world does to a call, it raises one exception of `p2pnode.errors`, all of them `NodeError`. `str()` of it
 is one line for the user, and `.retry` says whether the same call may succeed later. Repeating a call is always safe:
@@ -72,9 +73,9 @@ from p2pnode.calls import (
     quilt_of,
     source_of,
 )
-from p2pnode.contents import Kind, open_content, read_prefix
+from p2pnode.contents import Kind, find_key, open_content, read_prefix
 from p2pnode.errors import Closed, ConfigError, InconsistentBlob, InputError, NetworkError, Unavailable
-from p2pnode.home import Home
+from p2pnode.home import Home, default_home
 from p2pnode.keyring import Keyring
 from p2pnode.keys import Key
 from p2pnode.members import Fault
@@ -180,9 +181,10 @@ class Client:
             sealed = await trio.to_thread.run_sync(self._keyring.seal, source) if encrypt else None
             whole: Source = source if sealed is None else sealed
             report = progress_of(progress, whole, self.session.genesis.code.segment_bytes)
-            done = await Publisher(self.session, owner, order, report).publish(whole)
+            publisher = Publisher(self.session, owner, order, report)
             if sealed is not None:
-                await trio.to_thread.run_sync(self._keyring.remember, done.blob_id, sealed.key)
+                publisher = replace(publisher, on_named=partial(self._keyring.remember, key=sealed.key))
+            done = await publisher.publish(whole)
         return Stored.of(done)
 
     async def extend(self, blob_id: str | BlobId, end_epoch: int, *, max_cost: int | str | None = None) -> Entry:
@@ -269,8 +271,8 @@ class Client:
     async def _save(self, blob_id: BlobId, target: Path) -> int:
         """Put a whole blob into a file, going on with what an interrupted call has left of it."""
         header = await self._header(blob_id)
-        key = await trio.to_thread.run_sync(self._keyring.key_of, blob_id)
         view: View = JudgedView(self.session, blob_id, BlobView(self.session.reader, header))
+        key = await find_key(view, self._keyring.key_of, blob_id)
         if key is not None:
             view = SealedView(view, key)
         return (await save(view, target, header=header, codec=self.session.codec, key=key)).length
@@ -426,14 +428,14 @@ def load_owner(home: Home, passphrase: str | None) -> Key | OwnerId | None:
 
 
 @asynccontextmanager
-async def open_client(home: Path | Home | str, *, passphrase: str | None = None) -> AsyncIterator[Client]:
-    """Join the network of a home as a client while the block lasts.
+async def open_client(home: Path | Home | str | None = None, *, passphrase: str | None = None) -> AsyncIterator[Client]:
+    """Join the network of a home as a client while the block lasts; without one, of the command line's own home.
 
     `passphrase` opens a sealed wallet; without it, or without a wallet, the client only reads. The network is asked
     when the first call needs it. Raises `ConfigError` for a home without a network, or a passphrase that does not open
     the wallet; what the block raises leaves it as it is.
     """
-    place = home if isinstance(home, Home) else Home(parse_path(home, "home"))
+    place = home if isinstance(home, Home) else Home(default_home() if home is None else parse_path(home, "home"))
     if not isinstance(passphrase, str | None):
         raise InputError("a passphrase is a text")
     place.load_genesis()
@@ -569,7 +571,7 @@ class Pieces(Iterator[bytes]):
                 self._portal.start(self._leave)
 
 
-def connect(home: Path | Home | str, *, passphrase: str | None = None) -> SyncClient:
+def connect(home: Path | Home | str | None = None, *, passphrase: str | None = None) -> SyncClient:
     """Join the network of a home as a client, until the end of a `with` block or `close`.
 
     The arguments and errors are those of `open_client`. The client's loop runs in a thread of its own.

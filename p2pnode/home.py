@@ -8,11 +8,14 @@ chain/         chain.db, votes.log, snapshots/; restored: this home comes from a
 """
 
 import json
+import os
 import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 from economics.blob import BlobId, build_blob_id_text
 from economics.crypto import Digest, NodeId, OwnerId
@@ -24,6 +27,7 @@ from p2pnode.files import replace_synced
 from p2pnode.keys import Key, keep_secret, load_key, load_or_create_key
 from p2pnode.wallet import read_wallet
 
+HOME_VARIABLE = "P2PNODE_HOME"
 QUOTA_BYTES = 64 << 30
 GENESIS_BYTES_MAX = 1 << 20
 
@@ -111,6 +115,12 @@ def parse_peer(text: str) -> tuple[NodeId, tuple[str, ...]]:
     return node, (address,)
 
 
+def default_home() -> Path:
+    """Return the home of whoever names none: that of the environment, or the user's."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named) if named else platformdirs.user_data_path("p2pnode")
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """Where the files of one node or client are."""
@@ -147,6 +157,21 @@ class Home:
 
     def sealed_key_path(self, blob_id: BlobId) -> Path:
         return self.sealed_keys_path / build_blob_id_text(blob_id)
+
+    @property
+    def peer_key_path(self) -> Path:
+        """The key under which this home serves blobs to peers while no node of its own runs."""
+        return self.path / "keys" / "peer.key"
+
+    @property
+    def library_path(self) -> Path:
+        """What of this machine's files makes up the blobs that this home serves to peers."""
+        return self.path / "library"
+
+    @property
+    def mirrors_path(self) -> Path:
+        """Of each folder that is kept equal to one that peers have: the link to it."""
+        return self.path / "cache" / "mirrors"
 
     @property
     def genesis_path(self) -> Path:

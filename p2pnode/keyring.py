@@ -22,13 +22,13 @@ from p2pnode.errors import ConfigError, InputError
 from p2pnode.files import make_directory, sync_directory, write_synced
 from p2pnode.home import Home
 from p2pnode.keys import keep_secret, read_secret
-from p2pnode.sealed import KEY_BYTES, SealedSource, verify_key
+from p2pnode.sealed import BATCH_FRAMES, FRAME_BYTES, KEY_BYTES, SealedSource, verify_key, verify_sealed_length
 from p2pnode.sources import Source
 
 CONTEXT = b"p2pnode seal 1"
 KEY_LINE = re.compile(r"([A-Za-z0-9_-]{43}) ([0-9a-f]{64})\n")
-UNIT_BYTES = 1 << 20
-"""A source is hashed in such pieces: 32 bytes are held for each, 32 MiB for the largest blob."""
+UNIT_BYTES = BATCH_FRAMES * FRAME_BYTES
+"""A source is held to the hashes of such pieces, which it is sealed in: 32 bytes for 256 KiB, 128 MiB for 1 TiB."""
 
 
 class Sealer(Protocol):
@@ -93,6 +93,7 @@ class Keyring:
         Raises `ConfigError` for a secret that cannot be used, `InputError` for a source that cannot be read; reading
         what is returned raises `InputError` where the source has changed since.
         """
+        verify_sealed_length(source)
         content_hash, pinned = pin(source)
         return SealedSource(pinned, derive_key(self._secret(), content_hash))
 

@@ -24,6 +24,7 @@ from economics.errors import Reason, Rejected
 from p2pnode.codec import Codec
 from p2pnode.errors import ConfigError, InputError
 from p2pnode.files import make_directory, replace_synced
+from p2pnode.kernel import load_kernel
 from p2pnode.keyring import UNIT_BYTES, PinnedSource, pin
 from p2pnode.scan import FolderSource
 from p2pnode.sealed import SealedSource
@@ -31,8 +32,8 @@ from p2pnode.sources import BytesSource, FileSource, JoinedSource, Source, compu
 
 VERSION = 1
 RECIPE_BUDGET = cbor.Budget(size_max=160 << 20, depth_max=4, elements_max=400_000)
-"""A folder's manifest is 64 MiB, the largest header 4, hashes of a sealed blob of 1 TiB 32; a quilt has 65,535 files of
-five items each."""
+"""A folder's manifest is 64 MiB, the largest header 4, hashes of a sealed blob of 1 TiB 128; a quilt has 65,535 files
+of five items each."""
 RECIPES_HELD = 16
 """Recipes in memory: those of blobs that are being read now."""
 
@@ -202,16 +203,8 @@ class Library:
             return None
 
     def blob_ids(self) -> Sequence[BlobId]:
-        """Return all blobs, those whose files have changed dropped first."""
-        self.drop_changed()
+        """Return all blobs, whether or not their files are as they were: `drop_changed` looks at these."""
         return self._names()
-
-    def mtime_ns(self) -> int:
-        """Return when a blob came or went last; 0 where there is no library yet."""
-        try:
-            return self.path.stat().st_mtime_ns
-        except OSError:
-            return 0
 
     # --- what comes and goes -----------------------------------------------------------------------------------------
 
@@ -224,18 +217,18 @@ class Library:
         self._put(header, *before)
         return header
 
-    def add(self, header: Header, source: Source) -> None:
-        """Keep a blob that is known to be what the source has; one that is sealed is checked, see the module's head.
+    def add(self, header: Header, source: Source, *, is_checked: bool = False) -> None:
+        """Keep a blob that came from elsewhere and is made of these files now.
 
-        Raises `InputError` for a file that is gone or has another length.
+        It is encoded again to see that it is this blob, unless that was seen of an unsealed one while it came. Raises
+        `InputError` for a file that is gone, `Changed` for other bytes.
         """
         if isinstance(source, SealedSource) and not isinstance(source.inner, PinnedSource):
-            source = SealedSource(pin(source.inner)[1], source.key)
-            from p2pnode.kernel import load_kernel
-
-            if compute_header(source, Codec(header.code, load_kernel())) != header:
-                raise Changed(f"{source.name} has changed")
-        self._put(header, *find_parts(source))
+            source, is_checked = SealedSource(pin(source.inner)[1], source.key), False
+        before = find_parts(source)
+        if not is_checked and compute_header(source, Codec(header.code, load_kernel())) != header:
+            raise Changed(f"{source.name} has other bytes than the blob")
+        self._put(header, *before)
 
     def _put(self, header: Header, parts: tuple[Part, ...], digests: bytes | None) -> None:
         recipe = Recipe(header, parts or (BytesSource(b""),), digests)

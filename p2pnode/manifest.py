@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import trio
@@ -38,7 +38,7 @@ class FolderBlob:
     blob_id: BlobId
     length: int
     """Of its plain bytes."""
-    key: bytes = b""
+    key: bytes = field(default=b"", repr=False)
     """Opens it: 32 bytes, or none where it is not sealed."""
 
 

@@ -17,7 +17,8 @@ from p2pnode.keys import Key
 from p2pnode.links import FrameType, Links
 from p2pnode.members import Members
 from p2pnode.network.stream import Stream
-from p2pnode.validator import Speak, Validator
+from p2pnode.speech import Speak
+from p2pnode.validator import Validator
 
 log = logging.getLogger("p2pnode.membership")
 

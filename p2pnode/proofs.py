@@ -9,17 +9,16 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from economics import cbor
-from economics.arguments import Attestation, Invalidate, invalid_message
+from economics.arguments import Attestation, Invalidate
 from economics.blob import BlobId, Header, build_blob_id_text
 from economics.committee import Committee
-from economics.crypto import DIGEST_BYTES, SIGNATURE_BYTES, Digest, Level, NodeId, Signature, digest, verify_signature
+from economics.crypto import DIGEST_BYTES, NodeId, Signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.ledger import Ledger
+from p2pnode.attesting import Claim, gather
 from p2pnode.codec import Codec
 from p2pnode.healing import Wish, others
-from p2pnode.members import REQUEST_FAULTS
 from p2pnode.network.frames import Incoming
 from p2pnode.peers import Peers
 from p2pnode.recovery import InconsistencyProof, proof_bytes_max
@@ -28,8 +27,6 @@ from p2pnode.store import SliverStore
 
 log = logging.getLogger("p2pnode.proofs")
 
-ATTEST_S = 30.0
-"""For all members to check one proof."""
 CHECKS_AT_ONCE = 2
 """Proofs of others: anyone may send some, each costs a decoding, and readers have the threads first."""
 AGAIN_S = 20.0
@@ -84,9 +81,14 @@ class Proofs:
     async def _invalidate(self, ledger: Ledger, blob_id: BlobId) -> None:
         proof = await trio.to_thread.run_sync(self.store.proofs.read, blob_id)
         assert proof is not None  # it is among those that the store has
-        proof_hash = digest(Level.PROOF, proof)
-        attestations = await self._gather(ledger.committee, blob_id, proof)
-        enough = choose(ledger.committee, attestations, shards=self.codec.code.f + 1)
+        committee, shards = ledger.committee, self.codec.code.f + 1
+        claim = Claim.before(committee, self.genesis, blob_id, proof)
+        index = committee.index_of(self.node)
+        own = {} if index is None else {index: self.sign(claim.message)}
+        attestations = await gather(
+            claim, committee, self.peers.ask, own=own, shards=shards, failed=self.peers.members.blame
+        )
+        enough = choose(committee, attestations, shards=shards)
         if enough is None:
             log.warning("%s is encoded wrongly, but too few members say so yet", build_blob_id_text(blob_id))
             return
@@ -95,42 +97,7 @@ class Proofs:
         def is_wanted(later: Ledger) -> bool:
             return later.epoch <= epoch + 1 and not later.is_invalid(blob_id)
 
-        self._want(b"invalid" + blob_id, Invalidate(blob_id, epoch, proof_hash, enough), is_wanted)
-
-    def _message(self, epoch: int, blob_id: BlobId, proof: bytes) -> bytes:
-        proof_hash = digest(Level.PROOF, proof)
-        return invalid_message(
-            chain_id=self.genesis.chain_id, epoch=epoch, blob_id=blob_id, proof_hash=Digest(proof_hash)
-        )
-
-    async def _gather(self, committee: Committee, blob_id: BlobId, proof: bytes) -> dict[int, Signature]:
-        """Ask all members at once until f + 1 shards have attested; return the signatures that hold, by index."""
-        message = self._message(committee.epoch, blob_id, proof)
-        found: dict[int, Signature] = {}
-        own = committee.index_of(self.node)
-        if own is not None:
-            found[own] = self.sign(message)
-        request: dict[str, cbor.Value] = {"blob": blob_id, "epoch": committee.epoch, "op": "attest"}
-
-        async def ask(index: int, scope: trio.CancelScope) -> None:
-            node = committee.members[index].node
-            try:
-                reply, _ = await self.peers.ask(node, request, size_max=0, payload=proof)
-                signature = Signature(reply.raw("signature", SIGNATURE_BYTES))
-                verify_signature(node, message, signature)
-            except REQUEST_FAULTS as fault:
-                log.info("member %d does not attest: %s", index, fault)
-                return
-            found[index] = signature
-            if committee.weight(found) > self.codec.code.f:
-                scope.cancel()
-
-        with trio.move_on_after(ATTEST_S):
-            async with trio.open_nursery() as nursery:
-                for index in range(len(committee.members)):
-                    if index != own:
-                        nursery.start_soon(ask, index, nursery.cancel_scope)
-        return found
+        self._want(b"invalid" + blob_id, Invalidate(blob_id, epoch, claim.proof_hash, enough), is_wanted)
 
     # --- for others ----------------------------------------------------------------------------------------------
 
@@ -153,7 +120,7 @@ class Proofs:
                 self.store.proofs.put(blob_id, payload)
 
         await trio.to_thread.run_sync(check, limiter=self._checks)
-        signature = self.sign(self._message(ledger.epoch, blob_id, payload))
+        signature = self.sign(Claim.before(ledger.committee, self.genesis, blob_id, payload).message)
         return {"index": index, "ok": True, "signature": signature}, ()
 
     async def _header_of(self, ledger: Ledger, blob_id: BlobId) -> Header:

@@ -87,6 +87,9 @@ class Publisher:
     key: Key
     order: Order
     report: Callable[[Progress], None] = lambda progress: None
+    on_named: Callable[[BlobId], None] = lambda blob_id: None
+    """Told a blob's ID in a worker thread, before anything is paid or sent: from then on it may come to be stored,
+    whatever becomes of the call, so what opens it must be kept by then."""
 
     @property
     def chain(self) -> ChainClient:
@@ -99,6 +102,7 @@ class Publisher:
         `Uploader.run` does.
         """
         blob_id = await trio.to_thread.run_sync(compute_blob_id, source, self.client.genesis.code)
+        await trio.to_thread.run_sync(self.on_named, blob_id)
         till = self.order.till
         async with till.blob(blob_id):
             was_stored = till.was_stored(blob_id)

@@ -22,6 +22,7 @@ from economics.errors import Reason, Rejected
 from economics.genesis import Genesis, build_key_text
 from economics.nodes import Marks, Seats
 from economics.slots import invalid_slot, seats_slot, state_key
+from p2pnode.attesting import Claim, gather
 from p2pnode.chainclient import ChainClient
 from p2pnode.chainview import Seating
 from p2pnode.codec import Codec
@@ -39,8 +40,6 @@ from p2pnode.resume import write_views
 
 STATUS_BYTES_MAX = 65_536
 CERTIFICATE_BYTES_MAX = 65_536
-ATTEST_S = 30.0
-"""For members to check a proof: each fetches the blob's header if it lacks it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +118,10 @@ class Session:
         if suspect is None or proof is None:
             return InconsistentBlob(f"{fault}; there is no proof of it yet, so others may still read other bytes")
         committee, blob_id = (await self.seats()).current, suspect[0].blob_id
-        request: dict[str, cbor.Value] = {"blob": bytes(blob_id), "epoch": committee.epoch, "op": "attest"}
-        attested: set[int] = set()
-
-        async def give(index: int) -> None:
-            try:
-                node = committee.members[index].node
-                await self.members.request(node, request, size_max=0, payload=proof.encode())
-            except REQUEST_FAULTS as refusal:
-                self.members.blame(committee.members[index].node, refusal)
-            else:
-                attested.add(index)
-
-        with trio.move_on_after(ATTEST_S):
-            async with trio.open_nursery() as nursery:
-                for index in range(len(committee.members)):
-                    nursery.start_soon(give, index)
+        claim = Claim.before(committee, self.genesis, blob_id, proof.encode())
+        attested = await gather(
+            claim, committee, self.members.request, own={}, shards=committee.n, failed=self.members.blame
+        )
         shards = committee.weight(attested)
         if shards <= committee.n - committee.quorum:
             return InconsistentBlob(f"{fault}; members with {shards} shards took the proof of it: read it again later")

@@ -8,10 +8,10 @@ and from peers that were asked; anybody may say that he has a blob, and none of 
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -21,12 +21,14 @@ from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from p2pnode.codec import Codec
 from p2pnode.download import Reader
-from p2pnode.errors import InconsistentBlob, NodeError
+from p2pnode.errors import InconsistentBlob
 from p2pnode.kernel import Kernel
 from p2pnode.members import Fault
 from p2pnode.network.host import Network
+from p2pnode.plain import choose
 from p2pnode.providers import Contact, Provider, Providers, build_contact
 from p2pnode.pursuit import Pursuit, Search, Want
+from p2pnode.recent import Recent
 from p2pnode.views import Write, verify_range
 
 WINDOW_BYTES = 64 << 20
@@ -44,14 +46,6 @@ LOOK_AGAIN_S = 30.0
 T = TypeVar("T")
 
 
-class Shelf(Protocol):
-    """Where segments that came are put, so that others can have them meanwhile."""
-
-    def put(self, header: Header, index: int, data: bytes | bytearray) -> None:
-        """Keep a segment that is right; for worker threads."""
-        ...
-
-
 class Swarm:
     """The peers of one process, and what can be had of them. A `reader` gives slivers where they do not."""
 
@@ -63,14 +57,14 @@ class Swarm:
         *,
         reader: Reader | None = None,
         peers: Iterable[Contact] = (),
-        shelf: Shelf | None = None,
         on_fault: Callable[[Fault], None] = lambda fault: None,
     ) -> None:
         self.network = network
         self.discovery = discovery
         self.kernel = kernel
         self.reader = reader
-        self.shelf = shelf
+        self.recent = Recent()
+        """What came last: a range beside it, or the whole behind a look at its front, costs nothing again."""
         self.providers = Providers(network, discovery, on_fault=on_fault)
         self.received: Counter[NodeId | None] = Counter()
         """Right bytes of segments by who gave them; None for those that were put together from slivers."""
@@ -140,6 +134,10 @@ class Swarm:
         """
         blob_id = header.blob_id if blob_id is None else blob_id
         reader = self.reader
+        known = self.recent.segment(blob_id, index)
+        if known is not None:
+            await trio.lowlevel.checkpoint()
+            return known
 
         def accept(data: bytearray) -> bytes | bytearray:
             self._check(header, index, data)
@@ -157,8 +155,7 @@ class Swarm:
         )
         data, giver = await self._pursue(want, ahead=1)
         self.received[None if giver is None else giver.node] += len(data)
-        if self.shelf is not None:
-            await trio.to_thread.run_sync(self.shelf.put, header, index, data)
+        self.recent.put(blob_id, header, index, data)
         return data
 
     async def _pursue(self, want: Want[T], *, ahead: int) -> tuple[T, Provider | None]:
@@ -227,7 +224,7 @@ class SwarmView:
                 await self._read(write, start, stop)
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise first_cause(group) from None
+            raise choose(group) from None
 
     async def _read(self, write: Write, start: int, stop: int) -> None:
         size = self.header.code.segment_bytes
@@ -252,17 +249,3 @@ class SwarmView:
             async for result in results:
                 await write([await result.receive()])
                 slots.release()
-
-
-def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first of several failures of the world: many segments fail at once by one cause; else the group."""
-    leaves = list(flatten(group))
-    if len(leaves) == 1 or all(isinstance(leaf, NodeError) for leaf in leaves):
-        return leaves[0]
-    return group
-
-
-def flatten(fault: BaseException) -> Sequence[BaseException]:
-    if isinstance(fault, BaseExceptionGroup):
-        return [leaf for inner in fault.exceptions for leaf in flatten(inner)]
-    return [fault]

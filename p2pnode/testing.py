@@ -29,6 +29,7 @@ from economics.genesis import Genesis, Parameters, parse_genesis
 from economics.geometry import SEGMENT_BYTES, SHARDS_MAX, SHARDS_MIN
 from p2pnode.client import SyncClient, connect
 from p2pnode.errors import InputError, PeerUnreachable
+from p2pnode.executor import Executor
 from p2pnode.home import Home
 from p2pnode.node import Node, open_node
 from p2pnode.plain import plainly
@@ -99,10 +100,17 @@ class Nodes:
 
     async def wait_begun(self) -> None:
         """Wait until the nodes that run have executed the chain's first block."""
-        for running in list(self._running.values()):
-            assert running.node is not None
-            while not running.node.executor.height:
-                await running.node.executor.advanced.wait()
+        for executor in self._executors():
+            while not executor.height:
+                await executor.advanced.wait()
+
+    async def wait_epoch(self, number: int) -> None:
+        """Wait until the nodes that run are in an epoch, or in a later one."""
+        for executor in self._executors():
+            await executor.wait_epoch_beyond(number - 1)
+
+    def _executors(self) -> list[Executor]:
+        return [running.node.executor for running in self._running.values() if running.node is not None]
 
 
 @asynccontextmanager
@@ -189,6 +197,10 @@ class LocalTestnet:
     def restart(self, index: int) -> None:
         """Start a node that was killed, with what is on its disk; returns when it takes requests."""
         self._portal.call(partial(self._nodes.start, index))
+
+    def wait_epoch(self, number: int) -> None:
+        """Return when the nodes that run are in epoch `number` or a later one; the first one is 0."""
+        self._portal.call(partial(self._nodes.wait_epoch, number))
 
 
 @contextmanager

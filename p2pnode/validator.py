@@ -27,7 +27,6 @@ from economics.consensus import (
     Judge,
     Judged,
     Keep,
-    Message,
     Missing,
     Persist,
     Quiet,
@@ -37,13 +36,13 @@ from economics.consensus import (
 )
 from economics.crypto import NodeId, Signature
 from economics.errors import Reason, Rejected
-from economics.fields import Fields
 from economics.votes import SignedVote, VoteCertificate
 from p2pnode.blockmaker import BlockMaker
 from p2pnode.errors import NetworkError
 from p2pnode.executor import Candidate, Executor
 from p2pnode.journal import Binding
-from p2pnode.links import FrameType, Links, build_frame
+from p2pnode.links import FrameType, Links
+from p2pnode.speech import Speak, decode_message, encode_message
 
 log = logging.getLogger("p2pnode.validator")
 
@@ -82,27 +81,6 @@ class _Made:
 
     engine: Engine
     built: Built
-
-
-def encode_message(message: Message) -> bytes:
-    """Return the frame of a message."""
-    match message:
-        case SignedVote():
-            return build_frame(FrameType.VOTE, message.encode())
-        case VoteCertificate():
-            return build_frame(FrameType.CERTIFICATE, message.encode())
-        case Proposal():
-            return build_frame(FrameType.PROPOSAL, message.encode())
-        case Ask():
-            return build_frame(FrameType.ASK, message.epoch.to_bytes(8, "big") + message.view.to_bytes(8, "big"))
-
-
-Speak = Callable[[Message], Sequence[Message]]
-"""What is sent to all where the engine says to send a message; adversaries say more."""
-
-
-def speak_honestly(message: Message) -> Sequence[Message]:
-    return (message,)
 
 
 class Validator:
@@ -213,20 +191,7 @@ class Validator:
         index = self.committee.index_of(sender)
         if index is None:
             return  # a member of the next committee only: it is told again
-        match kind:
-            case FrameType.VOTE:
-                message: Message = SignedVote.decode(body)
-            case FrameType.CERTIFICATE:
-                message = VoteCertificate.decode(body)
-            case FrameType.PROPOSAL:
-                limit = self.genesis.parameters.block_transactions_max
-                message = Proposal.decode(body, chain_id=self.genesis.chain_id, transactions_max=limit)
-            case FrameType.ASK:
-                fields = Fields(body, "an ask")
-                message = Ask(fields.take_int(8), fields.take_int(8))
-                fields.end()
-            case FrameType.TRANSACTIONS:
-                raise Rejected(Reason.UNKNOWN_OPERATION, "transactions are no consensus message")
+        message = decode_message(kind, body, genesis=self.genesis)
         await self._shares[index].acquire()
         try:
             await self._send_inbox.send(Heard(message, index))

@@ -9,6 +9,8 @@ from economics.commitments import Certificate, OwnerStatement, ReservationId
 from economics.crypto import Digest, Level, OwnerId, digest
 from economics.genesis import Genesis
 from economics.ledger import Applied, Code, Ledger
+from economics.slots import state_key
+from economics.state import Reservation, decode_value
 from economics.transactions import (
     SignedTransaction,
     Transaction,
@@ -40,6 +42,13 @@ def sign(
     )
     fee = least_fee(plain, ledger.genesis.parameters) if fee_frost is None else fee_frost
     return build(replace(plain, fee_frost=fee), key.sign)
+
+
+def reservations_of(ledger: Ledger, owner: OwnerId) -> list[Reservation]:
+    """Return an owner's reservations, ascending by ID."""
+    found = [ledger.tree.get(state_key(slot)) for slot in ledger.slots_of(owner)]
+    values = [decode_value(data) for data in found if data is not None]
+    return [value for value in values if isinstance(value, Reservation)]
 
 
 def make_header(ledger: Ledger, transactions: Sequence[SignedTransaction], *, time_ms: int) -> BlockHeader:

@@ -2,12 +2,12 @@
 
 import hmac
 import ipaddress
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -24,6 +24,8 @@ TOKEN_BYTES_MAX = 256
 PREFLIGHT_S = 86_400
 READ_HEADERS = "If-Match, If-None-Match, If-Range, Range"
 SHOWN_HEADERS = "Accept-Ranges, Content-Length, Content-Range, ETag, Retry-After, X-Quilt-Patch-Identifier"
+
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::[0-9]{1,5})?")
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -93,11 +95,9 @@ class Access:
 
 
 def name_of(host: str) -> str:
-    """Return a Host header's name or address without its port, in lower case."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    except ValueError:
-        return ""
+    """Return a Host header's name or address without its port, in lower case; empty for anything else."""
+    found = _HOST.fullmatch(host)
+    return "" if found is None else found[1].strip("[]").rstrip(".").lower()
 
 
 def is_address(name: str) -> bool:

@@ -139,7 +139,7 @@ class Streamed(Response):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send it. Raises what reading does as long as nothing is sent, else leaves the body unfinished."""
-        started, ahead = False, b""
+        started, finished, ahead = False, False, b""
 
         async def put(data: bytes) -> None:
             nonlocal started
@@ -164,15 +164,15 @@ class Streamed(Response):
                 for head, span in self.pieces:
                     ahead = head
                     await self.view.read(write, start=span.start, stop=span.stop)
-                if self.end:
-                    await put(self.end)
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                finished = True
                 nursery.cancel_scope.cancel()
         except (NodeError, Rejected, HttpFault, BaseExceptionGroup) as fault:
             sole = sole_exception(fault) if isinstance(fault, BaseExceptionGroup) else fault
             if not started or not isinstance(sole, NodeError | Rejected | HttpFault):
                 raise sole from None
             log.warning("a download broke off: %s", sole)
+        if finished:  # with nobody watching: the server says that the client is gone when all is sent, too
+            await send({"type": "http.response.body", "body": self.end, "more_body": False})
 
 
 def as_bytes(views: list[memoryview]) -> bytes:

@@ -1,4 +1,4 @@
-"""Blobs as the gateway has them: read through the cache, each segment fetched once, and what the chain says of each.
+"""Blobs as the gateway has them: what is known of each, and whether it can be read.
 
 Whether a blob was never stored, is gone, is wrong or is only out of reach just now is decided here, and nowhere else.
 """
@@ -16,35 +16,25 @@ from economics.commitments import Certificate
 from economics.errors import Rejected
 from economics.slots import blob_key, invalid_slot, state_key
 from economics.state import BlobEntry, BlobSummary
-from p2pnode.cache import CachedSegment, SegmentCache
+from p2pnode.cache import SegmentCache
 from p2pnode.chainview import Head
 from p2pnode.errors import InconsistentBlob, NodeError, Unavailable
 from p2pnode.gateway.faults import HttpFault, unavailable
 from p2pnode.gateway.flights import Flights
+from p2pnode.gateway.segments import PEERS_S, CachedView, Segments
 from p2pnode.network.host import sole_exception
 from p2pnode.session import Session
-from p2pnode.views import Write, verify_range
+from p2pnode.swarm import Swarm
 
 log = logging.getLogger("p2pnode.gateway")
 
-FETCHES_MAX = 12
-"""Segments fetched at once, for all clients together: each takes some 25 MiB until it is in the cache."""
-AHEAD = 2
-"""Segments fetched before a client comes to them: with the one it reads as many as any reader fetches at once."""
-LOOSE_MAX = 24
-"""Segments in memory alone, where the cache takes none: 192 MiB."""
-PIECE_BYTES = 1 << 20
-"""Read from the disk and sent at once."""
-WHOLE_SHARE = 16
-"""A range of less than one part in so many of a segment fetches only its symbols, the first time."""
-HOT_BYTES_MAX = 64 << 20
-"""Of segments kept in memory: quilts and small blobs, of which every request wants a little."""
-HOT_ITEM_MAX = 8 << 20
 KNOWN_MAX = 4_096
 FRESH_S = 60.0
 """For which what the chain said of a blob holds: what was deleted elsewhere is found gone after this at the latest."""
 CERTIFICATE_S = 5.0
 """For a member to show a blob's certificate: members are asked one after the other."""
+PEERS_ASKING_MAX = 8
+"""Blobs that peers are asked for at once: anybody can ask for what nobody has."""
 PROVING_S = 4.0
 PROVING_PAUSE_S = 0.5
 """What a block did is proven by the next ones: a blob that was certified just now is not gone."""
@@ -64,23 +54,20 @@ class Known:
 class Blobs:
     """What the routes read from. Its tasks are in the nursery."""
 
-    def __init__(self, session: Session, cache: SegmentCache, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, session: Session, cache: SegmentCache, nursery: trio.Nursery, *, swarm: Swarm | None = None
+    ) -> None:
         self.session = session
         self.cache = cache
         self.nursery = nursery
+        self.swarm = swarm
+        self.segments = Segments(session.reader, cache, nursery, swarm)
         self._known: OrderedDict[BlobId, tuple[Known, float]] = OrderedDict()
         self._gone: OrderedDict[BlobId, None] = OrderedDict()
         self._types: OrderedDict[BlobId, str] = OrderedDict()
         """Content types that were put on chain through this gateway: by another entry, maybe, than the first."""
         self._lookups: Flights[BlobId, Known] = Flights(nursery)
-        self._segments: Flights[tuple[BlobId, int], bytes | None] = Flights(nursery)
-        self._fetching = trio.CapacityLimiter(FETCHES_MAX)
-        self._loose = trio.CapacityLimiter(LOOSE_MAX)
-        self._hot: OrderedDict[tuple[BlobId, int], bytes] = OrderedDict()
-        self._hot_bytes = 0
-        self._asked: OrderedDict[tuple[BlobId, int], None] = OrderedDict()
-        """Segments of which a small range was fetched lately."""
-        self._checking = trio.CapacityLimiter(1)
+        self._asking_peers = trio.CapacityLimiter(PEERS_ASKING_MAX)
 
     # --- what is known of a blob ---------------------------------------------------------------------------------
 
@@ -99,8 +86,7 @@ class Blobs:
         self._gone[blob_id] = None
         if len(self._gone) > KNOWN_MAX:
             self._gone.popitem(last=False)
-        for key in [key for key in self._hot if key[0] == blob_id]:
-            self._hot_bytes -= len(self._hot.pop(key))
+        self.segments.forget(blob_id)
 
     def _remember(self, known: Known) -> Known:
         blob_id = known.header.blob_id
@@ -110,7 +96,7 @@ class Blobs:
             self._known.popitem(last=False)
         return known
 
-    def doubt(self, blob_id: BlobId, fault: NodeError) -> None:
+    def _doubt(self, blob_id: BlobId, fault: NodeError) -> None:
         """Look again at a blob that could not be read, and have the network know of one that is encoded wrongly."""
         self._known.pop(blob_id, None)
         if isinstance(fault, InconsistentBlob):
@@ -146,10 +132,29 @@ class Blobs:
             nursery.start_soon(found.look, "state", partial(self._state, blob_id))
             nursery.start_soon(found.look, "certificate", partial(self._certificate, blob_id))
         await self._look_closer(blob_id, found)
-        known = self._judge(blob_id, found)
+        try:
+            known = self._judge(blob_id, found)
+        except HttpFault as fault:
+            header = await self._from_peers(blob_id) if fault.code in (404, 503) else None
+            if header is None:
+                raise
+            known = Known(header, found.stored_as or "", found.state not in (None, (None, False)))
         kept_type = known.content_type if found.stored_as is not None else None
         await trio.to_thread.run_sync(self.cache.put_header, known.header, kept_type)
         return self._remember(known)
+
+    async def _from_peers(self, blob_id: BlobId) -> Header | None:
+        """Return the header of a blob that members do not give and some peer does; None where there is none soon."""
+        if self.swarm is None:
+            return None
+        with trio.move_on_after(PEERS_S):
+            async with self._asking_peers:
+                try:
+                    header = await self.swarm.header(blob_id)
+                except NodeError:
+                    return None
+            return header if header.code == self.cache.code else None
+        return None
 
     def _cached(self, blob_id: BlobId) -> Known | None:
         """Return a blob that is here whole and whose content type is known: nobody is asked for it."""
@@ -209,64 +214,8 @@ class Blobs:
             case _:
                 raise unavailable(f"the network owes this blob and cannot be read now: {fault}") from fault
 
-    # --- bytes ---------------------------------------------------------------------------------------------------
-
-    def view(self, known: Known, *, strict: bool = False) -> "CachedView":
-        return CachedView(self, known.header, strict)
-
-    def hot(self, key: tuple[BlobId, int]) -> bytes | None:
-        data = self._hot.get(key)
-        if data is not None:
-            self._hot.move_to_end(key)
-        return data
-
-    def warm(self, key: tuple[BlobId, int], data: bytes) -> None:
-        """Keep a segment in memory, in the place of those used longest ago."""
-        if len(data) > HOT_ITEM_MAX or key in self._hot:
-            return
-        self._hot[key] = data
-        self._hot_bytes += len(data)
-        while self._hot_bytes > HOT_BYTES_MAX:
-            self._hot_bytes -= len(self._hot.popitem(last=False)[1])
-
-    async def fetch(self, header: Header, index: int) -> bytes | None:
-        """Have a segment put into the cache; returns its bytes where the cache does not take it."""
-        key = header.blob_id, index
-        return await self._segments.get(key, partial(self._fetch, header, index))
-
-    async def _fetch(self, header: Header, index: int) -> bytes | None:
-        async with self._fetching:
-            try:
-                pieces = await self.session.reader.segment(header, index)
-            except BaseExceptionGroup as group:
-                raise sole_exception(group) from None
-            if await trio.to_thread.run_sync(self.cache.put, header.blob_id, index, pieces):
-                return None
-            return await trio.to_thread.run_sync(b"".join, pieces)
-
-    def is_first_range(self, key: tuple[BlobId, int]) -> bool:
-        """Return whether no small range of this segment was wanted lately; from here on one was."""
-        is_first = key not in self._asked
-        self._asked[key] = None
-        if len(self._asked) > KNOWN_MAX:
-            self._asked.popitem(last=False)
-        return is_first
-
-    def offer(self, header: Header) -> None:
-        """Have a blob checked that was just read to its end, so that others may have it from here."""
-        if self.cache.is_usable:
-            self.nursery.start_soon(self._check, header)
-
-    async def _check(self, header: Header) -> None:
-        def check() -> None:
-            if self.cache.has_all(header) and not self.cache.is_whole(header.blob_id):
-                self.cache.verify_whole(header)
-
-        await trio.to_thread.run_sync(check, limiter=self._checking)
-
-    def hold(self) -> trio.CapacityLimiter:
-        """Return what bounds the segments that are in memory alone."""
-        return self._loose
+    def view(self, known: Known, *, strict: bool = False) -> CachedView:
+        return CachedView(self.segments, known.header, strict, partial(self._doubt, known.header.blob_id))
 
 
 class _Found:
@@ -293,126 +242,6 @@ class _Found:
             self.faults[name] = fault
         except (NodeError, Rejected) as fault:
             self.faults[name] = fault
-
-
-@dataclass(frozen=True, slots=True)
-class CachedView:
-    """A blob's bytes, from memory, the disk or the network. A `View`."""
-
-    blobs: Blobs
-    header: Header
-    strict: bool = False
-
-    @property
-    def length(self) -> int:
-        return self.header.length
-
-    async def read(self, write: Write, *, start: int = 0, stop: int | None = None) -> None:
-        """Pass bytes [start, stop) to `write`, fetching ahead what is not here; raises what a `View` does."""
-        try:
-            await self._read(write, start, stop)
-        except (NodeError, Rejected, BaseExceptionGroup) as raised:
-            fault = sole_exception(raised) if isinstance(raised, BaseExceptionGroup) else raised
-            if isinstance(fault, Unavailable | InconsistentBlob):
-                self.blobs.doubt(self.header.blob_id, fault)
-            raise fault from None
-
-    async def _read(self, write: Write, start: int, stop: int | None) -> None:
-        stop = verify_range(start, stop, self.length)
-        code = self.header.code
-        first, last = start // code.segment_bytes, max(start, stop - 1) // code.segment_bytes
-        async with trio.open_nursery() as ahead:
-            for index in range(first, last + 1 if start < stop else first):
-                if index < last and self.blobs.cache.is_usable:
-                    for later in range(index + 1, min(index + AHEAD, last) + 1):
-                        ahead.start_soon(self._prepare, later)
-                begin = index * code.segment_bytes
-                low, high = max(start - begin, 0), min(stop - begin, code.segment_length(self.length, index))
-                await self._pass_on(write, index, low, high)
-        if (start, stop) == (0, self.length):
-            self.blobs.offer(self.header)
-
-    async def _prepare(self, index: int) -> None:
-        """Have a segment fetched before it is wanted; what fails is told when it is."""
-        key = self.header.blob_id, index
-        length = self.header.code.segment_length(self.length, index)
-        try:
-            if self.blobs.hot(key) is None and not await trio.to_thread.run_sync(self._is_here, index, length):
-                await self.blobs.fetch(self.header, index)
-        except (NodeError, Rejected):
-            pass
-
-    def _is_here(self, index: int, length: int) -> bool:
-        segment = self.blobs.cache.open(self.header.blob_id, index, length)
-        if segment is not None:
-            segment.close()
-        return segment is not None
-
-    async def _pass_on(self, write: Write, index: int, low: int, high: int) -> None:
-        """Write bytes [low, high) of a segment from where they are."""
-        key = self.header.blob_id, index
-        length = self.header.code.segment_length(self.length, index)
-        data = self.blobs.hot(key)
-        if data is None:
-            segment = await self._open(index, length)
-            if segment is not None:
-                await self._pass_file(write, segment, key, low, high)
-                return
-            small = (high - low) * WHOLE_SHARE < length
-            if small and not self.strict and self.blobs.is_first_range(key):
-                await write(await self.blobs.session.reader.segment_range(self.header, index, low, high))
-                return
-            async with self.blobs.hold():
-                data = await self.blobs.fetch(self.header, index)
-                segment = None if data is not None else await self._open(index, length)
-                if data is not None:
-                    await self._pass_memory(write, data, index, low, high)
-            if data is None:
-                if segment is None:
-                    raise Unavailable("the disk lost a segment that was just cached: try again")
-                await self._pass_file(write, segment, key, low, high)
-            return
-        await self._pass_memory(write, data, index, low, high)
-
-    async def _open(self, index: int, length: int) -> CachedSegment | None:
-        return await trio.to_thread.run_sync(self.blobs.cache.open, self.header.blob_id, index, length)
-
-    async def _pass_file(
-        self, write: Write, segment: CachedSegment, key: tuple[BlobId, int], low: int, high: int
-    ) -> None:
-        """Write a part of a segment's file, and close it; what is small, or wanted in parts, stays in memory."""
-        try:
-            if self.strict or segment.length <= PIECE_BYTES or (high - low) * WHOLE_SHARE < segment.length:
-                data = await trio.to_thread.run_sync(segment.read, 0, segment.length)
-                self.blobs.warm(key, data)
-                await self._pass_memory(write, data, key[1], low, high)
-                return
-            for begin in range(low, high, PIECE_BYTES):
-                piece = await trio.to_thread.run_sync(segment.read, begin, min(high, begin + PIECE_BYTES))
-                await write([memoryview(piece)])
-        except OSError as fault:
-            raise Unavailable(f"the disk failed under a cached segment: {fault}") from fault
-        finally:
-            segment.close()
-
-    async def _pass_memory(self, write: Write, data: bytes, index: int, low: int, high: int) -> None:
-        if self.strict:
-            await self._verify(index, data)
-        view = memoryview(data)
-        for begin in range(low, high, PIECE_BYTES):
-            await write([view[begin : min(high, begin + PIECE_BYTES)]])
-
-    async def _verify(self, index: int, data: bytes) -> None:
-        """Raise `InconsistentBlob` unless the segment encodes to its root."""
-        codec = self.blobs.cache.codec
-
-        def check() -> None:
-            codec.check_strictly(self.header.roots[index], data, memoryview(bytearray(codec.matrix_bytes(len(data)))))
-
-        try:
-            await trio.to_thread.run_sync(check)
-        except Rejected as fault:
-            raise InconsistentBlob(f"segment {index} does not encode to its root ({fault})") from fault
 
 
 def missing(blob_id: BlobId) -> HttpFault:

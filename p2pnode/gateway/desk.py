@@ -86,6 +86,7 @@ class Desk:
             done = await Publisher(self.services.session, self.owner, order).publish(source)
         entry, summary = await self._find(done)
         kept, notice = await self._describe_type(done, entry, content_type)
+        self.services.note_stored(done.blob_id, kept)
         answer = Answer(
             done, wanted, quotes, epoch=epoch, certified_epoch=summary.certified_epoch if summary else epoch
         )

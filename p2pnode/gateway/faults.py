@@ -89,7 +89,7 @@ def classify(fault: Exception) -> HttpFault:
         case Unpaid():
             return HttpFault(402, str(fault), "UNPAID")
         case TransactionFailed():
-            return HttpFault(409, str(fault), fault.code.upper())
+            return _refused(fault)
         case SpaceError():
             return HttpFault(507, str(fault), "NO_SPACE", {"Retry-After": str(RETRY_AFTER_S)})
         case Unavailable() | NetworkError():
@@ -102,6 +102,19 @@ def classify(fault: Exception) -> HttpFault:
             return HttpFault(400, str(fault), str(fault.reason).upper())
         case _:
             raise fault
+
+
+MEANWHILE = frozenset({"no_space", "not_covered", "wrong_epoch", "wrong_epochs", "wrong_nonce"})
+"""What the ledger answers where an epoch ended or another transaction came in between: the next try starts anew."""
+
+
+def _refused(fault: TransactionFailed) -> HttpFault:
+    reason = fault.code.upper()
+    if fault.code in ("unfunded", "unfunded_fee"):
+        return HttpFault(402, str(fault), reason)
+    if fault.code == "over_capacity":
+        return HttpFault(507, str(fault), reason)
+    return unavailable(str(fault), reason) if fault.code in MEANWHILE else HttpFault(409, str(fault), reason)
 
 
 def build_response(fault: HttpFault) -> Response:

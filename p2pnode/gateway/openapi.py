@@ -7,12 +7,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from economics.operations import EPOCHS_AHEAD_MAX
-from p2pnode.gateway.orders import ENCODING, EPOCHS, QUILT_VERSIONS
+from p2pnode.gateway.operations import (
+    BLOB_ID,
+    OWN,
+    OWN_FROM_ELSEWHERE,
+    READING,
+    STORE_PARAMETERS,
+    WRITING,
+    build_operation,
+    build_reads,
+    in_path,
+    in_query,
+    json_answer,
+    without_body,
+)
+from p2pnode.gateway.orders import QUILT_VERSIONS
 from p2pnode.gateway.owned import LIST_DEFAULT, LIST_MAX
 from p2pnode.gateway.page import CONTENT_SECURITY, build_page
 from p2pnode.gateway.services import Limits, Services
-from p2pnode.gateway.shapes import Schema, build_schemas, ref, told
+from p2pnode.gateway.shapes import COUNT, Schema, build_schemas, ref, told
 from p2pnode.version import VERSION
 
 CACHED = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
@@ -24,33 +37,6 @@ Blobs by their content, over HTTP, with the paths, parameters and JSON of Walrus
 - Listing and deleting what the gateway's wallet keeps is possible, with its token.
 - A quilt patch ID has 37 bytes, and `range` counts bytes.
 - 402 means that the wallet has too little, 410 that a blob has expired, 503 that the same request may succeed later."""
-
-WHY = {
-    400: "A parameter, a header or the body is malformed, unknown or contradicts another.",
-    401: "The token is needed: `Authorization: Bearer <token>`.",
-    402: "The gateway's wallet has less than it costs. Nothing was paid.",
-    403: "The token is wrong, the origin is foreign, or the gateway has no wallet.",
-    404: "There is no such blob, file or route.",
-    405: "The path has other methods.",
-    408: "The body stopped coming.",
-    409: "The state of the ledger does not allow it.",
-    410: "The blob has expired.",
-    412: "It is not what `If-Match` or `If-Unmodified-Since` names.",
-    413: "The body is larger than the limit, which is in `details`.",
-    415: "The body is no form.",
-    416: "No byte of the blob is in the range.",
-    421: "The gateway does not go by this name.",
-    422: "The blob was encoded inconsistently by its writer: nobody can have it.",
-    429: "As many requests are under way as the gateway takes at once.",
-    431: "The headers of the request are too large.",
-    500: "A fault of the gateway: please report it.",
-    503: "Too few nodes answer: the same request may succeed later.",
-    507: "The gateway's disk, or the network, has no room left.",
-}
-RETRIED = frozenset({429, 503})
-EVERYWHERE = (400, 403, 404, 405, 421, 429, 431)
-READING = (401, 410, 422, 503)
-WRITING = (401, 402, 408, 409, 413, 422, 503, 507)
 
 
 def routes(services: Services) -> list[Route]:
@@ -95,190 +81,93 @@ def build_document(limits: Limits) -> dict[str, Any]:
     }
 
 
-# --- the parts of an operation ---------------------------------------------------------------------------------------
-
-
-def _operation(
-    name: str,
-    summary: str,
-    *,
-    answers: dict[int, Schema],
-    faults: tuple[int, ...],
-    parameters: tuple[Schema, ...] = (),
-    body: Schema | None = None,
-    security: list[dict[str, list[str]]] | None = None,
-    description: str = "",
-) -> Schema:
-    codes = sorted({*EVERYWHERE, *faults})
-    found: Schema = {
-        "operationId": name,
-        "parameters": list(parameters),
-        "responses": {
-            **{str(code): answer for code, answer in sorted(answers.items())},
-            **{str(code): _fault(code) for code in codes},
-        },
-        "summary": summary,
-        "tags": ["read" if name.startswith(("get", "head")) else "write"],
-    }
-    if description:
-        found["description"] = description
-    if body is not None:
-        found["requestBody"] = {"content": body, "required": True}
-    if security is not None:
-        found["security"] = security
-    return found
-
-
-def _fault(code: int) -> Schema:
-    answer: Schema = {"content": {"application/json": {"schema": ref("Status")}}, "description": WHY[code]}
-    if code in RETRIED:
-        answer["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
-    return answer
-
-
-def _json(description: str, schema: Schema) -> Schema:
-    return {"content": {"application/json": {"schema": schema}}, "description": description}
-
-
-def _bytes(description: str) -> Schema:
-    """Return the answer with a blob's bytes: of whatever type was stored with them."""
-    header = {"schema": {"type": "string"}}
-    return {
-        "content": {"*/*": {"schema": {"contentEncoding": "binary", "type": "string"}}},
-        "description": description,
-        "headers": {"Accept-Ranges": header, "Content-Type": header, "ETag": header},
-    }
-
-
-def _query(name: str, schema: Schema, description: str) -> Schema:
-    return {"description": description, "in": "query", "name": name, "required": False, "schema": schema}
-
-
-def _path(name: str, schema: Schema, description: str) -> Schema:
-    return {"description": description, "in": "path", "name": name, "required": True, "schema": schema}
-
-
-def _header(name: str, description: str) -> Schema:
-    return {
-        "description": description,
-        "in": "header",
-        "name": name,
-        "required": False,
-        "schema": {"type": "string"},
-    }
-
-
-FLAG: Schema = {"type": "boolean"}
-STORE_PARAMETERS = (
-    _query(
-        "epochs",
-        {"default": EPOCHS, "maximum": EPOCHS_AHEAD_MAX, "minimum": 1, "type": "integer"},
-        f"For how many epochs, the current one counted; {EPOCHS} as in Walrus unless said otherwise.",
-    ),
-    _query("deletable", FLAG, "The wallet may delete it before it ends. This is so unless it is `permanent`."),
-    _query("permanent", FLAG, "Nobody can delete it before it ends."),
-    _query("send_object_to", {"type": "string"}, "The key of the gateway's own account; no other can be given a blob."),
-    _query("share", {"const": False, "type": "boolean"}, "The ledger has no shared blobs."),
-    _query("force", {"const": False, "type": "boolean"}, "A second entry of the same blob would only cost twice."),
-    _query(
-        "reuse_resources", {"const": True, "type": "boolean"}, "Storage that the wallet holds is always used first."
-    ),
-    _query("encoding_type", {"enum": [ENCODING], "type": "string"}, "The network has one code."),
-)
-CONDITIONS = (
-    _header("Range", "One range of bytes, such as `bytes=0-99`."),
-    _header("If-Range", "The ETag that the range belongs to."),
-    _header("If-None-Match", "ETags that the caller has: 304 where this is one."),
-)
-OWN: list[dict[str, list[str]]] = [{"token": []}]
-OWN_FROM_ELSEWHERE: list[dict[str, list[str]]] = [{}, {"token": []}]
-"""Storing takes the token only where a gateway listens on more than loopback."""
-BLOB_ID = _path("blob_id", ref("BlobId"), "The blob's ID.")
-
-
-def _reads(name: str, summary: str, parameters: tuple[Schema, ...]) -> Schema:
-    answers = {
-        200: _bytes("All bytes."),
-        206: _bytes("The bytes of the range."),
-        304: {"description": "The caller has them."},
-    }
-    get = _operation(
-        f"get_{name}", summary, answers=answers, faults=(*READING, 416), parameters=(*parameters, *CONDITIONS)
-    )
-    head = _operation(
-        f"head_{name}",
-        f"{summary} Headers only.",
-        answers={code: {"description": answer["description"]} for code, answer in answers.items()},
-        faults=(*READING, 416),
-        parameters=(*parameters, *CONDITIONS),
-    )
-    for code, answer in head["responses"].items():
-        head["responses"][code] = {"description": answer["description"]}
-    return {"get": get, "head": head}
-
-
 # --- the paths -------------------------------------------------------------------------------------------------------
 
 
 def _blobs(limits: Limits) -> dict[str, Schema]:
-    put = _operation(
+    put = build_operation(
         "put_blob",
         "Store the body as a blob.",
-        answers={200: _json("It is stored: the network owes it.", ref("BlobStoreResult"))},
+        answers={200: json_answer("It is stored: the network owes it.", ref("BlobStoreResult"))},
         faults=WRITING,
         parameters=STORE_PARAMETERS,
-        body={"*/*": {"schema": {"contentEncoding": "binary", "type": "string"}}},
+        body={"*/*": {}},
         security=OWN_FROM_ELSEWHERE,
         description=(
             f"At most {limits.blob_bytes_max} bytes. The content type of the request is put on chain, unless it is "
             "application/octet-stream or application/x-www-form-urlencoded, which say nothing of the bytes."
         ),
     )
-    listing = _operation(
+    listing = build_operation(
         "list_blobs",
         "List what the gateway's wallet keeps.",
-        answers={200: _json("A page of it, ascending by blob ID.", ref("OwnBlobs"))},
+        answers={200: json_answer("A page of it, ascending by blob ID.", ref("OwnBlobs"))},
         faults=(401, 503),
         parameters=(
-            _query(
+            in_query(
                 "limit", {"default": LIST_DEFAULT, "maximum": LIST_MAX, "minimum": 1, "type": "integer"}, "Of a page."
             ),
-            _query("cursor", {"type": "string"}, "`nextCursor` of the page before."),
+            in_query("cursor", {"type": "string"}, "`nextCursor` of the page before."),
         ),
         security=OWN,
         description="Not in Walrus.",
     )
-    delete = _operation(
+    delete = build_operation(
         "delete_blob",
         "Delete every deletable entry that the gateway's wallet has of a blob.",
-        answers={200: _json("They are deleted.", ref("Deleted"))},
+        answers={200: json_answer("They are deleted.", ref("Deleted"))},
         faults=(401, 402, 409, 503, 507),
         parameters=(BLOB_ID,),
         security=OWN,
         description="Not in Walrus. Another owner's entries keep the blob.",
     )
-    name = _path("name", {"minLength": 1, "type": "string"}, "The file's name, which may have slashes.")
-    quilt = _path("quilt_id", ref("BlobId"), "The quilt's blob ID.")
-    patch = _path("patch_id", ref("QuiltPatchId"), "The file's patch ID.")
     return {
-        "/v1/blobs": {"get": listing, "put": put},
-        "/v1/blobs/{blob_id}": {**_reads("blob", "Read a blob.", (BLOB_ID,)), "delete": delete},
-        "/v1/blobs/by-quilt-id/{quilt_id}/{name}": _reads(
+        "/v1/blobs": {"get": listing, "head": without_body(listing, "head_blobs"), "put": put},
+        "/v1/blobs/{blob_id}": {**build_reads("blob", "Read a blob.", (BLOB_ID,)), "delete": delete},
+        "/v1/blobs/{blob_id}/byte-range": build_reads(
+            "byte_range",
+            "Read a part of a blob as a resource of its own: 200, so that every cache keeps it.",
+            (
+                BLOB_ID,
+                {**in_query("start", COUNT, "Its first byte, counted from 0."), "required": True},
+                {**in_query("length", {"minimum": 1, "type": "integer"}, "Its bytes."), "required": True},
+            ),
+            of_file=False,
+        ),
+        **_parts(),
+    }
+
+
+def _parts() -> dict[str, Schema]:
+    """Return the routes to what is inside a blob."""
+    name = in_path("name", {"minLength": 1, "type": "string"}, "The file's name, which may have slashes.")
+    quilt = in_path("quilt_id", ref("BlobId"), "The quilt's blob ID.")
+    patch = in_path("patch_id", ref("QuiltPatchId"), "The file's patch ID.")
+    folder = in_path("folder_id", ref("BlobId"), "The folder's blob ID.")
+    path = in_path("path", {"minLength": 1, "type": "string"}, "Of a file, or of a folder in it: that ends in a slash.")
+    in_folder = build_reads("folder_file", "Read a file of a folder, or the page of a folder in it.", (folder, path))
+    for operation in in_folder.values():
+        operation["responses"]["307"] = {"description": "It is a folder: its path ends in a slash."}
+    return {
+        "/v1/blobs/by-quilt-id/{quilt_id}/{name}": build_reads(
             "quilt_file", "Read a file of a quilt by its name.", (quilt, name)
         ),
-        "/v1/blobs/by-quilt-patch-id/{patch_id}": _reads("patch", "Read a file of a quilt by its patch ID.", (patch,)),
+        "/v1/blobs/by-quilt-patch-id/{patch_id}": build_reads(
+            "patch", "Read a file of a quilt by its patch ID.", (patch,)
+        ),
+        "/v1/blobs/by-folder-id/{folder_id}/{path}": in_folder,
     }
 
 
 def _quilts(limits: Limits) -> dict[str, Schema]:
-    put = _operation(
+    put = build_operation(
         "put_quilt",
         "Store the files of a form as one blob, each of them readable alone.",
-        answers={200: _json("It is stored: the network owes it.", ref("QuiltStoreResult"))},
+        answers={200: json_answer("It is stored: the network owes it.", ref("QuiltStoreResult"))},
         faults=(*WRITING, 415),
         parameters=(
             *STORE_PARAMETERS,
-            _query("quilt_version", {"enum": list(QUILT_VERSIONS), "type": "string"}, "There is one."),
+            in_query("quilt_version", {"enum": list(QUILT_VERSIONS), "type": "string"}, "There is one."),
         ),
         body={
             "multipart/form-data": {
@@ -300,37 +189,46 @@ def _quilts(limits: Limits) -> dict[str, Schema]:
             "A part's content type is kept as the tag `content-type`."
         ),
     )
-    patches = _operation(
+    patches = build_operation(
         "get_patches",
         "List the files of a quilt.",
-        answers={200: _json("Its files.", {"type": "array"})},
+        answers={200: json_answer("Its files, ascending by name.", ref("Patches"))},
         faults=READING,
-        parameters=(_path("quilt_id", ref("BlobId"), "The quilt's blob ID."),),
+        parameters=(in_path("quilt_id", ref("BlobId"), "The quilt's blob ID."),),
     )
-    return {"/v1/quilts": {"put": put}, "/v1/quilts/{quilt_id}/patches": {"get": patches}}
+    return {
+        "/v1/quilts": {"put": put},
+        "/v1/quilts/{quilt_id}/patches": {"get": patches, "head": without_body(patches, "head_patches")},
+    }
 
 
 def _about() -> dict[str, Schema]:
+    page: Schema = {"content": {"text/html": {"schema": {"type": "string"}}}, "description": "A page."}
+    ready = build_operation(
+        "get_ready", "Say whether blobs can be had.", answers={200: json_answer("They can.", ref("Ready"))}, faults=()
+    )
+    ready["responses"]["503"] = json_answer("They cannot, and why.", ref("Ready"))
+    paths = {
+        "/": build_operation("get_home", "A page for people.", answers={200: page}, faults=()),
+        "/status": build_operation(
+            "get_status",
+            "Say how the gateway is.",
+            answers={200: json_answer("At once: it asks nobody.", ref("GatewayStatus"))},
+            faults=(),
+        ),
+        "/health/live": build_operation(
+            "get_live", "Say that the gateway runs.", answers={200: json_answer("It does.", ref("Live"))}, faults=()
+        ),
+        "/health/ready": ready,
+        "/v1/api": build_operation("get_api", "This page.", answers={200: page}, faults=()),
+        "/v1/api/openapi.json": build_operation(
+            "get_openapi",
+            "This document.",
+            answers={200: json_answer("An OpenAPI document.", {"type": "object"})},
+            faults=(),
+        ),
+    }
     return {
-        "/status": {
-            "get": _operation(
-                "get_status", "Say that the gateway runs.", answers={200: {"description": "It does."}}, faults=()
-            )
-        },
-        "/v1/api": {
-            "get": _operation(
-                "get_api",
-                "This page.",
-                answers={200: {"content": {"text/html": {"schema": {"type": "string"}}}, "description": "A page."}},
-                faults=(),
-            )
-        },
-        "/v1/api/openapi.json": {
-            "get": _operation(
-                "get_openapi",
-                "This document.",
-                answers={200: _json("An OpenAPI document.", {"type": "object"})},
-                faults=(),
-            )
-        },
+        path: {"get": get, "head": without_body(get, get["operationId"].replace("get_", "head_"))}
+        for path, get in paths.items()
     }

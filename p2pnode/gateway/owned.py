@@ -117,8 +117,11 @@ async def answer_delete(desk: Desk, request: Request) -> Response:
             )
         if not any(entry.deletable for entry in own):
             raise HttpFault(409, "the blob is permanent: it stays until it expires", "NOT_DELETABLE")
+        summary = await chain.blob(blob_id)
         done = await end_entries(chain, owner, blob_id)
         desk.till.note_deleted(blob_id)
+        if summary is None or sum(count for _, count in summary.entries) <= len(done.entries):
+            await desk.services.note_deleted(blob_id)
     answer = {
         "blobId": build_blob_id_text(blob_id),
         "deleted": len(done.entries),

@@ -20,7 +20,8 @@ td, th { border-top: 1px solid #ddd; padding: .2rem .6rem .2rem 0; text-align: l
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 CONTENT_SECURITY = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; frame-ancestors 'none'"
-METHODS = ("get", "head", "put", "post", "delete")
+METHODS = ("get", "put", "delete")
+"""Shown; HEAD is wherever GET is."""
 
 
 def build_page(document: dict[str, Any]) -> str:
@@ -33,6 +34,7 @@ def build_page(document: dict[str, Any]) -> str:
         f"<h1>{html.escape(about['title'])} {html.escape(about['version'])}</h1>",
         _build_text(about["description"]),
         '<p>For programs: <a href="/v1/api/openapi.json">openapi.json</a></p>\n<h2>Routes</h2>',
+        "<p><code>HEAD</code> answers wherever <code>GET</code> does.</p>",
     ]
     for path, operations in document["paths"].items():
         parts += [_build_operation(method, path, operations[method]) for method in METHODS if method in operations]

@@ -47,7 +47,7 @@ NOTICE = told(TEXT, "What went wrong after the blob was stored. Not in Walrus.")
 
 def build_schemas() -> dict[str, Schema]:
     """Return all schemas by name."""
-    return {**_identifiers(), **_results(), **_owned(), "Status": _status()}
+    return {**_identifiers(), **_results(), **_owned(), **_state(), "Status": _status()}
 
 
 def _identifiers() -> dict[str, Schema]:
@@ -185,6 +185,36 @@ def _owned() -> dict[str, Schema]:
             storageSize=told(COUNT, "Bytes of storage that are free for the next blob."),
         ),
         "Epochs": {"maximum": EPOCHS_AHEAD_MAX, "minimum": 1, "type": "integer"},
+    }
+
+
+def _state() -> dict[str, Schema]:
+    flag: Schema = {"type": "boolean"}
+    return {
+        "GatewayStatus": record(
+            "How the gateway is.",
+            cache={**record("On the disk.", quota_bytes=COUNT, used_bytes=COUNT), "type": ["object", "null"]},
+            chain=told({"pattern": "^[0-9a-f]{64}$", "type": "string"}, "The chain's ID."),
+            downloads=told(COUNT, "Under way."),
+            epoch=or_null(COUNT),
+            height=told(or_null(COUNT), "Of the newest block that was proven to it."),
+            limits=record("What it takes.", blob_bytes=COUNT, downloads=COUNT, quilt_bytes=COUNT, uploads=COUNT),
+            ready=flag,
+            stores=told(flag, "Whether it has a wallet."),
+            uptime_s=COUNT,
+            version=TEXT,
+        ),
+        "Live": record("It runs.", live=flag),
+        "Patches": {
+            "items": record(
+                "A file of a quilt.",
+                identifier=TEXT,
+                patch_id=ref("QuiltPatchId"),
+                tags={"additionalProperties": TEXT, "type": "object"},
+            ),
+            "type": "array",
+        },
+        "Ready": record("Whether blobs can be had.", ready=flag, why=TEXT, optional=("why",)),
     }
 
 

@@ -1,9 +1,10 @@
 """The benchmark: each figure stands beside its floor, measured in the same run, since machines are noisy.
 
 Parts: `codec` (encode and decode against plain zfec), `stages` (CPU-seconds per GiB of each stage), `wire` (two
-processes), `gossip` (seven), `network` (a testnet of ten nodes), `chain` (finality and transactions per second on
-testnets of four, seven and ten), `challenges` (a day's answers and audits), `heal` (a node of ten that lost its disk
-is refilled), `join` (joins and leaves under load), `large` (2 GiB through a testnet of ten, for the client's memory).
+processes), `sync` (a file from peer to peer), `gossip` (seven), `network` (a testnet of ten nodes), `chain` (finality
+and transactions per second on testnets of four, seven and ten), `challenges` (a day's answers and audits), `heal` (a
+node of ten that lost its disk is refilled), `join` (joins and leaves under load), `gateway` (GET of a large blob and
+of small files), `large` (2 GiB through a testnet of ten, for the client's memory).
 MB are 10^6 bytes.
 """
 
@@ -26,11 +27,13 @@ from p2pnode.kernel import load_kernel
 from scripts.benchmarks.chain import bench_chain
 from scripts.benchmarks.challenges import bench_challenges
 from scripts.benchmarks.codec import bench_codec
+from scripts.benchmarks.gateway import bench_gateway
 from scripts.benchmarks.gossip import bench_gossip, run_gossip_node
 from scripts.benchmarks.heal import bench_heal
 from scripts.benchmarks.join import bench_join
 from scripts.benchmarks.network import bench_network
 from scripts.benchmarks.stages import bench_stages
+from scripts.benchmarks.sync import bench_sync, serve_sync
 from scripts.benchmarks.timing import GIB, MIB, Failed, Row
 from scripts.benchmarks.wire import bench_wire, serve_wire
 from scripts.soaking.fleet import NodeFailed
@@ -57,7 +60,10 @@ def show(title: str, rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = ("codec", "stages", "wire", "gossip", "network", "challenges", "chain", "heal", "join", "large")
+    parts = (
+        *("codec", "stages", "wire", "sync", "gossip", "network", "challenges", "chain", "heal", "join", "gateway"),
+        "large",
+    )
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(parts)}; all but large if none"
     )
@@ -65,10 +71,14 @@ def main() -> None:
         "--heal-mib", type=int, default=1024, help="what the network stores for heal; 1024 if not given"
     )
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--serve-sync", help=argparse.SUPPRESS)
     parser.add_argument("--gossip-node", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         trio.run(serve_wire, options.serve)
+        return
+    if options.serve_sync:
+        trio.run(serve_sync, options.serve_sync)
         return
     if options.gossip_node is not None:
         trio.run(run_gossip_node, options.gossip_node)
@@ -86,12 +96,14 @@ def main() -> None:
             "codec": lambda: bench_codec([7, 10, 21, 31, 100], [MIB, 16 * MIB, 128 * MIB]),
             "stages": lambda: bench_stages(10, directory / "stages"),
             "wire": lambda: bench_wire(directory),
+            "sync": lambda: bench_sync(directory / "sync"),
             "gossip": bench_gossip,
             "network": lambda: bench_network(directory, nodes=10, shards=10, size=100 * MIB),
             "challenges": lambda: bench_challenges(directory / "challenges"),
             "chain": lambda: bench_chain(directory),
             "heal": lambda: bench_heal(directory, size=options.heal_mib * MIB),
             "join": lambda: bench_join(directory / "join"),
+            "gateway": lambda: bench_gateway(directory, nodes=10, shards=10, size=100 * MIB),
             "large": lambda: bench_network(directory, nodes=10, shards=10, size=2 * GIB),
         }
         failures: list[str] = []

@@ -24,7 +24,7 @@ from economics.commitments import OwnerStatement, ReservationId
 from economics.ledger import Code
 from economics.state import BlobEntry
 from p2pnode.keys import Key
-from tests.chain import EXPIRY_HEIGHT, Chain, key_of, make_id, sign
+from tests.chain import EXPIRY_HEIGHT, Chain, key_of, make_id, reservations_of, sign
 from tests.small import OPERATORS, make_genesis
 
 KEYS = OPERATORS[:4]
@@ -33,7 +33,7 @@ KEYS = OPERATORS[:4]
 def draw(rng: Random, chain: Chain, owner: Key) -> Operation:
     """Return an operation that often succeeds."""
     ledger = chain.ledger
-    reservations = [one.reservation for one in ledger.reservations_of(key_of(owner))] or [ReservationId(make_id(0))]
+    reservations = [one.reservation for one in reservations_of(ledger, key_of(owner))] or [ReservationId(make_id(0))]
     entries = ledger.entries_of(key_of(owner)) or [
         BlobEntry(BlobId(make_id(0)), ReservationId(make_id(0)), key_of(owner), 0, 0, 0, False)
     ]

@@ -1116,6 +1116,35 @@ class TestQuiet:
         assert engine.quiet is None
         assert engine.quiet_next_epoch is None
 
+    @pytest.mark.parametrize(("until", "later"), [(1, None), (3, None), (4, Quiet()), (None, Quiet())])
+    def test_it_is_bound_in_the_next_epoch_if_it_may_have_seen_this_one_end(
+        self, until: int | None, later: Quiet | None
+    ) -> None:
+        """The boundary is of view 2: had it been final when the node forgot, others had put the bound at 4."""
+        net = started(epoch_ms=1_000)
+        quiet = next(index for index in range(4) if index != net.leader(2))
+        self.go_on(net)
+        net.restart(quiet, Quiet(until))
+        net.passes = lambda sender, to, message: to != quiet or not isinstance(message, VoteCertificate)
+        net.now_ms = 1_000
+        self.go_on(net)
+        engine = net.nodes[quiet].engine
+        assert (engine.ended, engine.view) == (True, 3)
+        assert engine.quiet_next_epoch == later
+
+    def test_what_others_tell_before_the_boundary_frees_it_in_the_next_epoch(self) -> None:
+        net = started(epoch_ms=5_000)
+        quiet = next(index for index in range(4) if index != net.leader(2))
+        self.go_on(net)
+        net.want(None)
+        net.restart(quiet, Quiet())
+        net.wait(3 * TIMEOUT_MS)
+        assert net.nodes[quiet].engine.quiet == Quiet(3)
+        net.now_ms = 5_000
+        self.go_on(net)
+        assert net.nodes[quiet].engine.ended
+        assert net.nodes[quiet].engine.quiet_next_epoch is None
+
     @pytest.mark.parametrize("how", ["vote", "certificate", "proposal"])
     def test_a_vote_of_its_own_that_it_did_not_cast_silences_it(self, how: str) -> None:
         net = started()

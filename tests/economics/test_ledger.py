@@ -18,12 +18,12 @@ from economics.genesis import FROST_MAX, Genesis, GenesisAccount, Parameters
 from economics.ledger import Code, Ledger, Receipt
 from economics.nodes import Handover, Marks, NodeEntry, Phase, Stake, Standing, Terms
 from economics.operations import quote
-from economics.slots import account_key, reservation_slot, state_key
+from economics.slots import account_key, reservation_slot, state_key, terms_slot
 from economics.state import Account, Bucket, System
 from economics.votes import ZERO_HASH
 from p2pnode.keys import Key
 from tests import reference
-from tests.chain import EXPIRY_HEIGHT, Chain, key_of, made_by, make_header, make_id, sign
+from tests.chain import EXPIRY_HEIGHT, Chain, key_of, made_by, make_header, make_id, reservations_of, sign
 from tests.refusals import reason
 from tests.small import BALANCE_FROST, OPERATORS, OTHER_OWNER, OWNER, make_genesis
 
@@ -129,17 +129,15 @@ class TestNonceAndFee:
     def test_a_failed_operation_leaves_its_fee_and_no_other_trace(self, chain: Chain) -> None:
         """A merge has taken one reservation away by the time it finds that the two do not fit."""
         short, long = chain.reserve(OWNER, Reserve(1, 0, 2)), chain.reserve(OWNER, Reserve(2, 0, 3))
-        owned, bucket = chain.ledger.reservations_of(ALICE), chain.ledger.bucket(0)
+        owned, bucket = reservations_of(chain.ledger, ALICE), chain.ledger.bucket(0)
         fails = sign(chain.ledger, OWNER, Merge(long, short))
         applied = chain.block(fails)
         assert applied.receipts == (Receipt(fails.hash, ALICE, Code.NOT_MERGEABLE, fails.transaction.fee_frost),)
         assert set(applied.changes) == {account_key(ALICE), state_key(bucket.slot)}
         assert chain.ledger.bucket(0).rewards_frost == bucket.rewards_frost + fails.transaction.fee_frost
-        assert chain.ledger.reservations_of(ALICE) == owned
-        assert (
-            Ledger.load(GENESIS, items=[data for _, data in chain.ledger.tree.items()], height=3).reservations_of(ALICE)
-            == owned
-        )
+        assert reservations_of(chain.ledger, ALICE) == owned
+        loaded = Ledger.load(GENESIS, items=[data for _, data in chain.ledger.tree.items()], height=3)
+        assert reservations_of(loaded, ALICE) == owned
 
     def test_transactions_of_a_block_are_executed_in_its_order(self, chain: Chain) -> None:
         first = sign(chain.ledger, OWNER, Transfer(NEW, 1_000_000))
@@ -205,7 +203,7 @@ class TestBlock:
         reserve = sign(chain.ledger, OWNER, Reserve(4, 0, 1))
         applied = chain.block(reserve, after_ms=GENESIS.parameters.epoch_ms)
         assert applied.epoch_ended
-        assert chain.ledger.reservations_of(ALICE) == []
+        assert reservations_of(chain.ledger, ALICE) == []
         assert state_key(reservation_slot(made_by(reserve))) not in applied.changes
 
 
@@ -225,10 +223,8 @@ class TestEpochs:
         chain.block(after_ms=1)
         following = Committee(1, GENESIS.members)
         assert (chain.ledger.cut_off_passed, chain.ledger.next_committee) == (True, following)
-        assert (chain.ledger.next_committee_hash, chain.ledger.terms_of(1)) == (
-            following.hash,
-            Terms(1, 1 << 24, 1_000, 500),
-        )
+        assert chain.ledger.next_committee_hash == following.hash
+        assert chain.ledger.tree.get(state_key(terms_slot(1))) == Terms(1, 1 << 24, 1_000, 500).encode()
         assert not chain.block(after_ms=1).changes
         chain.block(after_ms=half_ms)
         assert (chain.ledger.committee, chain.ledger.next_committee) == (following, None)
@@ -242,7 +238,7 @@ class TestEpochs:
         applied = chain.block(signed, after_ms=GENESIS.parameters.epoch_ms)
         assert applied.receipts[0].code is Code.OK
         assert applied.epoch_ended
-        [reservation] = chain.ledger.reservations_of(ALICE)
+        [reservation] = reservations_of(chain.ledger, ALICE)
         assert (reservation.start_epoch, reservation.end_epoch) == (0, 2)
 
 

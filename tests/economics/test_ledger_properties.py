@@ -56,7 +56,7 @@ from economics.state import Account, BlobEntry, BlobSummary, Bucket, Reservation
 from economics.transactions import SignedTransaction
 from economics.votes import ZERO_HASH, Kind, SignedVote, Vote
 from p2pnode.keys import Key
-from tests.chain import EXPIRY_HEIGHT, Chain, key_of, make_id, sign
+from tests.chain import EXPIRY_HEIGHT, Chain, key_of, make_id, reservations_of, sign
 from tests.economics.child import walk
 from tests.small import OPERATORS, make_genesis
 
@@ -609,7 +609,7 @@ class Economy(RuleBasedStateMachine):
         assert list(self.ledger.nodes()) == [held.nodes()[node] for node in sorted(held.nodes())]
         for owner in KEY_OF:
             mine = [one for one in held.reservations() if one.owner == owner]
-            assert self.ledger.reservations_of(owner) == sorted(mine, key=lambda one: one.slot)
+            assert reservations_of(self.ledger, owner) == sorted(mine, key=lambda one: one.slot)
             entries = [one for one in held.entries() if one.owner == owner]
             assert self.ledger.entries_of(owner) == sorted(entries, key=lambda one: one.slot)
             stakes = [one for one in held.stakes() if one.owner == owner]

@@ -28,7 +28,7 @@ from economics.slots import state_key, statement_slot
 from economics.state import Bucket, Reservation
 from economics.transactions import SignedTransaction
 from p2pnode.keys import Key
-from tests.chain import EXPIRY_HEIGHT, Chain, key_of, made_by, make_id, sign
+from tests.chain import EXPIRY_HEIGHT, Chain, key_of, made_by, make_id, reservations_of, sign
 from tests.refusals import reason
 from tests.small import OPERATORS, OTHER_OWNER, OWNER, commit, make_genesis
 
@@ -130,7 +130,7 @@ class TestReservation:
         return chain.reserve(OWNER, Reserve(10, 0, 6))
 
     def owned(self, chain: Chain) -> list[tuple[int, int, int]]:
-        found = chain.ledger.reservations_of(ALICE)
+        found = reservations_of(chain.ledger, ALICE)
         return sorted((one.units, one.start_epoch, one.end_epoch) for one in found)
 
     @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ class TestReservation:
         assert chain.run(OWNER, SplitUnits(held, 1)) is Code.NOT_OWNER
         assert chain.run(OTHER_OWNER, SplitUnits(held, 1)) is Code.OK
         assert self.owned(chain) == []
-        assert len(chain.ledger.reservations_of(BOB)) == 2
+        assert len(reservations_of(chain.ledger, BOB)) == 2
 
     def test_leaves_the_state_when_it_ends(self, chain: Chain, held: ReservationId) -> None:
         for _ in range(5):
@@ -528,5 +528,5 @@ class TestAttacks:
         for operation in (Merge(mine, back), Merge(mine, part)):
             assert chain.run(OWNER, operation) is Code.OK
         assert chain.run(OWNER, Merge(mine, back)) is Code.NOT_FOUND
-        assert chain.ledger.reservations_of(ALICE) == [Reservation(mine, ALICE, 2 * UNITS, 0, 5)]
+        assert reservations_of(chain.ledger, ALICE) == [Reservation(mine, ALICE, 2 * UNITS, 0, 5)]
         assert used(chain)[:6] == [2 * UNITS] * 5 + [0]

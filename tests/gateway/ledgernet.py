@@ -2,21 +2,27 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import trio
 
 from economics.arguments import Certify, Operation
-from economics.blob import BlobId
+from economics.blob import BlobId, Header
+from economics.commitments import Certificate, ReservationId
 from economics.state import BlobEntry
+from economics.tree import StateKey
+from p2pnode.cache import SegmentCache
 from p2pnode.chainview import Make, Outcome
+from p2pnode.errors import Unavailable
 from p2pnode.gateway.access import Access
 from p2pnode.gateway.app import create_app
+from p2pnode.gateway.blobs import Blobs
 from p2pnode.gateway.server import Bounds
 from p2pnode.gateway.services import Limits, Services
 from p2pnode.home import Home
@@ -42,7 +48,10 @@ class LedgerNet(LedgerChain):
         super().__init__(GENESIS)
         self.chain = self
         self.codec = make_codec(GENESIS)
+        self.reader = self
         self.blobs: dict[BlobId, bytes] = {}
+        self.headers_of: dict[BlobId, Header] = {}
+        self.certificates: dict[BlobId, Certificate] = {}
         self.uploads: list[BlobId] = []
         self.under_way = 0
         self.most_under_way = 0
@@ -75,9 +84,36 @@ class LedgerNet(LedgerChain):
             outcome = await self.transact(publisher.key, Certify(certificate))
         finally:
             self.under_way -= 1
-        self.blobs[blob_id] = data
+        self.blobs[blob_id], self.headers_of[blob_id], self.certificates[blob_id] = data, header, certificate
         self.uploads.append(blob_id)
         return Stored(blob_id, header.length, certificate, 3, 0, 0, ()), outcome
+
+    # --- what a reader asks --------------------------------------------------------------------------------------
+
+    async def header(self, blob_id: BlobId) -> Header:
+        await trio.lowlevel.checkpoint()
+        if blob_id not in self.headers_of:
+            raise Unavailable("no node has it")
+        return self.headers_of[blob_id]
+
+    async def segment(self, header: Header, index: int) -> list[memoryview]:
+        return await self.segment_range(header, index, 0, header.code.segment_length(header.length, index))
+
+    async def segment_range(self, header: Header, index: int, start: int, stop: int) -> list[memoryview]:
+        await trio.lowlevel.checkpoint()
+        begin = index * header.code.segment_bytes
+        return [memoryview(self.blobs[header.blob_id][begin + start : begin + stop])]
+
+    async def prove(self, keys: Sequence[StateKey]) -> Any:
+        return SimpleNamespace(values=await self.values(keys))
+
+    async def entry(self, blob_id: BlobId, reservation: ReservationId) -> BlobEntry | None:
+        return self.ledger.entry(blob_id, reservation)
+
+    async def certificate(self, blob_id: BlobId) -> Certificate | None:
+        return self.certificates.get(blob_id)
+
+    # --- what a test does ----------------------------------------------------------------------------------------
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def upload(publisher: Publisher, source: Source, blob_id: BlobId, reserving: Any) -> Any:
@@ -90,7 +126,7 @@ class LedgerNet(LedgerChain):
 
     @property
     def spent_frost(self) -> int:
-        return cast(int, GENESIS.accounts[0].balance_frost) - self.ledger.account(key_of(OWNER)).balance_frost
+        return GENESIS.accounts[0].balance_frost - self.ledger.account(key_of(OWNER)).balance_frost
 
 
 def make_services(
@@ -100,6 +136,7 @@ def make_services(
     owner: Key | None = OWNER,
     limits: Limits | None = None,
     is_loopback: bool = True,
+    blobs: Blobs | None = None,
 ) -> Services:
     return Services(
         home=Home(path),
@@ -107,6 +144,7 @@ def make_services(
         owner=owner,
         access=Access(TOKEN, is_loopback=is_loopback),
         limits=limits or Limits(blob_bytes_max=4 << 20, quilt_bytes_max=4 << 20),
+        blobs=blobs,
     )
 
 
@@ -167,8 +205,11 @@ def reason_of(answer: Answer, status: int) -> str:
 
 @asynccontextmanager
 async def open_gateway(
-    net: LedgerNet, path: Path, *, bounds: Bounds | None = None, **options: Any
+    net: LedgerNet, path: Path, *, bounds: Bounds | None = None, patience_s: float = 60.0, **options: Any
 ) -> AsyncIterator[Gateway]:
-    services = make_services(net, path, **options)
-    async with serving(create_app(services), bounds) as port:
-        yield Gateway(net, services, port)
+    async with trio.open_nursery() as nursery:
+        cache = SegmentCache(path / "cache" / "blobs", net.codec)
+        services = make_services(net, path, blobs=Blobs(cast(Session, net), cache, nursery), **options)
+        async with serving(create_app(services), bounds, patience_s=patience_s) as port:
+            yield Gateway(net, services, port)
+        nursery.cancel_scope.cancel()

@@ -177,11 +177,13 @@ async def test_a_refused_body_is_still_answered_and_its_tasks_end() -> None:
 
 async def test_who_reads_nothing_is_cut_off() -> None:
     async with serving(Seen().app, Bounds(stall_s=0.3)) as port:
-        stream = await trio.open_tcp_stream("127.0.0.1", port)
-        async with stream:
+        await trio.testing.wait_all_tasks_blocked()
+        before = trio.lowlevel.current_statistics().tasks_living
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             await stream.send_all(build("GET", "/big"))
-            await trio.sleep(1.5)
-            received = 0
+            received = len(await stream.receive_some(1))
+            while trio.lowlevel.current_statistics().tasks_living > before:  # noqa: ASYNC110 - trio tells of no end
+                await trio.sleep(0.01)
             with suppress(trio.BrokenResourceError):
                 while chunk := await stream.receive_some():
                     received += len(chunk)

@@ -20,6 +20,7 @@ from economics.tree import StateKey
 from p2pnode.chainview import Head, HistoryRow, Make, Outcome, Seating
 from p2pnode.errors import TransactionFailed
 from p2pnode.keys import Key
+from tests.chain import reservations_of
 from tests.small import OWNER, Blob, certify, make_statement
 
 NEVER = 1 << 40
@@ -114,7 +115,7 @@ class LedgerChain:
         return self.ledger.entries_of(owner)
 
     async def reservations(self, owner: OwnerId) -> list[Reservation]:
-        return self.ledger.reservations_of(owner)
+        return reservations_of(self.ledger, owner)
 
     async def stakes(self, owner: OwnerId) -> list[Stake]:
         return self.ledger.stakes_of(owner)

@@ -22,7 +22,8 @@ from p2pnode.links import FrameType, Links
 from p2pnode.members import Members, Who
 from p2pnode.mempool import Mempool
 from p2pnode.network.stream import Stream
-from p2pnode.validator import Validator, speak_honestly
+from p2pnode.speech import speak_honestly
+from p2pnode.validator import Validator
 from p2pnode.votelog import VoteLog
 from tests.p2pnode.finalchain import GENESIS, open_executor
 from tests.small import OPERATORS

@@ -14,6 +14,7 @@ from economics.crypto import OwnerId
 from economics.errors import Reason
 from economics.slots import account_key
 from p2pnode import chainclient as chainclient_module
+from p2pnode import chainreader as chainreader_module
 from p2pnode.chainclient import ChainClient
 from p2pnode.errors import NetworkError, TooSlow
 from p2pnode.executor import Executor
@@ -79,7 +80,7 @@ async def test_what_a_member_hides_is_had_from_another(executor: Executor, tmp_p
 async def test_a_member_that_falls_silent_is_passed_over(
     executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chainclient_module, "ANSWER_S", 1.0)
+    monkeypatch.setattr(chainreader_module, "ANSWER_S", 1.0)
     async with asking(tmp_path, [silent, serve(executor).handle]) as (client, _):
         assert (await client.head()).height == 2
 
@@ -116,7 +117,7 @@ async def test_members_that_answer_at_once_are_not_asked_without_a_pause(
     async with asking(tmp_path, [liar(unknown)] * 4) as (client, _):
         with pytest.raises(TooSlow):
             await client.wait(GENESIS.chain_id, deadline_s=10)
-    assert asked <= 4 * (10 / chainclient_module.PAUSE_S + 2)
+    assert asked <= 4 * (10 / chainreader_module.PAUSE_S + 2)
 
 
 async def test_a_list_that_never_ends_is_a_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

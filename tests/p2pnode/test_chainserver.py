@@ -24,6 +24,7 @@ from p2pnode import chainserver as chainserver_module
 from p2pnode.chainserver import ChainServer
 from p2pnode.errors import NetworkError
 from p2pnode.executor import Executor
+from tests.chain import reservations_of
 from tests.p2pnode.chainnet import CLIENT, serve
 from tests.p2pnode.finalchain import GENESIS, Maker, end_epoch, extend, open_executor, sign
 from tests.small import OPERATORS, OTHER_OWNER, OWNER
@@ -216,7 +217,7 @@ class TestAnswers:
         for _ in range(3):
             await extend(executor, sign(executor.ledger, OWNER, Reserve(1, 0, 2)))
         ledger = executor.ledger
-        reserved = [state_key(reservation_slot(item.reservation)) for item in ledger.reservations_of(SENDER)]
+        reserved = [state_key(reservation_slot(item.reservation)) for item in reservations_of(ledger, SENDER)]
         stakes = [state_key(item.slot) for item in ledger.stakes_of(SENDER)]  # of the first members
         owned = [*reserved, *stakes]
         header, data = await answer(server, "owned", owner=bytes(SENDER), first=0)

@@ -79,9 +79,9 @@ async def challenged_network(path: Path) -> AsyncIterator[list[Participant]]:
         for own, participant in enumerate(nodes):
             serve(world, path / f"{own}.store", own, participant)
         first = nodes[0]
-        await first.submit(reserve(GENESIS))
+        await first.intake.submit(reserve(GENESIS))
         certificate = certify(GENESIS, make_statement(GENESIS, BLOB.header), (0, 1, 2))
-        await first.submit(sign(first.executor.ledger, OWNER, Certify(certificate), nonce=1))
+        await first.intake.submit(sign(first.executor.ledger, OWNER, Certify(certificate), nonce=1))
         yield nodes
 
 

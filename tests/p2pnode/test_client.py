@@ -4,6 +4,8 @@ import io
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -14,6 +16,7 @@ import pytest
 import trio
 
 from economics.blob import parse_blob_id
+from p2pnode import client as module
 from p2pnode.client import Client, SyncClient, connect, open_client
 from p2pnode.errors import (
     Closed,
@@ -26,9 +29,10 @@ from p2pnode.errors import (
     Unpaid,
 )
 from p2pnode.home import Home
-from p2pnode.testing import LocalTestnet
+from p2pnode.testing import LocalTestnet, local_testnet
 from p2pnode.wallet import INTERACTIVE, create_wallet
 
+ROOT = Path(__file__).parent.parent.parent
 TEXT = b"as you like it"
 UNKNOWN = "A" * 43
 SEGMENT_BYTES = 8 << 20
@@ -137,6 +141,9 @@ def test_what_is_encrypted_opens_at_this_home_alone(
     assert client.read(files.blob_id, "a") == b"one"
     infos = [client.info(blob_id) for blob_id in (stored.blob_id, files.blob_id)]
     assert [(info.is_encrypted, info.kind) for info in infos] == [(True, "bytes"), (True, "quilt")]
+    kept = set(Home(p2pnode_testnet.home).sealed_keys_path.iterdir())
+    assert isinstance(raised_by(partial(client.store, b"dear", encrypt=True, max_cost=0)), Unpaid)
+    assert len(set(Home(p2pnode_testnet.home).sealed_keys_path.iterdir()) - kept) == 1  # kept before it is paid for
     home = Home(tmp_path / "other")
     home.put_genesis(Home(p2pnode_testnet.home).load_genesis())
     with connect(home) as other:
@@ -413,6 +420,39 @@ def test_a_node_that_dies_while_a_blob_is_read_is_gone_round(
             p2pnode_testnet.restart(2)
     assert b"".join(found) == data
     assert client.read(stored.blob_id) == some_bytes(63, 1_000)
+
+
+def test_a_node_that_failed_gets_another_chance_when_no_call_goes_on(
+    p2pnode_testnet: LocalTestnet, client: SyncClient, large: tuple[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p2pnode_testnet.kill(2)
+    try:
+        client.read(large[0])
+    finally:
+        p2pnode_testnet.restart(2)
+    members = client._client.session.members
+    assert set(members.faults) == {2}
+    client.read(large[0])
+    assert set(members.faults) == {2}
+    monkeypatch.setattr(module, "FORGIVE_S", 0.0)
+    client.read(large[0])
+    assert members.faults == {}
+
+
+def test_a_plain_script_that_forgets_to_close_its_client_runs_once_and_ends_quietly(tmp_path: Path) -> None:
+    """Encoding small symbols in processes would run it once more in each of them."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from p2pnode.client import connect\n"
+        "client = connect()\n"
+        "data = bytes(range(100)) * 500\n"
+        "assert client.read(client.store(data).blob_id) == data\n"
+        "print('done')\n"
+    )
+    with local_testnet(segment_bytes=4_096) as net:
+        environment = {**os.environ, "P2PNODE_HOME": str(net.home), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
 def test_a_client_outlives_a_restart_of_every_node(

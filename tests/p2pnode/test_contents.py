@@ -9,19 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from economics.blob import BlobId
-from economics.geometry import Code
 from p2pnode.contents import HashedView, Keys, Kind, Listed, NoKey, describe, open_content
 from p2pnode.errors import InputError, Unavailable
 from p2pnode.manifest import FolderBlob, FolderFile, Manifest
 from p2pnode.quilt import QuiltFile, build_patch_id, build_quilt
 from p2pnode.sealed import FRAME_BYTES, FRONT, SealedSource, WrongKey
-from p2pnode.sources import BytesSource, Source, compute_blob_id
+from p2pnode.sources import BytesSource, Source
 from p2pnode.views import View, read_all
 from tests import reference
 from tests.p2pnode.bytesview import BytesView
 
 KEY, OTHER = bytes(range(32)), bytes(32)
-CODE = Code(4)
 LARGE = reference.content(3 * FRAME_BYTES + 5)
 FILES = {"a.txt": b"first", "b/c.txt": b"", "b/d.bin": LARGE}
 
@@ -36,8 +34,9 @@ class Blobs:
     def put(self, source: Source | bytes, key: bytes | None = None) -> BlobId:
         plain = BytesSource(source) if isinstance(source, bytes) else source
         blob = plain if key is None else SealedSource(plain, key)
-        blob_id = compute_blob_id(blob, CODE)
-        self.held[blob_id] = BytesView(blob.read(0, blob.length))
+        data = blob.read(0, blob.length)
+        blob_id = BlobId(blake3(data).digest())
+        self.held[blob_id] = BytesView(data)
         return blob_id
 
     async def open(self, blob_id: BlobId) -> View:
@@ -121,11 +120,20 @@ async def test_a_sealed_blob_is_opened_with_its_key_and_else_it_is_bytes(blobs: 
         await describe(blobs.open, wrong, blob_id)
 
 
-async def test_a_key_for_a_blob_that_is_not_sealed_is_an_error(blobs: Blobs) -> None:
-    for data in (LARGE, b"", b"short"):
+async def test_a_key_for_a_blob_that_is_not_sealed_changes_nothing(blobs: Blobs) -> None:
+    """Whoever opened a link with one must go on reading the blob."""
+    for data in (LARGE, b"", b"short", FRONT, bytes(24)):
         blob_id = blobs.put(data)
-        with pytest.raises(WrongKey, match="is not sealed"):
-            await blobs.read(blob_id, keys=knows((blob_id, KEY)))
+        keys = knows((blob_id, KEY))
+        assert await blobs.read(blob_id, keys=keys) == data
+        content = await describe(blobs.open, keys, blob_id)
+        assert (content.kind, content.is_sealed, content.view.length) == (Kind.BYTES, False, len(data))
+
+
+async def test_what_begins_as_sealed_and_has_a_length_that_no_sealed_blob_has_is_bytes(blobs: Blobs) -> None:
+    for data, kind in ((FRONT, Kind.BYTES), (FRONT + bytes(15), Kind.BYTES), (FRONT + bytes(16), Kind.SEALED)):
+        content = await describe(blobs.open, knows(), blobs.put(data))
+        assert (content.kind, content.view.length) == (kind, len(data))
 
 
 async def test_sealed_twice_is_opened_once(blobs: Blobs) -> None:

@@ -40,15 +40,17 @@ async def encode_all(encoder: Encoder, *, slots: set[int]) -> None:
             assert made.matrix == wanted.matrix
 
 
-@pytest.mark.parametrize("small", [True, False], ids=["processes", "threads"])
+@pytest.mark.parametrize(
+    ("small", "workers"), [(True, True), (False, True), (True, False)], ids=["processes", "threads", "no workers"]
+)
 async def test_every_mode_makes_the_codec_s_slivers_in_a_few_buffers(
-    monkeypatch: pytest.MonkeyPatch, small: bool
+    monkeypatch: pytest.MonkeyPatch, small: bool, workers: bool
 ) -> None:
     if not small:
         monkeypatch.setattr(encoder_module, "PROCESS_SYMBOL_BYTES", 0)
     slots: set[int] = set()
-    async with open_encoder(Codec(CODE, KERNEL), length=len(DATA)) as encoder:
-        assert (encoder._pool is not None) is small
+    async with open_encoder(Codec(CODE, KERNEL), length=len(DATA), workers=workers) as encoder:
+        assert (encoder._pool is not None) is (small and workers)
         await encode_all(encoder, slots=slots)
     assert len(slots) == len(encoder.slots) == SLOTS
 

@@ -19,8 +19,8 @@ from p2pnode import chainsync as chainsync_module
 from p2pnode.errors import NetworkError
 from p2pnode.links import FrameType, build_frame
 from p2pnode.protocols import chain_protocol, consensus_protocol
+from p2pnode.speech import encode_message
 from p2pnode.trust import trusted_genesis
-from p2pnode.validator import encode_message
 from tests.p2pnode.chainnet import silent
 from tests.p2pnode.finalchain import Maker, open_executor, sign
 from tests.p2pnode.village import GENESIS, TO, join, network, pay, settle
@@ -30,19 +30,19 @@ from tests.small import OPERATORS, OWNER
 async def test_they_execute_what_any_of_them_is_given(tmp_path: Path) -> None:
     async with network(tmp_path, range(4)) as (_, nodes):
         for nonce in range(8):
-            await nodes[nonce % 4].submit(pay(nodes[0], nonce))
+            await nodes[nonce % 4].intake.submit(pay(nodes[0], nonce))
         await settle(nodes, 8)
 
 
 async def test_three_of_them_go_on_and_the_fourth_catches_up(tmp_path: Path) -> None:
     async with network(tmp_path, range(3)) as (world, nodes):
         for nonce in range(4):
-            await nodes[0].submit(pay(nodes[0], nonce))
+            await nodes[0].intake.submit(pay(nodes[0], nonce))
         await settle(nodes, 4)
         late = join(world, tmp_path / "3", 3)
         world.start(late)
         await settle([late], 4)
-        await late.submit(pay(late, 4))
+        await late.intake.submit(pay(late, 4))
         await settle([*nodes, late], 5)
 
 
@@ -78,7 +78,7 @@ async def test_three_of_them_go_on_while_the_fourth_floods_them(what: str, tmp_p
         for member in range(3):
             world.nursery.start_soon(pour, member)
         for nonce in range(4):
-            await nodes[nonce % 3].submit(pay(nodes[0], nonce))
+            await nodes[nonce % 3].intake.submit(pay(nodes[0], nonce))
         await settle(nodes, 4)
 
 
@@ -104,7 +104,7 @@ async def test_three_of_them_go_on_when_the_fourth_proposes_what_nobody_has(tmp_
             stream = world.open_stream(liar, NodeId(OPERATORS[member].public), consensus_protocol(genesis))
             await stream.send(frame)
         for nonce in range(3):
-            await nodes[nonce].submit(pay(nodes[0], nonce))
+            await nodes[nonce].intake.submit(pay(nodes[0], nonce))
         await settle(nodes, 3)
         stores = [node.executor.store for node in nodes]
         assert all(store.header(height) != made.header for store in stores for height in range(1, store.head() + 1))
@@ -116,7 +116,7 @@ async def test_one_that_was_away_catches_up_past_a_liar(tmp_path: Path, monkeypa
     liar = NodeId(OPERATORS[2].public)
     async with network(tmp_path, (0, 1, 2)) as (world, nodes):
         for nonce in range(4):
-            await nodes[0].submit(pay(nodes[0], nonce))
+            await nodes[0].intake.submit(pay(nodes[0], nonce))
         await settle(nodes, 4)
         world.served[liar, chain_protocol(GENESIS)] = silent
         late = join(world, tmp_path / "3", 3)

@@ -7,23 +7,29 @@ import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 
 import pytest
+import trio
 from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
 from economics.blob import BlobId, build_blob_id_text
-from economics.geometry import Code
+from economics.geometry import BLOB_BYTES_MAX, Code
+from p2pnode.encoder import open_encoder
 from p2pnode.errors import ConfigError, InputError
 from p2pnode.home import Home
 from p2pnode.keyring import UNIT_BYTES, Keyring, derive_key, pin
 from p2pnode.keys import keep_secret
-from p2pnode.sealed import FRAME_BYTES
+from p2pnode.sealed import FRAME_BYTES, SealedSource, sealed_length
 from p2pnode.sources import BytesSource, FileSource, compute_blob_id
+from p2pnode.upload import Stored
 from tests import reference
+from tests.p2pnode.test_upload import open_run
+from tests.small import OWNER, encode_blob, make_codec
 
 SECRET = bytes([9]) * 32
 BLOB = BlobId(bytes(range(32)))
@@ -186,6 +192,30 @@ def test_the_same_file_stored_again_from_one_home_is_the_same_blob(tmp_path: Pat
     assert compute_blob_id(FileSource.open(tmp_path / "a"), code) not in ids
 
 
+async def test_an_upload_that_was_cut_short_goes_on_from_where_it_was(tmp_path: Path, home: Home) -> None:
+    """The same call in another process: what members have of the sealed blob they are not sent again."""
+    path = tmp_path / "film"
+    path.write_bytes(reference.content(8_000))
+
+    async with open_run(tmp_path) as run:
+
+        async def store() -> Stored:
+            source = Keyring(Home(home.path)).seal(FileSource.open(path))
+            async with open_encoder(make_codec(run.genesis), length=source.length) as encoder:
+                return await run.make_uploader(encoder, OWNER).run(source, partial(run.agree, OWNER))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store)
+            await run.until(lambda now: now.stored >= 3)
+            nursery.cancel_scope.cancel()
+        stored = await store()
+        again = await store()
+    blob = SealedSource(BytesSource(reference.content(8_000)), Keyring(home).seal(FileSource.open(path)).key)
+    assert stored.blob_id == again.blob_id == encode_blob(run.genesis.code, blob.read(0, blob.length)).header.blob_id
+    assert stored.present_segments >= 3 * 3
+    assert (again.sent_bytes, again.present_segments) == (0, 9 * 4)
+
+
 @pytest.mark.parametrize("at", [0, UNIT_BYTES - 1, UNIT_BYTES, 2 * UNIT_BYTES + 99])
 def test_a_file_that_changed_after_it_was_hashed_is_not_sealed_with_that_key(
     tmp_path: Path, keyring: Keyring, at: int
@@ -200,8 +230,8 @@ def test_a_file_that_changed_after_it_was_hashed_is_not_sealed_with_that_key(
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     unit = at // UNIT_BYTES
     for index in range(3):
-        start = 8 + index * 16 * (FRAME_BYTES + 16)
-        stop = min(start + 16 * (FRAME_BYTES + 16), source.length)
+        start = 8 + sealed_length(UNIT_BYTES) * index - 8 * index
+        stop = min(start + sealed_length(UNIT_BYTES) - 8, source.length)
         if index == unit:
             with pytest.raises(InputError, match=f"{path} changed while it was stored: store it again"):
                 source.read(start, start + 1)
@@ -229,8 +259,13 @@ def test_a_large_source_is_hashed_and_sealed_in_bounded_memory(keyring: Keyring)
         read = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert hashed < 3 * UNIT_BYTES
-    assert read < (2 * 8 << 20) + 4 * UNIT_BYTES
+    assert hashed < 6 * UNIT_BYTES
+    assert read < (2 * 8 << 20) + 8 * UNIT_BYTES
+
+
+def test_what_is_too_large_once_it_is_sealed_is_refused_before_it_is_read(keyring: Keyring) -> None:
+    with pytest.raises(InputError, match=r"zeros, sealed, has \d+ bytes; a blob has at most"):
+        keyring.seal(Zeros(BLOB_BYTES_MAX))
 
 
 # --- keys that are kept ------------------------------------------------------------------------------------------

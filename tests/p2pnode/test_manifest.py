@@ -268,3 +268,10 @@ async def test_a_blob_that_is_something_else_is_not_fetched_to_find_out() -> Non
     with pytest.raises(NotAFolder, match="at most 10"):
         await read_manifest(MemoryView(packed([], [], ["a", "b"])), size_max=10)
     assert reason(Manifest.decode, FRONT + bytes(MANIFEST_BYTES_MAX)) == Reason.TOO_LARGE
+
+
+def test_a_manifest_does_not_show_its_keys() -> None:
+    """It may be in a traceback, and so in a log."""
+    key = bytes(range(32))
+    manifest = Manifest((FolderBlob(BlobId(bytes(32)), 1, key),), (), ())
+    assert repr(key)[2:20] not in repr(manifest)

@@ -49,7 +49,7 @@ async def until(node: Participant, condition: Callable[[], bool]) -> None:
 async def submit(node: Participant, operations: tuple[Operation, ...]) -> None:
     """Have the owner ask for these, one after the other."""
     for nonce, operation in enumerate(operations):
-        await node.submit(sign(node.executor.ledger, OWNER, operation, nonce=nonce))
+        await node.intake.submit(sign(node.executor.ledger, OWNER, operation, nonce=nonce))
 
 
 async def swap(nodes: Sequence[Participant]) -> None:
@@ -80,7 +80,7 @@ class TestSwap:
             world.stop(nodes[3])
             left = [nodes[own] for own in (0, 1, 2, 4)]
             for nonce, node in enumerate(left, start=3):
-                await node.submit(pay(nodes[1], nonce))
+                await node.intake.submit(pay(nodes[1], nonce))
             await settle(left, 3 + len(left))
             assert [node.membership.own for node in left] == [None, 0, 1, 3]
             await until(nodes[0], lambda: nodes[0].membership.links is None)
@@ -100,7 +100,7 @@ class TestSwap:
             epoch = nodes[1].executor.ledger.epoch
             for node in nodes[1:]:
                 await node.executor.wait_epoch_beyond(epoch)
-            await nodes[4].submit(pay(nodes[4], 3))
+            await nodes[4].intake.submit(pay(nodes[4], 3))
             await settle(nodes, 4)
             assert nodes[1].membership.links is links
             assert nodes[1].membership.validator is not validator
@@ -148,16 +148,16 @@ class TestStream:
             await stake(node.executor, STANDBY)
             await unstake(node.executor, 0)
             await extend(node.executor, after_ms=STAKED.parameters.epoch_ms // 2)
-            node._behind = trio.Event()
+            node.news._behind = trio.Event()
             staying, leaving = (
                 world.open_stream(node_of(own), node_of(STANDBY), consensus_protocol(STAKED)) for own in (1, 0)
             )
             with trio.fail_after(5):
                 with pytest.raises(StreamBroken):
                     await leaving.receive_some(1)
-                await node._behind.wait()
+                await node.news._behind.wait()
                 nursery.start_soon(node.membership.run)
                 await extend(node.executor, after_ms=STAKED.parameters.epoch_ms)
                 await staying.send(build_frame(FrameType.TRANSACTIONS, b"news"))
-                assert await node._incoming.receive() == (node_of(1), b"news")
+                assert await node.intake._incoming.receive() == (node_of(1), b"news")
             nursery.cancel_scope.cancel()

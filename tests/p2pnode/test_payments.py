@@ -15,6 +15,7 @@ from p2pnode import payments
 from p2pnode.errors import ExitCode, InputError, TransactionFailed, Unavailable, Unpaid
 from p2pnode.keys import Key
 from p2pnode.payments import Order, Quote, format_amount, keep_live, parse_amount, quote, reserve_for, signers_max
+from tests.chain import reservations_of
 from tests.p2pnode.ledgerchain import LedgerChain
 from tests.small import BALANCE_FROST, OTHER_OWNER, OWNER, make_blob, make_genesis
 
@@ -107,7 +108,7 @@ class TestReserving:
         chain.apply(ends_epoch=True)
         heard: list[Quote] = []
         reserved = await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=2, on_quote=heard.append))
-        assert chain.ledger.reservations_of(SELF) == [Reservation(reserved.reservation, SELF, UNITS, 1, 3)]
+        assert reservations_of(chain.ledger, SELF) == [Reservation(reserved.reservation, SELF, UNITS, 1, 3)]
         assert heard == [quote(GENESIS, await chain.seats(), units=UNITS, epochs=2)]
 
     async def test_takes_storage_that_the_owner_holds(self, chain: LedgerChain) -> None:

@@ -1,5 +1,6 @@
 """A file that a node certified for its owner meanwhile is stored: the call that came too late does not fail."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -12,17 +13,18 @@ from economics.arguments import (
     Operation,
     Reserve,
 )
+from economics.blob import BlobId
 from economics.commitments import ReservationId
 from economics.state import BlobEntry
 from p2pnode.chainview import Outcome
-from p2pnode.errors import TransactionFailed
+from p2pnode.errors import SpaceError, TransactionFailed
 from p2pnode.keys import Key
 from p2pnode.payments import Order, Reserved
 from p2pnode.publish import Publisher, _Reserving
 from p2pnode.session import Session
-from p2pnode.sources import BytesSource
+from p2pnode.sources import BytesSource, compute_blob_id
 from p2pnode.upload import Stored, TooFewNodes
-from tests.chain import key_of
+from tests.chain import key_of, reservations_of
 from tests.p2pnode.ledgerchain import LedgerChain
 from tests.small import OTHER_OWNER, OWNER, certify, make_blob, make_genesis, make_statement
 
@@ -53,7 +55,7 @@ class Net(LedgerChain):
 
     async def reserve(self, epochs: int = 3) -> ReservationId:
         await self.transact(OWNER, Reserve(GENESIS.code.encoded_units(5_000), 0, epochs))
-        return self.ledger.reservations_of(key_of(OWNER))[-1].reservation
+        return reservations_of(self.ledger, key_of(OWNER))[-1].reservation
 
     def stored(self, reservation: ReservationId, salt: int) -> Stored:
         statement = make_statement(GENESIS, BLOB.header, reservation=reservation, salt=bytes([salt]) * 16)
@@ -116,3 +118,18 @@ async def test_members_that_refuse_what_is_certified_already_are_right(
     else:
         with pytest.raises(TooFewNodes):
             await publisher._upload(BytesSource(bytes(5_000)), ID, reserving)
+
+
+async def test_a_blob_is_named_before_anything_is_paid_or_sent(net: Net) -> None:
+    """What is certified may be so by a node, after the call was killed: the key that opens it must be kept by then."""
+    named: list[BlobId] = []
+
+    def refuse(blob_id: BlobId) -> None:
+        named.append(blob_id)
+        raise SpaceError("the disk is full")
+
+    data = bytes(5_000)
+    with pytest.raises(SpaceError):
+        await replace(net.publisher(), on_named=refuse).publish(BytesSource(data))
+    assert named == [compute_blob_id(BytesSource(data), GENESIS.code)]
+    assert not reservations_of(net.ledger, key_of(OWNER))

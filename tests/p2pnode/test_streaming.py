@@ -3,12 +3,15 @@
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 import trio
 
-from p2pnode.errors import Closed, InputError, Unavailable
-from p2pnode.streaming import Feed, parse_range, write_to
+from economics.blob import BlobId
+from p2pnode.errors import Closed, InconsistentBlob, InputError, NodeError, Unavailable
+from p2pnode.session import Session
+from p2pnode.streaming import Feed, JudgedView, parse_range, write_to
 from p2pnode.views import Write, verify_range
 
 PIECES = (b"as ", b"you ", b"like ", b"it")
@@ -92,6 +95,28 @@ async def test_a_client_that_is_closed_meanwhile_is_no_end_of_the_bytes() -> Non
         nursery.cancel_scope.cancel()
     with pytest.raises(Closed):
         await anext(feed)
+
+
+class Judge:
+    """A session that says of every blob but one that its writer is at fault."""
+
+    def __init__(self, innocent: BlobId) -> None:
+        self.innocent = innocent
+
+    async def judge(self, blob_id: BlobId, fault: NodeError) -> NodeError:
+        return fault if blob_id == self.innocent else InconsistentBlob("it is proven")
+
+
+async def test_a_read_that_fails_by_its_writers_fault_says_so_and_any_other_raises_as_it_did() -> None:
+    guilty, innocent = BlobId(bytes(32)), BlobId(bytes(31) + b"\1")
+    session = cast(Session, Judge(innocent))
+    with pytest.raises(InconsistentBlob) as raised:
+        await write_to(JudgedView(session, guilty, Told(failing_after=1)), io.BytesIO())
+    assert isinstance(raised.value.__cause__, Unavailable)
+    with pytest.raises(Unavailable) as plain:
+        await write_to(JudgedView(session, innocent, Told(failing_after=1)), io.BytesIO())
+    assert plain.value.__cause__ is None
+    assert await write_to(JudgedView(session, guilty, Told()), io.BytesIO()) == len(TEXT)
 
 
 async def test_a_view_is_written_to_a_file() -> None:

@@ -17,8 +17,9 @@ from economics.errors import Reason, Rejected
 from economics.votes import Kind, Vote
 from p2pnode.errors import StreamBroken
 from p2pnode.links import FrameType
+from p2pnode.speech import encode_message
 from p2pnode.trust import trusted_genesis
-from p2pnode.validator import SENDER_INPUTS_MAX, encode_message
+from p2pnode.validator import SENDER_INPUTS_MAX
 from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, end_epoch, extend, finalize, open_executor, sign
 from tests.p2pnode.member import Member, node_of, vote
 from tests.small import OTHER_OWNER, OWNER

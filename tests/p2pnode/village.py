@@ -20,7 +20,7 @@ from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
 from p2pnode.participant import Participant
 from p2pnode.protocols import chain_protocol, consensus_protocol
-from p2pnode.validator import speak_honestly
+from p2pnode.speech import speak_honestly
 from tests.p2pnode.finalchain import GENESIS as PLAIN
 from tests.p2pnode.finalchain import open_executor, sign
 from tests.p2pnode.member import node_of, open_binding

@@ -27,7 +27,8 @@ from tests.simulation.chain import Blocks
 from tests.simulation.invariants import vote_bytes
 from tests.simulation.keys import Roster, Signer
 from tests.simulation.network import Network
-from tests.simulation.shell import Payload, Shell, Transactions, WantBlocks, WantTransactions
+from tests.simulation.payloads import Payload, Transactions, WantBlocks, WantTransactions
+from tests.simulation.shell import Shell
 from tests.simulation.world import World
 
 ARCHIVE_MAX = 400

@@ -42,8 +42,10 @@ percent of loss allows as many again (12 at most)."""
 CATCH_UP_TIMEOUTS = 15
 """L4: so many leader timeouts, and everybody has caught up who is in the newest epoch and has voted: an answer that
 did not come is asked for anew after one or two. Each percent of loss allows as many again, as for views."""
-EPOCHS_ALLOWED = 2
-"""Who lost its disk is silent into the next epoch, and an idle chain gives cause to vote once a heartbeat."""
+SILENT_EPOCHS = 2
+"""And so many epochs more for who lost its disk. It asks what it may have signed, and nobody can tell while nothing of
+an epoch is certified: the rest of the epoch that it catches up in may be too short. In the whole one after it, it is
+told before the boundary is, as a block is due at the cut-off: then it votes in the next (`Engine.quiet_next_epoch`)."""
 EPOCH_TIMEOUTS = 3
 """And so many more for each epoch that a node is behind: an answer ends with an epoch, and who was asked for the next
 may be silent or behind, too."""
@@ -103,12 +105,12 @@ class Watch:
     last_votes: dict[int, Slot] = field(default_factory=dict)
     evidence: list[Guilty] = field(default_factory=list)
     nullified: int = 0
+    lost: set[int] = field(default_factory=set)
+    """Nodes whose disk has forgotten something: what they proposed then they may hear again, and pass on."""
     _seen: set[tuple[int, SignedVote]] = field(default_factory=set)
     _valid: set[VoteCertificate] = field(default_factory=set)
     _spare: dict[int, int] = field(default_factory=dict)
     """Epoch -> the shards of the Byzantine members."""
-    _lost: set[int] = field(default_factory=set)
-    """Nodes whose disk has forgotten something: what they proposed then they may hear again, and pass on."""
     _told: dict[int, tuple[int, Digest]] = field(default_factory=dict)
     """Node -> the epoch that it is in and what it takes for the next committee."""
 
@@ -147,7 +149,7 @@ class Watch:
                 pass
             case _:
                 header = message.block.header
-                is_heard_again = message.block.hash in self.headers and shell.number in self._lost
+                is_heard_again = message.block.hash in self.headers and shell.number in self.lost
                 self.headers[message.block.hash] = header
                 leads = header.leader == self._index(shell, header.epoch) and not is_heard_again
                 if leads and message.block.hash not in shell.disk.kept:
@@ -293,7 +295,7 @@ class Watch:
 
     def lost_disk(self, shell: Shell) -> None:
         """Ask no more that a node has again what its disk has lost."""
-        self._lost.add(shell.number)
+        self.lost.add(shell.number)
         self.heights.pop(shell.number, None)
         self._told.pop(shell.number, None)
 
@@ -362,7 +364,8 @@ class Recovery:
     _votes_before: dict[int, Slot] = field(init=False)
     _lives: list[int] = field(default_factory=list)
     _late_ms: int = 0
-    """When L4 is broken; 0 while the chain has not gone on."""
+    """When L4 is broken for who has lost nothing; 0 while the chain has not gone on. An idle chain gives cause to vote
+    once a heartbeat."""
 
     def __post_init__(self) -> None:
         self._height = 2 + max(shell.chain.head.height for shell in self.shells)
@@ -379,8 +382,8 @@ class Recovery:
         heads = {shell.chain.head for shell in self.shells}
         if all(map(self._has_recovered, self.shells)) and (self.is_mixed or len(heads) == 1):
             return True
-        if self._late_ms and now_ms > self._late_ms and all(shell.is_up for shell in self.shells):
-            late = [shell.number for shell in self.shells if not self._has_recovered(shell)]
+        late = [shell.number for shell in self.shells if self._is_late(shell, now_ms=now_ms)]
+        if late and all(shell.is_up for shell in self.shells):
             raise Violation("L4", f"nodes {late} have not caught up, or not voted")
         return False
 
@@ -395,8 +398,11 @@ class Recovery:
         epochs = [shell.chain.ledger.epoch for shell in self.shells]
         timeouts = CATCH_UP_TIMEOUTS * (1 + self.loss) + EPOCH_TIMEOUTS * (max(epochs) - min(epochs))
         parameters = self.watch.genesis.parameters
-        paced_ms = EPOCHS_ALLOWED * (parameters.epoch_ms + parameters.heartbeat_ms)
-        self._late_ms = now_ms + timeouts * parameters.timeout_ms + paced_ms
+        self._late_ms = now_ms + timeouts * parameters.timeout_ms + parameters.heartbeat_ms
+
+    def _is_late(self, shell: Shell, *, now_ms: int) -> bool:
+        silent_ms = SILENT_EPOCHS * self.watch.genesis.parameters.epoch_ms if shell.number in self.watch.lost else 0
+        return 0 < self._late_ms < now_ms - silent_ms and not self._has_recovered(shell)
 
     def _has_gone_on(self, shell: Shell) -> bool:
         ledger, height = shell.chain.ledger, shell.chain.head.height

@@ -353,7 +353,7 @@ def _before(shell: Shell) -> Committee:
 
 def _with_the_last_committee(self: Shell) -> Engine:
     self._committee = _before(self)
-    self._others = tuple(number for number in self.roster.numbers(self._committee) if number != self.number)
+    self.others = tuple(number for number in self.roster.numbers(self._committee) if number != self.number)
     return _make_engine(self)
 
 

@@ -7,19 +7,16 @@ What it needs of its surroundings (wires, clock, watchers) is a `World`, a `Netw
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from economics.arguments import CommitBeacon, Operation, ReportSync
 from economics.block import (
     AHEAD_MS_MAX,
-    Block,
     BlockHeader,
     Finality,
     Proposal,
 )
 from economics.consensus import Engine
-from economics.crypto import Digest, OwnerId, Signature
+from economics.crypto import Digest, Signature
 from economics.effects import (
     Ask,
     Broadcast,
@@ -45,74 +42,20 @@ from economics.effects import (
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.ledger import Ledger
-from economics.transactions import SignedTransaction, Transaction, build
-from economics.votes import SignedVote, Verify, VoteCertificate
+from economics.transactions import SignedTransaction
+from economics.votes import SignedVote, VoteCertificate
 from tests.simulation.chain import BLOCKS_MAX, Blocks, Chain, Row
 from tests.simulation.disk import Disk, Kept, PowerCut
-from tests.simulation.keys import Roster, make_onion
+from tests.simulation.keys import Roster
 from tests.simulation.network import Network
+from tests.simulation.operator import Operator
+from tests.simulation.payloads import Identity, Observer, Payload, Transactions, WantBlocks, WantTransactions
 from tests.simulation.world import World
 
 JUDGE_MS_MAX = 30_000
-OWN_FEE_FROST = 10**7
-OWN_BLOCKS = 20
-"""A report that is not in a block by then is made anew."""
-ONION_LAYERS = 40
 PULL_MS = 250
 STUCK_TIMEOUTS = 3
 """So many leader timeouts without a new final block, and others are asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Transactions:
-    """Bodies, whether asked for or new."""
-
-    bodies: tuple[SignedTransaction, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WantTransactions:
-    hashes: tuple[Digest, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WantBlocks:
-    """Final blocks from this height on."""
-
-    first: int
-
-
-Payload = Message | Transactions | WantTransactions | WantBlocks | Blocks
-
-
-class Observer(Protocol):
-    """Who watches all members at once; each call may raise."""
-
-    def sent(self, shell: "Shell", message: Message) -> None: ...
-
-    def signed(self, shell: "Shell", message: bytes) -> None: ...
-
-    def held(self, shell: "Shell", certificate: VoteCertificate) -> None: ...
-
-    def finalized(self, shell: "Shell", blocks: Sequence[Block], finality: Finality) -> None: ...
-
-    def executed(self, shell: "Shell", header: BlockHeader, ledger: Ledger) -> None: ...
-
-    def accused(self, shell: "Shell", guilty: Guilty) -> None: ...
-
-    def went_down(self, shell: "Shell") -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a node is, whatever happens to its process."""
-
-    number: int
-    """Its place on the wires; its index in a committee is another, and none where it has no seat."""
-    sign: Callable[[bytes], Signature]
-    verify: Verify
-    skew_ms: int = 0
-    """Its clock's error."""
 
 
 class Shell:
@@ -153,11 +96,9 @@ class Shell:
         self._origin = origin
         self._engine_type = engine_type
         self._checks_bodies = checks_bodies
-        self._report_ms = report_ms
-        self._reported_ms: int | None = None
-        self._tip, self._onion = make_onion(self.node, ONION_LAYERS)
+        self.operator = Operator(self, report_ms=report_ms)
         self._committee = genesis.committee
-        self._others: tuple[int, ...] = ()
+        self.others: tuple[int, ...] = ()
         """The other members, by number."""
 
     # Life
@@ -172,7 +113,7 @@ class Shell:
             self.disk,
             origin=self._origin,
             node=self.node,
-            onion=self._onion,
+            onion=self.operator.onion,
             sign=self.identity.sign,
             verify=self.identity.verify,
             clock_ms=self.clock_ms,
@@ -191,7 +132,7 @@ class Shell:
         self.seated = None
         self.quiet = Quiet() if self.disk.is_quiet else None
         self._renew(is_new_life=True)
-        self._later(self.genesis.parameters.timeout_ms, self._watch_progress)
+        self.later(self.genesis.parameters.timeout_ms, self._watch_progress)
 
     def boot(self) -> None:
         """Start, unless the power fails again meanwhile."""
@@ -206,6 +147,11 @@ class Shell:
             self.observer.went_down(self)
 
     @property
+    def index(self) -> int | None:
+        """Its place in the committee; None without a seat."""
+        return self.roster.index(self._committee, self.number)
+
+    @property
     def engine(self) -> Engine:
         assert self.seated is not None, "a node without a seat has no engine"
         return self.seated
@@ -213,7 +159,7 @@ class Shell:
     def clock_ms(self) -> int:
         return self.genesis.time_ms + self.world.now_ms + self.identity.skew_ms
 
-    def _later(self, delay_ms: int, action: Callable[..., None], *arguments: Any) -> None:
+    def later(self, delay_ms: int, action: Callable[..., None], *arguments: Any) -> None:
         self.world.after(delay_ms, self._if_alive, self.life, action, arguments)
 
     def _if_alive(self, life: int, action: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -233,7 +179,7 @@ class Shell:
             self.quiet = old.quiet_next_epoch if old.epoch != epoch else old.quiet
         self._committee = self.chain.ledger.committee
         members = self.roster.numbers(self._committee)
-        self._others = tuple(number for number in members if number != self.number)
+        self.others = tuple(number for number in members if number != self.number)
         self.seated = self._make_engine() if self.number in members else None
         self._due_key = self._timer_ms = None
         self._due_ms = None
@@ -243,7 +189,7 @@ class Shell:
         if self.seated is None:
             return
         if is_new_life:
-            for other in self._others:
+            for other in self.others:
                 self.network.send(self.number, other, Ask(epoch, self.seated.view))
         self._perform(self.seated.start(self.clock_ms()))
         self._settle()
@@ -256,7 +202,7 @@ class Shell:
             chain_id=self.genesis.chain_id,
             committee=self._committee,
             root=self.chain.root_header,
-            own=self.roster.index(self._committee, self.number),
+            own=self.index,
             sign=self._sign,
             parameters=self.genesis.parameters,
             now_ms=self.clock_ms(),
@@ -330,7 +276,7 @@ class Shell:
 
     def greet(self, other: int) -> None:
         """Begin a stream to a member that has come up."""
-        if self.is_up and self.seated is not None and other in self._others:
+        if self.is_up and self.seated is not None and other in self.others:
             self.network.send(self.number, other, Ask(self.chain.ledger.epoch, self.seated.view))
 
     def behind(self, member: int | None) -> None:
@@ -355,47 +301,7 @@ class Shell:
         if self._idle >= (1 if self.seated is None else STUCK_TIMEOUTS):
             self._idle = 0
             self.behind(None)
-        self._later(self.genesis.parameters.timeout_ms, self._watch_progress)
-
-    # The handover
-
-    def _consider_reporting(self) -> None:
-        """Have it said on the chain, after a while and until it is there, that this node holds its shards."""
-        own = self.roster.index(self._committee, self.number)
-        handover = self.chain.ledger.handover
-        if own is None or handover.is_done or own in handover.reporters:
-            self._reported_ms = None
-            return
-        if self._reported_ms is None:
-            self._reported_ms = self.world.now_ms + self._report_ms
-            self._later(self._report_ms, self._consider_reporting)
-        elif self.world.now_ms >= self._reported_ms:
-            self._reported_ms = None
-            self._report()
-
-    def _report(self) -> None:
-        self._transact(ReportSync(self.chain.ledger.epoch))
-
-    def commit(self) -> None:
-        """Have it said on the chain what this node will reveal as a leader; if that gets lost, it reveals nothing."""
-        if self.is_up:
-            self._transact(CommitBeacon(self._tip))
-
-    def _transact(self, operation: Operation) -> None:
-        """Send a transaction of the node's own account, the next that it can have."""
-        account = OwnerId(self.node)
-        plain = Transaction(
-            chain_id=self.genesis.chain_id,
-            sender=account,
-            nonce=self.chain.ledger.account(account).nonce,
-            fee_frost=OWN_FEE_FROST,
-            expiry_height=self.chain.head.height + OWN_BLOCKS,
-            operation=operation,
-        )
-        signed = build(plain, self.identity.sign)
-        self.submit(signed)
-        for other in self._others:
-            self.network.send(self.number, other, Transactions((signed,)))
+        self.later(self.genesis.parameters.timeout_ms, self._watch_progress)
 
     # The engine
 
@@ -444,11 +350,11 @@ class Shell:
                 self._due_ms = due
                 self._perform(engine.handle(self.clock_ms(), Due(due)))
             if self._building is not None:
-                self._later(0, self._try_building)
+                self.later(0, self._try_building)
         deadline = engine.deadline()
         if deadline is not None and (self._timer_ms is None or deadline < self._timer_ms):
             self._timer_ms = deadline
-            self._later(max(0, deadline - self.clock_ms()), self._wake, deadline)
+            self.later(max(0, deadline - self.clock_ms()), self._wake, deadline)
 
     def _wake(self, planned_ms: int) -> None:
         if self._timer_ms != planned_ms:
@@ -472,23 +378,23 @@ class Shell:
                     pass
                 case Broadcast(message):
                     self.observer.sent(self, message)
-                    for other in self._others:
+                    for other in self.others:
                         self.network.send(self.number, other, message)
                 case Send(member, message):
                     self.observer.sent(self, message)
                     self.network.send(self.number, self._number(member), message)
                 case Build():
                     self._building = effect
-                    self._later(0, self._try_building)
+                    self.later(0, self._try_building)
                 case Judge():
                     self._judging[effect.proposal.block.hash] = effect
-                    self._later(self.world.random.randrange(8), self._judge, effect)
-                    self._later(JUDGE_MS_MAX, self._end_judging, effect)
+                    self.later(self.world.random.randrange(8), self._judge, effect)
+                    self.later(JUDGE_MS_MAX, self._end_judging, effect)
                 case Finalized(finality=finality, blocks=blocks):
                     self.observer.finalized(self, blocks, finality)
                     self._final.append(effect)
                     if len(self._final) == 1:
-                        self._later(self.world.random.randrange(8), self._execute_final)
+                        self.later(self.world.random.randrange(8), self._execute_final)
                 case Missing():
                     self.behind(None)
                 case Guilty():
@@ -529,7 +435,7 @@ class Shell:
             return
         wait_ms = self.chain.due_ms(wish.parent) - self.clock_ms()
         if wait_ms > 0:
-            self._later(wait_ms, self._try_building)
+            self.later(wait_ms, self._try_building)
             return
         if self.chain.ledger.height < wish.parent.executed_height:
             return
@@ -550,9 +456,9 @@ class Shell:
         found = {tx_hash: self.chain.body(tx_hash) for tx_hash in block.transactions}
         missing = tuple(tx_hash for tx_hash, body in found.items() if body is None)
         if missing:
-            asked = self.world.random.choice(self._others) if wish.sender is None else self._number(wish.sender)
+            asked = self.world.random.choice(self.others) if wish.sender is None else self._number(wish.sender)
             self.network.send(self.number, asked, WantTransactions(missing))
-            self._later(PULL_MS, self._judge, wish)
+            self.later(PULL_MS, self._judge, wish)
             return
         if self.chain.ledger.height < header.executed_height:
             return
@@ -578,7 +484,7 @@ class Shell:
 
     def _retry_judging(self) -> None:
         for wish in list(self._judging.values()):
-            self._later(0, self._judge, wish)
+            self.later(0, self._judge, wish)
 
     # What is final
 
@@ -592,9 +498,9 @@ class Shell:
             if effect.blocks[-1].header.height > self.chain.head.height:
                 rows, missing = self.chain.collect(effect.blocks)
                 if missing:
-                    for other in self._others:
+                    for other in self.others:
                         self.network.send(self.number, other, WantTransactions(missing))
-                    self._later(PULL_MS, self._execute_final)
+                    self.later(PULL_MS, self._execute_final)
                     return
                 if self._apply(rows, effect.finality):
                     self._renew()
@@ -604,7 +510,7 @@ class Shell:
     def _apply(self, rows: Sequence[Row], finality: Finality) -> bool:
         epoch_ended = self.chain.apply(rows, finality)
         self._retry_judging()
-        self._consider_reporting()
+        self.operator.consider_reporting()
         return epoch_ended
 
     def _executed(self, header: BlockHeader, ledger: Ledger) -> None:

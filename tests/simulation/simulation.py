@@ -33,8 +33,9 @@ from tests.simulation.disk import Disk, place_of
 from tests.simulation.invariants import Recovery, Violation, Watch
 from tests.simulation.keys import Roster, Signer, make_signer, make_verify
 from tests.simulation.network import Network
+from tests.simulation.payloads import Identity, Payload, Transactions
 from tests.simulation.scenario import Forgets, Loss, Move, Scenario
-from tests.simulation.shell import Identity, Payload, Shell, Transactions
+from tests.simulation.shell import Shell
 from tests.simulation.staker import Staker
 from tests.simulation.world import World
 
@@ -352,7 +353,7 @@ class Simulation:
             world.after(world.random.randrange(max(1, scenario.chaos_ms // 3)), self._publish_one)
         if scenario.epochs:
             for shell in self.shells.values():
-                world.after(world.random.randrange(100), shell.commit)
+                world.after(world.random.randrange(100), shell.operator.commit)
         for move in scenario.moves:
             world.after(move.at_ms, self._move, move)
         self._doomed = {loss.node: loss for loss in scenario.losses}

@@ -10,8 +10,8 @@ from economics.genesis import Parameters
 from economics.votes import Kind, SignedVote
 from tests.simulation.batch import play
 from tests.simulation.byzantine import Style
-from tests.simulation.invariants import Violation
-from tests.simulation.scenario import Outage, Scenario, draw_mixed
+from tests.simulation.invariants import Slot, Violation
+from tests.simulation.scenario import Forgets, Loss, Outage, Scenario, draw_mixed
 from tests.simulation.simulation import Simulation
 
 PARAMETERS = Parameters(timeout_ms=500, block_interval_ms=50, heartbeat_ms=1_000)
@@ -118,9 +118,33 @@ def test_memory_is_bounded_while_there_is_no_quorum() -> None:
     assert sizes[1] < sizes[0] * 1.25 + 500
 
 
-@pytest.mark.parametrize("seed", [327, 422, 491])
+@pytest.mark.parametrize("seed", range(6))
+def test_who_lost_its_disk_votes_two_epochs_later_though_an_idle_one_has_two_blocks(seed: int) -> None:
+    """L4: one at the cut-off, then the boundary; a bound on own votes is two views above what others tell."""
+    parameters = replace(PARAMETERS, timeout_ms=120, heartbeat_ms=1_000, epoch_ms=1_000)
+    loss = Loss(2, (2, 1), 450, Forgets.ALL)
+    scenario = replace(
+        FOUR, seed=seed, parameters=parameters, losses=(loss,), epochs=1, transactions=0, views=1_000, chaos_ms=7_000
+    )
+    simulation = Simulation(scenario)
+    seen: list[Slot] = []
+    """The last vote known of it, now and then after it forgot."""
+
+    def look() -> None:
+        if simulation.shells[loss.node].life == 2:
+            seen.append(simulation.watch.last_votes[loss.node])
+
+    for at_ms in range(0, scenario.chaos_ms, 50):
+        simulation.world.after(at_ms, look)
+    simulation.run()
+    forgotten, *later = dict.fromkeys(seen)
+    assert forgotten[0] == 2
+    assert later[0][0] in (3, 4)
+
+
+@pytest.mark.parametrize("seed", [78, 327, 422, 491])
 def test_the_chain_does_not_wait_for_who_is_off_or_has_no_seat(seed: int) -> None:
-    """L2 and L4 where a disk is lost in the calm (327, 491), or a seat just before it while epochs take 50 ms (422)."""
+    """L2 and L4 where a disk is lost in the calm (327, 491), or before it (78), or a seat of epochs of 50 ms (422)."""
     result = play(draw_mixed(seed))
     assert result.fault is None
     assert not result.is_unbounded

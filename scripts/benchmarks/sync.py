@@ -1,0 +1,141 @@
+"""Direct sync: a blob from one peer's process to another's, against a raw TCP and a TLS copy of the same bytes.
+
+The copies carry the bytes and check nothing; the peers encrypt, and the reader encodes every segment to its root.
+"""
+
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import trio
+
+from economics.blob import BlobId, build_blob_id_text, parse_blob_id
+from p2pnode.home import Home
+from p2pnode.mirror import Fetcher
+from p2pnode.peer import open_peer
+from p2pnode.providers import Contact, build_contact, parse_contact
+from p2pnode.sharing import Link
+from p2pnode.sources import FileSource
+from scripts.benchmarks.timing import GIB, MIB, Failed, Row, random_bytes
+from scripts.benchmarks.wire import make_certificate
+
+CHUNK = 256 << 10
+LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+Send = Callable[[bytes], Awaitable[None]]
+
+
+async def serve_sync(words: str) -> None:
+    """Be the serving process of `<kind>:<file>:<directory>`: print where, serve until standard input ends, print the
+    CPU seconds that took."""
+    kind, name, directory = words.split(":")
+    if kind == "p2pnode":
+        async with open_peer(Home(Path(directory)), listen=LOOPBACK) as peer:
+            header = await trio.to_thread.run_sync(peer.library.share, FileSource.open(Path(name)), peer.codec)
+            node, address = peer.network.node_id, peer.network.addresses()[0]
+            print(f"{build_contact(node, address)} {build_blob_id_text(header.blob_id)}", flush=True)
+            await count_until_end()
+        return
+
+    async def handle(stream: trio.SocketStream) -> None:
+        if kind == "tcp":
+            await send_file(stream.send_all, Path(name))
+            return
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(os.environ["BENCH_CERTIFICATE"])
+        await send_file(trio.SSLStream(stream, context, server_side=True).send_all, Path(name))
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, handle, host="127.0.0.1"), 0)
+        print(listeners[0].socket.getsockname()[1], flush=True)
+        await count_until_end()
+        nursery.cancel_scope.cancel()
+
+
+async def count_until_end() -> None:
+    begin = time.process_time()
+    await trio.to_thread.run_sync(sys.stdin.readline)
+    print(time.process_time() - begin, flush=True)
+
+
+async def send_file(send: Send, path: Path) -> None:
+    with path.open("rb") as file:
+        while chunk := await trio.to_thread.run_sync(file.read, MIB):
+            await send(chunk)
+
+
+async def copy(kind: str, where: str, sink: BinaryIO, size: int) -> tuple[float, float]:
+    """Copy a file from a raw server; return the wall and CPU seconds that took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    stream: Any = await trio.open_tcp_stream("127.0.0.1", int(where))
+    if kind == "ssl":
+        context = ssl.create_default_context(cafile=os.environ["BENCH_CERTIFICATE"])
+        context.check_hostname = False
+        stream = trio.SSLStream(stream, context)
+    left, held = size, bytearray()
+    while left:
+        data = await stream.receive_some(CHUNK)
+        if not data:
+            raise Failed("the copy broke off")
+        held += data
+        left -= len(data)
+        if len(held) >= MIB or not left:
+            await trio.to_thread.run_sync(sink.write, bytes(held))
+            held.clear()
+    sink.flush()
+    os.fsync(sink.fileno())
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+async def fetch(where: str, directory: Path, output: Path) -> tuple[float, float]:
+    """Fetch a blob from the serving peer; return the wall and CPU seconds that took, dialling included."""
+    contact, _, text = where.partition(" ")
+    blob_id: BlobId = parse_blob_id(text)
+    peer_contact: Contact = parse_contact(contact)
+    async with open_peer(Home(directory), peers=[peer_contact]) as peer:
+        wall, cpu = time.perf_counter(), time.process_time()
+        await Fetcher(peer, Link(blob_id)).get(output, sys.stdout.buffer, lambda done, total: None)
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def bench_sync(directory: Path, *, size: int = 100 * MIB) -> list[Row]:
+    directory.mkdir(parents=True, exist_ok=True)
+    os.environ["BENCH_CERTIFICATE"] = str(make_certificate(directory))
+    source, output = directory / "source", directory / "copy"
+    source.write_bytes(random_bytes(size))
+    rows = []
+    for kind in ("tcp", "ssl", "p2pnode"):
+        words = f"{kind}:{source}:{directory / 'server'}"
+        child = subprocess.Popen(
+            [sys.executable, "-m", "scripts.benchmarks", "--serve-sync", words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        where = child.stdout.readline().strip()
+        if kind == "p2pnode":
+            seconds, read = trio.run(fetch, where, directory / "client", output)
+        else:
+            with output.open("wb") as sink:
+                seconds, read = trio.run(copy, kind, where, sink, size)
+        served = float(child.communicate("\n", timeout=30)[0])
+        if output.read_bytes() != source.read_bytes():
+            raise Failed(f"{kind}: the copy is not the file")
+        output.unlink()
+        name = {
+            "tcp": "raw trio TCP, unchecked",
+            "ssl": "trio SSL, unchecked",
+            "p2pnode": "p2pnode, every byte checked",
+        }
+        cost = {"reader's CPU-s/GiB": read * GIB / size, "both ends'": (read + served) * GIB / size}
+        rows.append({"direct sync, MiB": f"{size // MIB}, {name[kind]}", "MB/s": size / seconds / 1e6, **cost})
+    shutil.rmtree(directory / "server", ignore_errors=True)
+    return rows
