@@ -28,7 +28,7 @@ class Answer:
 @asynccontextmanager
 async def serving(app: Any, bounds: Bounds | None = None, *, patience_s: float = 60.0) -> AsyncIterator[int]:
     """Serve an application on a free port of loopback while the block lasts."""
-    with trio.fail_after(120):
+    with trio.fail_after(patience_s):
         async with open_server(lambda addresses: app, "127.0.0.1", 0, bounds) as addresses:
             yield addresses[0][1]
 
