@@ -62,10 +62,8 @@ def show(title: str, rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = (
-        *("codec", "stages", "wire", "sync", "gossip", "network", "challenges", "chain", "heal", "join", "gateway"),
-        *("quilt", "large"),
-    )
+    small = ("codec", "stages", "wire", "sync", "gossip")
+    parts = (*small, "network", "challenges", "chain", "heal", "join", "gateway", "quilt", "large")
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(parts)}; all but large if none"
     )
