@@ -292,7 +292,7 @@ async def test_a_mirror_removes_no_keys(tmp_path: Path, files: dict[str, bytes])
 async def test_a_folder_replaces_no_keys(tmp_path: Path, delete: bool) -> None:
     shelf, manifest = lying("keys/owner.key", b"another's", b"another's")
     fill(tmp_path, {"keys/owner.key": b"mine"})
-    with pytest.raises(Blocked, match="keys/owner.key is a key of p2pnode, and would be replaced"):
+    with pytest.raises(Blocked, match=r"keys/owner.key is a key of p2pnode, and would be replaced"):
         await restore(manifest, tmp_path, shelf.open, delete=delete)
     assert tree(tmp_path) == {"keys": None, "keys/owner.key": (b"mine", False)}
 
