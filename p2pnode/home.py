@@ -195,11 +195,6 @@ class Home:
         return self.path / "cache" / "trusted.cbor"
 
     @property
-    def folders_path(self) -> Path:
-        """Which manifest each folder of this machine was stored as last."""
-        return self.path / "cache" / "folders"
-
-    @property
     def chain_path(self) -> Path:
         return self.path / "chain"
 
