@@ -87,6 +87,8 @@ class Gateway:
 
     services: Services
     urls: tuple[str, ...]
+    peer: Peer
+    """What it is to other peers."""
 
 
 @asynccontextmanager
@@ -110,7 +112,7 @@ async def serve(peer: Peer, owner: Key | None, options: Options) -> AsyncIterato
                 lambda addresses: create_app(services), options.host, options.port, options.bounds
             ) as addresses:
                 hosts = [(f"[{host}]" if ":" in host else host, port) for host, port in addresses]
-                yield Gateway(services, tuple(f"http://{host}:{port}" for host, port in hosts))
+                yield Gateway(services, tuple(f"http://{host}:{port}" for host, port in hosts), peer)
         nursery.cancel_scope.cancel()
 
 

@@ -69,7 +69,7 @@ class TestStoring:
             answer = await gateway.json("PUT", "/v1/blobs", body=DATA)
             assert answer == created(net)
             assert net.blobs == {ID: DATA}
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
 
     async def test_stores_an_empty_body_and_one_in_chunks(self, net: LedgerNet, tmp_path: Path) -> None:
         chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (DATA[:70_000], DATA[70_000:]))
@@ -234,7 +234,7 @@ class TestRefusing:
             answer = await gateway.ask("PUT", "/v1/blobs", body=DATA)
             assert reason_of(answer, 402) == "UNPAID"
             assert b"0 WAL" in answer.body
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
         assert net.uploads == []
 
     async def test_more_than_the_limit_before_the_body_is_read(self, net: LedgerNet, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ class TestRefusing:
         async with open_gateway(net, tmp_path, limits=Limits(blob_bytes_max=1_000)) as gateway:
             (answer,) = parse(await exchange(gateway.port, raw))
             assert reason_of(answer, 413) == "TOO_LARGE"
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
             assert "newlyCreated" in await gateway.json("PUT", "/v1/blobs", body=bytes(1_000))
 
     async def test_a_body_that_ends_early(self, net: LedgerNet, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ class TestRefusing:
                     while await stream.receive_some():
                         pass
             assert (net.spent_frost, net.uploads) == (0, [])
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
             assert "newlyCreated" in await gateway.json("PUT", "/v1/blobs", body=DATA)
 
     async def test_a_body_that_stalls(self, net: LedgerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ class TestRefusing:
             (answer,) = parse(await exchange(gateway.port, raw))
             assert reason_of(answer, 408) == "STALLED"
             assert (net.spent_frost, net.uploads) == (0, [])
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
 
     async def test_what_does_not_fit_the_spool(
         self, net: LedgerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
