@@ -187,7 +187,8 @@ async def _find_or_buy(chain: Chain, key: Key, *, units: int, order: Order) -> R
     owner = OwnerId(key.public)
     seating = await chain.seats()
     epoch = seating.current.epoch
-    free = [one for one in await chain.reservations(owner) if not order.till.is_taken(one.reservation)]
+    taken = order.till.taken  # before anybody is asked: what is filled meanwhile looks unused in the answer
+    free = [one for one in await chain.reservations(owner) if one.reservation not in taken]
     held = best_reservation(free, epoch=epoch, units=units, epochs=order.epochs)
     if held is not None:
         await _agree(chain, owner, Quote(0, 0, certify_fee(chain.genesis, seating.current)), order)

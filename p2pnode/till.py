@@ -26,9 +26,10 @@ class Till:
         self._locks: dict[BlobId, trio.Lock] = {}
         self._stored: dict[BlobId, None] = {}
 
-    def is_taken(self, reservation: ReservationId) -> bool:
-        """Return whether a blob on its way fills this reservation."""
-        return reservation in self._taken
+    @property
+    def taken(self) -> frozenset[ReservationId]:
+        """The reservations that blobs on their way fill, as of now."""
+        return frozenset(self._taken)
 
     def take(self, reservation: ReservationId) -> None:
         assert reservation not in self._taken

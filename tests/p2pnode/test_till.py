@@ -8,8 +8,10 @@ import trio.testing
 
 from economics.blob import BlobId
 from economics.commitments import ReservationId
+from economics.crypto import OwnerId
+from economics.state import Reservation
 from p2pnode import till as module
-from p2pnode.payments import Order, reserve_for
+from p2pnode.payments import Order, Reserved, reserve_for
 from p2pnode.till import Till
 from tests.chain import key_of, reservations_of
 from tests.p2pnode.ledgerchain import LedgerChain
@@ -86,6 +88,22 @@ class TestReservations:
             nursery.start_soon(buy)
         assert len(set(found)) == 2
         assert len(reservations_of(chain.ledger, key_of(OWNER))) == 2
+
+    async def test_one_that_is_filled_while_the_chain_is_asked_is_not_taken_for_unused(self) -> None:
+        """The answer is older than its arrival: it shows storage that has been used up meanwhile."""
+
+        class Late(LedgerChain):
+            async def reservations(self, owner: OwnerId) -> list[Reservation]:
+                answer = await super().reservations(owner)
+                for reserved in filled:
+                    order.till.give_back(reserved.reservation)
+                return answer
+
+        filled: list[Reserved] = []
+        chain, order = Late(make_genesis()), Order(epochs=3)
+        filled.append(await reserve_for(chain, OWNER, units=10, order=order))
+        second = await reserve_for(chain, OWNER, units=5, order=order)
+        assert second.reservation != filled[0].reservation
 
     def test_taking_one_twice_is_a_fault_of_ours(self) -> None:
         till, reservation = Till(), ReservationId(bytes(32))
