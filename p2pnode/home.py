@@ -191,7 +191,7 @@ class Home:
 
     @property
     def folders_path(self) -> Path:
-        """Which manifest each folder of this machine was stored as last."""
+        """What each folder of this machine was stored as last."""
         return self.path / "cache" / "folders"
 
     @property
