@@ -189,7 +189,7 @@ async def _find_or_buy(chain: Chain, key: Key, *, units: int, order: Order) -> R
     owner = OwnerId(key.public)
     seating = await chain.seats()
     epoch = seating.current.epoch
-    free = [one for one in await chain.reservations(owner) if order.till.is_free(one)]
+    free = [] if order.till.is_empty else await _find_free(chain, owner, order.till)
     held = best_reservation(free, epoch=epoch, units=units, epochs=order.epochs)
     if held is not None:
         await _agree(chain, owner, Quote(0, 0, certify_fee(chain.genesis, seating.current)), order)
@@ -201,6 +201,14 @@ async def _find_or_buy(chain: Chain, key: Key, *, units: int, order: Order) -> R
         if fault.code != "wrong_epochs" or seating.current.epoch == epoch:
             raise
         return await _buy(chain, key, seating, units=units, order=order)
+
+
+async def _find_free(chain: Chain, owner: OwnerId, till: Till) -> list[Reservation]:
+    """Return the owner's reservations that no blob fills."""
+    free = [one for one in await chain.reservations(owner) if till.is_free(one)]
+    if not free:
+        till.note_empty()
+    return free
 
 
 async def _buy(chain: Chain, key: Key, seating: Seating, *, units: int, order: Order) -> Reserved:

@@ -3,6 +3,7 @@
 Whoever stores more than one blob at a time gives all its orders the same till. It asks nobody and pays nothing.
 """
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -15,6 +16,9 @@ from economics.state import Reservation
 
 REMEMBERED_MAX = 4_096
 """Blobs stored lately that are remembered: what a block did is proven half a second later, and this is far more."""
+EMPTY_S = 10.0
+"""For which an owner without unused storage is taken to have none: looking takes as long as buying does. What another
+program of the owner's gives back meanwhile is found after that."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -29,6 +33,7 @@ class Till:
         self._taken: set[ReservationId] = set()
         self._left: dict[ReservationId, int] = {}
         """Units that blobs certified lately have left of their reservations."""
+        self._empty_until = -math.inf
         self._holders: dict[BlobId, int] = {}
         self._locks: dict[BlobId, trio.Lock] = {}
         self._stored: dict[BlobId, None] = {}
@@ -40,18 +45,30 @@ class Till:
         """
         return one.reservation not in self._taken and one.units <= self._left.get(one.reservation, one.units)
 
+    @property
+    def is_empty(self) -> bool:
+        """Return whether the owner had no unused storage just now, and has come by none here since."""
+        return trio.current_time() < self._empty_until
+
+    def note_empty(self) -> None:
+        self._empty_until = trio.current_time() + EMPTY_S
+
     def take(self, reservation: ReservationId) -> None:
         assert reservation not in self._taken
         self._taken.add(reservation)
 
     def give_back(self, reservation: ReservationId) -> None:
-        """Have a reservation be free again that nothing was certified under."""
-        self._taken.discard(reservation)
+        """Have a reservation be free again that nothing was certified under; one that is not taken is left alone."""
+        if reservation in self._taken:
+            self._taken.remove(reservation)
+            self._empty_until = -math.inf
 
     def fill(self, reservation: ReservationId, *, units_left: int) -> None:
         """Have the rest of a reservation be free again, now that a blob was certified under it."""
         self._taken.discard(reservation)
         _remember(self._left, reservation, units_left)
+        if units_left:
+            self._empty_until = -math.inf
 
     @asynccontextmanager
     async def blob(self, blob_id: BlobId) -> AsyncIterator[None]:
@@ -70,6 +87,8 @@ class Till:
         _remember(self._stored, blob_id, None)
 
     def note_deleted(self, blob_id: BlobId) -> None:
+        """Forget a blob whose storage came back."""
+        self._empty_until = -math.inf
         self._stored.pop(blob_id, None)
 
     def was_stored(self, blob_id: BlobId) -> bool:

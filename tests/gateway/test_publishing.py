@@ -21,7 +21,7 @@ from p2pnode.errors import TransactionFailed
 from p2pnode.gateway import bodies
 from p2pnode.gateway.services import Limits
 from p2pnode.keys import Key
-from p2pnode.payments import Order, delete, fee_of, reserve_for, send
+from p2pnode.payments import Order, fee_of, reserve_for, send
 from p2pnode.sources import BytesSource, compute_blob_id
 from p2pnode.till import Till
 from tests.chain import key_of, reservations_of
@@ -137,7 +137,7 @@ class TestStoring:
     async def test_uses_storage_that_the_wallet_holds(self, net: LedgerNet, tmp_path: Path) -> None:
         async with open_gateway(net, tmp_path) as gateway:
             await gateway.json("PUT", "/v1/blobs", body=DATA)
-            await delete(net, OWNER, ID)
+            await gateway.json("DELETE", f"/v1/blobs/{ID_TEXT}", BEARER)
             answer = (await gateway.json("PUT", "/v1/blobs", body=DATA[:-1]))["newlyCreated"]
         assert answer["cost"] == 0
         assert answer["resourceOperation"] == {"reuseStorage": {"encodedLength": GENESIS.code.encoded_bytes(199_999)}}
@@ -351,7 +351,7 @@ class TestManyAtOnce:
     async def test_a_held_reservation_is_filled_by_one_of_them(self, net: LedgerNet, tmp_path: Path) -> None:
         async with open_gateway(net, tmp_path) as gateway:
             await gateway.json("PUT", "/v1/blobs", body=DATA)
-            await delete(net, OWNER, ID)
+            await gateway.json("DELETE", f"/v1/blobs/{ID_TEXT}", BEARER)
             operations: list[str] = []
 
             async def put(body: bytes) -> None:

@@ -8,9 +8,10 @@ import trio.testing
 
 from economics.blob import BlobId
 from economics.commitments import ReservationId
+from economics.crypto import OwnerId
 from economics.state import Reservation
 from p2pnode import till as module
-from p2pnode.payments import Order, reserve_for
+from p2pnode.payments import Order, Reserved, reserve_for
 from p2pnode.till import Till
 from tests.chain import key_of, reservations_of
 from tests.p2pnode.ledgerchain import LedgerChain
@@ -97,6 +98,37 @@ class TestReservations:
         till.fill(before.reservation, units_left=4)
         assert [till.is_free(replace(before, units=units)) for units in (10, 4, 1)] == [False, True, True]
         assert till.is_free(replace(before, reservation=ReservationId(bytes([1]) * 32)))
+
+    async def test_an_owner_without_any_is_not_asked_again_until_some_comes_back(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        class Asked(LedgerChain):
+            asked = 0
+
+            async def reservations(self, owner: OwnerId) -> list[Reservation]:
+                self.asked += 1
+                return await super().reservations(owner)
+
+        chain, order = Asked(make_genesis()), Order(epochs=3)
+
+        async def buy() -> tuple[Reserved, int]:
+            return await reserve_for(chain, OWNER, units=10, order=order), chain.asked
+
+        first, asked = await buy()
+        order.till.fill(first.reservation, units_left=0)
+        second, again = await buy()
+        assert (asked, again) == (1, 1)
+        order.till.give_back(second.reservation)
+        third, asked = await buy()
+        assert (third.reservation, asked) == (second.reservation, 2)
+        assert (await buy())[1] == 3
+        order.till.fill(third.reservation, units_left=1)
+        assert (await buy())[1] == 4
+        order.till.note_deleted(ID)
+        assert (await buy())[1] == 5
+        assert (await buy())[1] == 5
+        await trio.sleep(module.EMPTY_S)
+        assert (await buy())[1] == 6
 
     async def test_what_is_left_of_one_that_was_held_is_told(self) -> None:
         chain, order = LedgerChain(make_genesis()), Order(epochs=3)
