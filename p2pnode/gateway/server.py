@@ -39,8 +39,9 @@ LINGER_S = 2.0
 CONNECTIONS_MAX = 512
 CONNECTIONS_ADDRESS_MAX = 128
 """Of one client's address; browsers open 6, a load test some dozens."""
+REQUESTS_MAX = 1 << 20
+"""Of one connection. Hypercorn ends one after 1,000 for the sake of load balancers, which a client notices."""
 BACKLOG = 256
-
 
 DISCONNECT = {"type": "http.disconnect"}
 
@@ -63,6 +64,7 @@ def build_config() -> Config:
     config.accesslog = None
     config.errorlog = log
     config.include_server_header = False
+    config.keep_alive_max_requests = REQUESTS_MAX
     config.h11_max_incomplete_size = HEADER_BYTES_MAX
     return config
 
