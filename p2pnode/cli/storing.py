@@ -58,8 +58,8 @@ def store(
     that certifies it is final: from then on the network owes the blob. Interrupted, run it again; a blob that is
     certified already moves no bytes.
 
-    One FILE is a blob of its own. Several make a quilt, which costs as one blob: `read ID/NAME` reads one of them. A
-    DIR is stored as a folder: `read ID -o DIR` restores it, and storing it again moves only what has changed.
+    One FILE is a blob of its own. Several make a quilt, which costs as one blob. A DIR is stored as a folder: storing
+    it again moves only what has changed. `read ID/PATH` reads one file of either, `read ID -o DIR` restores all.
     """
     from p2pnode.home import Home
     from p2pnode.keyring import Keyring
