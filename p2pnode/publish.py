@@ -134,6 +134,7 @@ class Publisher:
                 nursery.start_soon(partial(reserving.run, self.chain, self.key, units=units, order=self.order))
                 upload = await self._upload(source, blob_id, reserving)
             reserved = await reserving.wait()
+            self.order.till.fill(reserved.reservation, units_left=reserved.units_left)
         finally:
             if reserving.reserved is not None:
                 self.order.till.give_back(reserving.reserved.reservation)

@@ -130,12 +130,8 @@ def bench_sync(directory: Path, *, size: int = 100 * MIB) -> list[Row]:
         if output.read_bytes() != source.read_bytes():
             raise Failed(f"{kind}: the copy is not the file")
         output.unlink()
-        name = {
-            "tcp": "raw trio TCP, unchecked",
-            "ssl": "trio SSL, unchecked",
-            "p2pnode": "p2pnode, every byte checked",
-        }
+        name = {"tcp": "raw trio TCP", "ssl": "trio SSL", "p2pnode": "p2pnode, every byte checked"}[kind]
         cost = {"reader's CPU-s/GiB": read * GIB / size, "both ends'": (read + served) * GIB / size}
-        rows.append({"direct sync, MiB": f"{size // MIB}, {name[kind]}", "MB/s": size / seconds / 1e6, **cost})
+        rows.append({f"direct sync of {size // MIB} MiB": name, "MB/s": size / seconds / 1e6, **cost})
     shutil.rmtree(directory / "server", ignore_errors=True)
     return rows

@@ -11,10 +11,12 @@ import trio
 
 from economics.arguments import CertifyAgain, Transfer
 from economics.blob import BlobId, build_blob_id_text
+from economics.crypto import OwnerId
 from economics.genesis import build_key_text
 from economics.geometry import STORAGE_UNIT_BYTES
 from economics.operations import quote as price_of
 from economics.slots import entry_slot, state_key
+from economics.state import Reservation
 from p2pnode.errors import TransactionFailed
 from p2pnode.gateway import bodies
 from p2pnode.gateway.services import Limits
@@ -360,6 +362,23 @@ class TestManyAtOnce:
                 nursery.start_soon(put, DATA[1:])
                 nursery.start_soon(put, DATA[2:])
         assert sorted(operations) == ["registerFromScratch", "reuseStorage"]
+
+    async def test_storage_that_a_late_chain_shows_as_unused_is_not_used_again(
+        self, net: LedgerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown: list[Reservation] = []
+
+        async def reservations(owner: OwnerId) -> list[Reservation]:
+            await trio.lowlevel.checkpoint()
+            return shown
+
+        monkeypatch.setattr(net, "reservations", reservations)
+        async with open_gateway(net, tmp_path) as gateway:
+            await gateway.json("PUT", "/v1/blobs", body=DATA)
+            (entry,) = net.own_entries()
+            shown.append(Reservation(entry.reservation, key_of(OWNER), UNITS, 0, entry.end_epoch))
+            answer = (await gateway.json("PUT", "/v1/blobs", body=DATA[1:]))["newlyCreated"]
+        assert list(answer["resourceOperation"]) == ["registerFromScratch"]
 
     async def test_more_than_the_places_are_told_to_come_later(self, net: LedgerNet, tmp_path: Path) -> None:
         net.gate = trio.Event()
