@@ -361,8 +361,9 @@ def run_peer(
     is_serving: bool,
 ) -> None:
     """Be a peer, do the work, leave; says at once which peer fails and how."""
-    from p2pnode.peer import choose_listen, open_peer
+    from p2pnode.peer import SWITCH_S, choose_listen, open_peer
 
+    sys.setswitchinterval(SWITCH_S)
     set_up_logging(logging.ERROR)
     for address in (*listen, *announce):
         verify_listen(address)
