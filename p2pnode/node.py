@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -114,6 +114,8 @@ class Node:
         self.watch: Watch | None = None
         self.participant: Participant | None = None
         self.upkeep: Upkeep | None = None
+        self.blobs: BlobServer | None = None
+        """What is served to peers besides slivers."""
         self._restore()
         self.server = StorageServer(
             genesis=genesis,
@@ -293,7 +295,7 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                     )
                     node.upkeep = upkeep = keep_up(node, network, discovery, config=config)
                     library = Library(home.library_path, key_of=Keyring(home).key_of)
-                    blobs = BlobServer(library, tell=telling(discovery, None))
+                    node.blobs = blobs = BlobServer(library, tell=telling(discovery, None))
                     begin_serving(network, discovery, blobs, library, nursery)
                     nursery.start_soon(participant.run)
                     nursery.start_soon(upkeep.run)
@@ -412,26 +414,32 @@ def keep_up(node: Node, network: Network, discovery: Discovery, *, config: Confi
 
 
 @asynccontextmanager
-async def serve_http(home: Home, options: "Options | None") -> AsyncIterator[tuple[str, ...]]:
+async def serve_http(node: Node, home: Home, options: "Options | None") -> AsyncIterator[tuple[str, ...]]:
     """Serve blobs over HTTP while the block lasts, if there are options; yields the URLs.
 
-    It is a client of the network like any other, with a key of its own: a node cannot dial itself.
+    It reads as a client like any other, with a key of its own, since a node cannot dial itself; what it caches is
+    announced and served to peers by the node.
     """
     if options is None:
         yield ()
         return
     from p2pnode.gateway.running import open_gateway, plain_owner
 
+    assert node.blobs is not None
     owner = plain_owner(home)
-    async with open_gateway(home, owner, options) as gateway:
+    async with open_gateway(home, owner, replace(options, shares=False)) as gateway:
         log.info("HTTP at %s%s", ", ".join(gateway.urls), "" if owner else "; it only reads: no wallet is open")
-        yield gateway.urls
+        node.blobs.holdings.append(gateway.cache)
+        try:
+            yield gateway.urls
+        finally:
+            node.blobs.holdings.remove(gateway.cache)
 
 
 async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST, http: "Options | None" = None) -> None:
     """Run a node until SIGINT or SIGTERM; says on standard output, in one line of JSON, when it is ready."""
     sys.setswitchinterval(SWITCH_S)
-    async with open_node(home, behaviour=behaviour) as (node, network), serve_http(home, http) as urls:
+    async with open_node(home, behaviour=behaviour) as (node, network), serve_http(node, home, http) as urls:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             ready: dict[str, object] = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}
             if urls:

@@ -95,6 +95,7 @@ class Gateway:
     urls: tuple[str, ...]
     peer: Peer
     """What it is to other peers."""
+    cache: SegmentCache
 
 
 @asynccontextmanager
@@ -122,7 +123,7 @@ async def serve(peer: Peer, owner: Key | None, options: Options) -> AsyncIterato
                 lambda addresses: create_app(services), options.host, options.port, options.bounds
             ) as addresses:
                 hosts = [(f"[{host}]" if ":" in host else host, port) for host, port in addresses]
-                yield Gateway(services, tuple(f"http://{host}:{port}" for host, port in hosts), peer)
+                yield Gateway(services, tuple(f"http://{host}:{port}" for host, port in hosts), peer, cache)
         nursery.cancel_scope.cancel()
 
 

@@ -13,6 +13,7 @@ from random import Random
 import trio
 
 from economics.blob import build_blob_id_text, parse_blob_id
+from economics.genesis import parse_key
 from p2pnode import testnet
 from p2pnode.gateway.running import Gateway, Options, open_gateway, plain_owner
 from p2pnode.home import Home
@@ -156,6 +157,11 @@ async def serve_and_kill(small: Network) -> None:
             assert (await ask(other, "PUT", "/v1/blobs", {}, b"x")).status == 403
             await trio.to_thread.run_sync(stop, gateway)
             assert gateway.returncode == 0
+            async with open_peer(small.client_home) as peer:  # what the node's gateway cached, the node serves to peers
+                providers: tuple[bytes, ...] = ()
+                while parse_key(node.node) not in providers:
+                    providers = await peer.discovery.find_providers(parse_blob_id(text))
+                    await trio.sleep(0.2)
     finally:
         await trio.to_thread.run_sync(stop, child)
     assert child.returncode == 0
