@@ -11,6 +11,7 @@ from economics.operations import EPOCHS_AHEAD_MAX
 from economics.state import BlobEntry
 from p2pnode.contents import Kind
 from p2pnode.errors import InputError
+from p2pnode.folderstore import StoredFolder
 from p2pnode.manifest import is_folder
 from p2pnode.payments import parse_amount
 from p2pnode.publish import Published
@@ -46,6 +47,37 @@ class Stored:
     def of(cls, done: Published) -> "Stored":
         blob_id = build_blob_id_text(done.blob_id)
         return cls(blob_id, done.length, done.end_epoch, done.paid_frost, done.upload is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that the network owes from now on."""
+
+    blob_id: str
+    """Of the list of its files; `read(blob_id, path)` reads one, `read_folder` all."""
+    files: int
+    length: int
+    """Of all files together."""
+    end_epoch: int
+    """The first epoch in which this wallet's claim on any part has ended."""
+    paid: int
+    """FROST that this call took from the wallet, fees included."""
+    was_there: bool
+    """The network owed all of it already: no bytes moved."""
+    skipped: tuple[str, ...]
+    """What is in the folder and was not stored, each with its reason."""
+
+    @classmethod
+    def of(cls, done: StoredFolder) -> "Folder":
+        return cls(
+            blob_id=build_blob_id_text(done.blob_id),
+            files=len(done.manifest.files),
+            length=sum(file.length for file in done.manifest.files),
+            end_epoch=done.end_epoch,
+            paid=done.paid_frost,
+            was_there=all(one.upload is None for one in done.published),
+            skipped=tuple(f"{one.path}: {one.why}" for one in done.skipped),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +189,14 @@ def quilt_of(files: Mapping[str, Content]) -> Source:
     if not isinstance(files, Mapping) or not all(isinstance(name, str) for name in files):
         raise InputError("files are named by texts: {name: bytes or path}")
     return build_quilt([QuiltFile(name, source_of(what)) for name, what in files.items()]).source
+
+
+def folder_of(path: str | Path) -> Path:
+    """Return the path of a folder; for worker threads. Raises `InputError`."""
+    directory = parse_path(path, "path")
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a folder")
+    return directory
 
 
 def kind_of(prefix: bytes) -> Kind:

@@ -41,17 +41,14 @@ Reads go on side by side, and so do stores, four at a time: a wallet's transacti
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from inspect import signature
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
-from economics.blob import BlobId, Header, build_blob_id_text
+from economics.blob import BlobId, build_blob_id_text
 from economics.crypto import OwnerId
 from p2pnode import payments
 from p2pnode.calls import (
@@ -59,61 +56,51 @@ from p2pnode.calls import (
     Content,
     Deleted,
     Entry,
+    Folder,
     Info,
     Progress,
     Stored,
     Target,
-    kind_of,
+    folder_of,
     parse_blob,
     parse_cost,
     parse_count,
-    parse_epochs,
     parse_path,
-    progress_of,
     quilt_of,
     source_of,
 )
-from p2pnode.contents import Kind, open_content, read_prefix
-from p2pnode.errors import Closed, ConfigError, InconsistentBlob, InputError, NetworkError, Unavailable
+from p2pnode.contents import Listed
+from p2pnode.depot import Depot, load_owner
+from p2pnode.errors import Closed, ConfigError, InputError
 from p2pnode.home import Home, default_home
 from p2pnode.keyring import Keyring
-from p2pnode.keys import Key
 from p2pnode.members import Fault
 from p2pnode.payments import EPOCHS, Order
+from p2pnode.placing import Restored
 from p2pnode.plain import plainly
-from p2pnode.portal import Portal
-from p2pnode.publish import Publisher
-from p2pnode.resume import output_file, save
-from p2pnode.sealed import SealedView, WrongKey, is_sealed
+from p2pnode.portal import InPortal, Pieces, Portal, blocking
+from p2pnode.restore import restore
+from p2pnode.resume import output_file
 from p2pnode.session import Session, open_session
-from p2pnode.sources import Source
-from p2pnode.streaming import Feed, JudgedView, judging, parse_range, write_to
-from p2pnode.till import Till
-from p2pnode.views import BlobView, View, read_all
-from p2pnode.wallet import read_wallet
+from p2pnode.shelf import Shelf
+from p2pnode.streaming import Feed, parse_range, write_to
+from p2pnode.views import read_all
 
 log = logging.getLogger("p2pnode.client")
 
-STORES_AT_ONCE = 4
-"""Each has a stream to every node, which gives a client 16, and buffers for three encoded segments: some 100 MiB."""
 FORGIVE_S = 30.0
 """A node that failed is asked last; after so long, between two calls, it is given another chance."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Client:
     """A client for trio; get one from `open_client`. For any number of tasks at once."""
 
-    def __init__(self, session: Session, keyring: Keyring, owner: Key | OwnerId | None, nursery: trio.Nursery) -> None:
+    def __init__(self, session: Session, depot: Depot, shelf: Shelf, nursery: trio.Nursery) -> None:
         self.session = session
         """What the calls are made of, for programs that need more than this class has."""
-        self._keyring = keyring
-        self._owner = owner
+        self._depot = depot
+        self._shelf = shelf
         self._nursery = nursery
-        self._till = Till()
-        self._stores = trio.CapacityLimiter(STORES_AT_ONCE)
         self._calls = 0
         self._forgiven_at = trio.current_time()
         self._is_open = True
@@ -142,9 +129,9 @@ class Client:
         `NetworkError`.
         """
         with self._calling():
-            owner, order = self._paying(), self._order(epochs, deletable, max_cost)
+            order = self._order(epochs, deletable, max_cost)
             source = await trio.to_thread.run_sync(source_of, what)
-            return await self._publish(owner, source, order, encrypt=encrypt, progress=progress)
+            return Stored.of(await self._depot.publish(source, order, encrypt=encrypt, progress=progress))
 
     async def store_many(
         self,
@@ -162,30 +149,33 @@ class Client:
         other arguments and the errors are those of `store`.
         """
         with self._calling():
-            owner, order = self._paying(), self._order(epochs, deletable, max_cost)
+            order = self._order(epochs, deletable, max_cost)
             quilt = await trio.to_thread.run_sync(quilt_of, files)
-            return await self._publish(owner, quilt, order, encrypt=encrypt, progress=progress)
+            return Stored.of(await self._depot.publish(quilt, order, encrypt=encrypt, progress=progress))
+
+    async def store_folder(
+        self,
+        path: str | Path,
+        *,
+        epochs: int = EPOCHS,
+        deletable: bool = True,
+        max_cost: int | str | None = None,
+        encrypt: bool = False,
+        progress: Progress | None = None,
+    ) -> Folder:
+        """Store a folder with all that is below it; after a change, what is new alone moves.
+
+        `read(blob_id, path)` reads a file of it, `read_folder` all of them. Links, devices and names that are not UTF-8
+        are skipped, and named in what is returned. The other arguments and the errors are those of `store`.
+        """
+        with self._calling():
+            order = self._order(epochs, deletable, max_cost)
+            directory = await trio.to_thread.run_sync(folder_of, path)
+            return Folder.of(await self._depot.publish_folder(directory, order, encrypt=encrypt, progress=progress))
 
     def _order(self, epochs: int, deletable: bool, max_cost: int | str | None) -> Order:
-        return Order(
-            epochs=parse_epochs(epochs),
-            deletable=bool(deletable),
-            max_cost_frost=parse_cost(max_cost),
-            till=self._till,
-        )
-
-    async def _publish(
-        self, owner: Key, source: Source, order: Order, *, encrypt: bool, progress: Progress | None
-    ) -> Stored:
-        async with self._stores:
-            sealed = await trio.to_thread.run_sync(self._keyring.seal, source) if encrypt else None
-            whole: Source = source if sealed is None else sealed
-            report = progress_of(progress, whole, self.session.genesis.code.segment_bytes)
-            publisher = Publisher(self.session, owner, order, report)
-            if sealed is not None:
-                publisher = replace(publisher, on_named=partial(self._keyring.remember, key=sealed.key))
-            done = await publisher.publish(whole)
-        return Stored.of(done)
+        self._depot.key()
+        return self._depot.order(epochs, deletable, parse_cost(max_cost))
 
     async def extend(self, blob_id: str | BlobId, end_epoch: int, *, max_cost: int | str | None = None) -> Entry:
         """Have a blob that this wallet keeps kept until `end_epoch` begins, at least, and return the claim as it is
@@ -195,18 +185,11 @@ class Client:
         `ConfigError` without a wallet, `Unpaid`, `TransactionFailed`, `NetworkError`.
         """
         with self._calling():
-            owner, parsed = self._paying(), parse_blob(blob_id)
-            limit, end = parse_cost(max_cost), parse_count(end_epoch, "end_epoch", low=0, high=(1 << 62))
-            chain = self.session.chain
-            async with self._till.blob(parsed):
-                entry = (await payments.own_entries(chain, OwnerId(owner.public), parsed))[0]
-                if entry.end_epoch < end:
-                    more = parse_epochs(end - entry.end_epoch)
-                    await payments.extend(
-                        chain, owner, parsed, epochs=more, max_cost_frost=limit, on_quote=lambda quoted: None
-                    )
-                    entry = replace(entry, end_epoch=end)
-            summary = await chain.blob(parsed)
+            self._depot.key()
+            parsed, limit = parse_blob(blob_id), parse_cost(max_cost)
+            end = parse_count(end_epoch, "end_epoch", low=0, high=1 << 62)
+            entry = await self._depot.extend(parsed, end, max_cost_frost=limit)
+            summary = await self.session.chain.blob(parsed)
             return Entry.of(entry, length=None if summary is None else summary.length)
 
     async def delete(self, blob_id: str | BlobId) -> Deleted:
@@ -216,11 +199,8 @@ class Client:
         without a wallet, `TransactionFailed`, `NetworkError`.
         """
         with self._calling():
-            owner, parsed = self._paying(), parse_blob(blob_id)
-            async with self._till.blob(parsed):
-                done = await payments.delete(self.session.chain, owner, parsed)
-                self._till.note_deleted(parsed)
-            return Deleted(build_blob_id_text(parsed), len(done.entries), len(done.permanent))
+            done = await self._depot.delete(parse_blob(blob_id))
+            return Deleted(build_blob_id_text(parse_blob(blob_id)), len(done.entries), len(done.permanent))
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -247,7 +227,7 @@ class Client:
         Raises what `read` does, and `InputError` for a range that is not all within the bytes there are.
         """
         with self._calling():
-            view = await self._open(blob_id, path)
+            view = await self._shelf.open(parse_blob(blob_id), path)
             first, last = parse_range(start, stop, view)
             return await read_all(view, start=first, stop=last, size_max=size_max)
 
@@ -260,22 +240,27 @@ class Client:
         """
         with self._calling():
             if not isinstance(target, str | Path):
-                return await write_to(await self._open(blob_id, path), target)
+                return await write_to(await self._shelf.open(parse_blob(blob_id), path), target)
             place = parse_path(target, "target")
             if path is None:
-                return await self._save(parse_blob(blob_id), place)
-            view = await self._open(blob_id, path)
+                return await self._shelf.save(parse_blob(blob_id), place)
+            view = await self._shelf.open(parse_blob(blob_id), path)
             with output_file(place) as sink:
                 return await write_to(view, sink)
 
-    async def _save(self, blob_id: BlobId, target: Path) -> int:
-        """Put a whole blob into a file, going on with what an interrupted call has left of it."""
-        header = await self._header(blob_id)
-        key = await trio.to_thread.run_sync(self._keyring.key_of, blob_id)
-        view: View = JudgedView(self.session, blob_id, BlobView(self.session.reader, header))
-        if key is not None:
-            view = SealedView(view, key)
-        return (await save(view, target, header=header, codec=self.session.codec, key=key)).length
+    async def read_folder(
+        self, blob_id: str | BlobId, target: str | Path, *, delete: bool = False, progress: Progress | None = None
+    ) -> Restored:
+        """Make the folder at `target` what was stored; only files that differ are fetched, and the same call goes on.
+
+        With `delete` whatever else is in it goes. Nothing outside of it is written. Raises what `read` does,
+        `InputError` where something is in the way, `SpaceError`.
+        """
+        with self._calling():
+            directory = parse_path(target, "target")
+            manifest = await self._shelf.manifest(parse_blob(blob_id))
+            report = progress or (lambda done, total: None)
+            return await restore(manifest, directory, self._shelf.open_sealed, delete=delete, report=report)
 
     @asynccontextmanager
     async def stream(
@@ -286,7 +271,7 @@ class Client:
         Leaving the block ends the reading. It and the iterator raise what `read_range` does.
         """
         with self._calling():
-            view = await self._open(blob_id, path)
+            view = await self._shelf.open(parse_blob(blob_id), path)
             first, last = parse_range(start, stop, view)
             feed = Feed(view, start=first, stop=last)
             self._nursery.start_soon(feed.run)
@@ -294,20 +279,6 @@ class Client:
             yield feed
         finally:
             await feed.close()
-
-    async def _open(self, blob_id: str | BlobId, path: str | None) -> View:
-        """Return what is to be read."""
-        if not isinstance(path, str | None):
-            raise InputError(f"a file in a blob is named by a text, not {type(path).__name__}")
-        return await open_content(self._open_blob, self._keyring.key_of, parse_blob(blob_id), path)
-
-    async def _open_blob(self, blob_id: BlobId) -> View:
-        """Return the bytes of a blob as they are stored."""
-        return JudgedView(self.session, blob_id, BlobView(self.session.reader, await self._header(blob_id)))
-
-    async def _header(self, blob_id: BlobId) -> Header:
-        async with judging(self.session, blob_id):
-            return await self.session.reader.header(blob_id)
 
     # --- looking -------------------------------------------------------------------------------------------------
 
@@ -321,7 +292,7 @@ class Client:
             claims = [] if self.owner is None else await chain.entries(self.owner)
             summary = await payments.find_blob(chain, parsed)
             head = await chain.head()
-            length, is_encrypted, kind = await self._look(parsed)
+            length, is_encrypted, kind = await self._shelf.look(parsed)
             if summary is not None:
                 length = summary.length
             return Info(
@@ -333,23 +304,13 @@ class Client:
                 entries=() if summary is None else summary.entries,
                 own=tuple(Entry.of(claim, length=length) for claim in claims if claim.blob_id == parsed),
                 is_encrypted=is_encrypted,
-                kind=kind,
+                kind=None if kind is None else str(kind),
             )
 
-    async def _look(self, blob_id: BlobId) -> tuple[int | None, bool, str | None]:
-        """Return a blob's length, whether it is sealed, and what is in it; None for what cannot be had now."""
-        length: int | None = None
-        try:
-            whole = await self._open_blob(blob_id)
-            length = whole.length
-            if not is_sealed(await read_prefix(whole)):
-                return length, False, str(kind_of(await read_prefix(whole)))
-            return length, True, str(kind_of(await read_prefix(await self._open(blob_id, None))))
-        except WrongKey:
-            return length, True, str(Kind.SEALED)
-        except (Unavailable, NetworkError, InconsistentBlob) as fault:
-            log.info("the first bytes of %s cannot be had: %s", build_blob_id_text(blob_id), fault)
-            return length, False, None
+    async def files(self, blob_id: str | BlobId) -> tuple[Listed, ...]:
+        """Return the files in a quilt or folder, ascending by name. Raises what `read` does."""
+        with self._calling():
+            return (await self._shelf.describe(parse_blob(blob_id))).listing()
 
     async def list(self) -> tuple[Entry, ...]:
         """Return what the network keeps for this wallet, proven, what ends first first.
@@ -357,24 +318,19 @@ class Client:
         Raises `ConfigError` without a wallet, `NetworkError`.
         """
         with self._calling():
-            chain = self.session.chain
-            claims = await chain.entries(self._account())
-            lengths = {blob_id: await chain.blob(blob_id) for blob_id in {claim.blob_id for claim in claims}}
-            found = []
-            for claim in sorted(claims, key=lambda claim: (claim.end_epoch, claim.blob_id)):
-                summary = lengths[claim.blob_id]
-                found.append(Entry.of(claim, length=None if summary is None else summary.length))
-            return tuple(found)
+            claims = await self._depot.claims()
+            claims.sort(key=lambda claim: (claim[0].end_epoch, claim[0].blob_id))
+            return tuple(Entry.of(claim, length=length) for claim, length in claims)
 
     async def balance(self) -> int:
         """Return the FROST in this wallet, proven. Raises `ConfigError` without a wallet, `NetworkError`."""
         with self._calling():
-            return (await self.session.chain.settled_account(self._account())).balance_frost
+            return (await self.session.chain.settled_account(self._depot.account())).balance_frost
 
     @property
     def owner(self) -> OwnerId | None:
         """The account of the wallet; None for a client without one."""
-        return OwnerId(self._owner.public) if isinstance(self._owner, Key) else self._owner
+        return self._depot.owner
 
     def close(self) -> None:
         """Have every later call raise `Closed`; what goes on ends with the block of `open_client`."""
@@ -402,30 +358,6 @@ class Client:
             for members in (self.session.members, self.session.chain.members):
                 members.forgive_all()
 
-    def _account(self) -> OwnerId:
-        if self.owner is None:
-            raise ConfigError("this home has no wallet: make one with `p2pnode wallet new`")
-        return self.owner
-
-    def _paying(self) -> Key:
-        self._account()
-        if not isinstance(self._owner, Key):
-            raise ConfigError("the wallet of this home is sealed: open the client with its passphrase")
-        return self._owner
-
-
-def load_owner(home: Home, passphrase: str | None) -> Key | OwnerId | None:
-    """Return the wallet's key; only its account where it is sealed and there is no passphrase; None without a wallet.
-
-    For worker threads. Raises `ConfigError` for a passphrase that does not open it.
-    """
-    if not home.owner_key_path.exists():
-        return None
-    held = read_wallet(home.owner_key_path)
-    if isinstance(held, Key):
-        return held
-    return held.public if passphrase is None else held.open(passphrase, home.owner_key_path)
-
 
 @asynccontextmanager
 async def open_client(home: Path | Home | str | None = None, *, passphrase: str | None = None) -> AsyncIterator[Client]:
@@ -445,7 +377,8 @@ async def open_client(home: Path | Home | str | None = None, *, passphrase: str 
         with plainly():
             async with open_session(place, on_fault=note) as session, trio.open_nursery() as nursery:
                 session.has_workers = False
-                client = Client(session, Keyring(place), owner, nursery)
+                keyring = Keyring(place)
+                client = Client(session, Depot(session, place, keyring, owner), Shelf(session, keyring), nursery)
                 try:
                     yield client
                 except (trio.Cancelled, GeneratorExit):
@@ -468,37 +401,23 @@ def note(fault: Fault) -> None:
 # --- without trio ----------------------------------------------------------------------------------------------------
 
 
-def blocking(
-    method: Callable[Concatenate[Client, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["SyncClient", P], T]:
-    """Return a method of `Client` as one of `SyncClient`, with its arguments and its description."""
-
-    def call(self: "SyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._portal.call(partial(method, self._portal.value, *args, **kwargs))
-
-    call.__doc__, call.__name__ = method.__doc__, method.__name__
-    call.__signature__ = signature(method)  # type: ignore[attr-defined]
-    return call
-
-
-class SyncClient:
+class SyncClient(InPortal[Client]):
     """A client for programs without trio; get one from `connect`. For any number of threads at once.
 
     The methods are those of `Client`. Ctrl-C stops the call that waits, cleanly, and the client can still be used.
     """
 
-    def __init__(self, portal: Portal[Client]) -> None:
-        self._portal = portal
-        self._client = portal.value
-
     store = blocking(Client.store)
     store_many = blocking(Client.store_many)
+    store_folder = blocking(Client.store_folder)
     extend = blocking(Client.extend)
     delete = blocking(Client.delete)
     read = blocking(Client.read)
     read_range = blocking(Client.read_range)
     read_to = blocking(Client.read_to)
+    read_folder = blocking(Client.read_folder)
     info = blocking(Client.info)
+    files = blocking(Client.files)
     list = blocking(Client.list)
     balance = blocking(Client.balance)
 
@@ -510,12 +429,12 @@ class SyncClient:
         Its end, its `close`, or the end of a `with` block around it ends the reading. This call and the iterator raise
         what `read_range` does.
         """
-        return Pieces(self._portal, self._client.stream(blob_id, path, start=start, stop=stop))
+        return Pieces(self._portal, self._portal.value.stream(blob_id, path, start=start, stop=stop))
 
     @property
     def owner(self) -> OwnerId | None:
         """The account of the wallet; None for a client without one."""
-        return self._client.owner
+        return self._portal.value.owner
 
     def close(self) -> None:
         """End every call that goes on in other threads, which raise `Closed`, and leave the network: within seconds."""
@@ -526,49 +445,6 @@ class SyncClient:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
-
-
-class Pieces(Iterator[bytes]):
-    """The bytes of a blob, piece by piece."""
-
-    def __init__(self, portal: Portal[Client], opening: AbstractAsyncContextManager[AsyncIterator[bytes]]) -> None:
-        self._portal = portal
-        self._opening = opening
-        self._pieces: AsyncIterator[bytes] | None = portal.call(opening.__aenter__)
-
-    def __next__(self) -> bytes:
-        if self._pieces is None:
-            raise StopIteration
-        pieces = self._pieces
-
-        async def take() -> bytes | None:
-            return await anext(pieces, None)
-
-        piece = self._portal.call(take)
-        if piece is None:
-            self.close()
-            raise StopIteration
-        return piece
-
-    def close(self) -> None:
-        """End the reading."""
-        if self._pieces is not None:
-            self._pieces = None
-            self._portal.call(self._leave)
-
-    async def _leave(self) -> None:
-        await self._opening.__aexit__(None, None, None)
-
-    def __enter__(self) -> "Pieces":
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_pieces", None) is not None:
-            with suppress(Closed):  # its loop has ended, and so has the reading
-                self._portal.start(self._leave)
 
 
 def connect(home: Path | Home | str | None = None, *, passphrase: str | None = None) -> SyncClient:

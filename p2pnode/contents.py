@@ -135,15 +135,26 @@ async def describe(
 async def open_content(open_blob: OpenBlob, keys: Keys, blob_id: BlobId, path: str | None) -> View:
     """Return the plain bytes of a blob, or of the file at `path` in a quilt or folder.
 
-    Without a path the blob of a known key is opened with it, and any other is given as it is. Raises `InputError`
-    (`NoKey`, `WrongKey`, no such file), and what `open_blob` and `keys` do.
+    Without a path a sealed blob whose key is known is opened with it, and any other is given as it is. Raises
+    `InputError` (`NoKey`, `WrongKey`, no such file), and what `open_blob` and `keys` do.
     """
     if path is not None:
         content = await describe(open_blob, keys, blob_id)
         return await content.open_file(open_blob, path)
     view = await open_blob(blob_id)
-    key = await trio.to_thread.run_sync(keys, blob_id)
+    key = await find_key(view, keys, blob_id)
     return view if key is None else SealedView(view, key)
+
+
+async def find_key(view: View, keys: Keys, blob_id: BlobId) -> bytes | None:
+    """Return the key to open a blob with; None where none is known, or the blob does not begin as a sealed one.
+
+    A link can name a key for any blob, and must not make one unreadable that is not sealed.
+    """
+    key = await trio.to_thread.run_sync(keys, blob_id)
+    if key is None or not is_sealed_length(view.length) or not is_sealed(await read_prefix(view)):
+        return None
+    return key
 
 
 async def open_folder_file(open_blob: OpenBlob, manifest: Manifest, file: FolderFile) -> View:

@@ -190,14 +190,14 @@ class Home:
         return self.path / "cache" / "peers.json"
 
     @property
+    def folders_path(self) -> Path:
+        """What each folder of this machine was stored as last."""
+        return self.path / "cache" / "folders"
+
+    @property
     def trusted_path(self) -> Path:
         """The newest epoch that a client of this home has followed."""
         return self.path / "cache" / "trusted.cbor"
-
-    @property
-    def folders_path(self) -> Path:
-        """Which manifest each folder of this machine was stored as last."""
-        return self.path / "cache" / "folders"
 
     @property
     def chain_path(self) -> Path:

@@ -22,7 +22,7 @@ from p2pnode.errors import ConfigError, InputError
 from p2pnode.files import make_directory, sync_directory, write_synced
 from p2pnode.home import Home
 from p2pnode.keys import keep_secret, read_secret
-from p2pnode.sealed import BATCH_FRAMES, FRAME_BYTES, KEY_BYTES, SealedSource, verify_key
+from p2pnode.sealed import BATCH_FRAMES, FRAME_BYTES, KEY_BYTES, SealedSource, verify_key, verify_sealed_length
 from p2pnode.sources import Source
 
 CONTEXT = b"p2pnode seal 1"
@@ -93,6 +93,7 @@ class Keyring:
         Raises `ConfigError` for a secret that cannot be used, `InputError` for a source that cannot be read; reading
         what is returned raises `InputError` where the source has changed since.
         """
+        verify_sealed_length(source)
         content_hash, pinned = pin(source)
         return SealedSource(pinned, derive_key(self._secret(), content_hash))
 

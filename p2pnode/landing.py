@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from p2pnode.beneath import FILE, Below, Blocked, split
 from p2pnode.manifest import FolderFile
-from p2pnode.scan import PART_SUFFIX, PIECE_BYTES
+from p2pnode.scan import PART_SUFFIX, PIECE_BYTES, stop_if_cancelled
 
 RESUMED_BYTES_MIN = 1 << 20
 """Less than that is fetched again at once."""
@@ -95,6 +95,7 @@ class Landing:
             piece = os.pread(self._file, min(PIECE_BYTES, resumed - self.written), self.written)
             if not piece:
                 break
+            stop_if_cancelled()
             self._hasher.update(piece)
             self.written += len(piece)
         os.ftruncate(self._file, self.written)

@@ -26,6 +26,7 @@ from p2pnode.adversary import MANNERS, Behaviour, speaker
 from p2pnode.answers import Answers
 from p2pnode.audit import Auditor
 from p2pnode.backup import clear_restored, is_restored, mark_restored, set_chain_aside
+from p2pnode.blobserver import BlobServer
 from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
 from p2pnode.certifier import Entry as CommitmentEntry
 from p2pnode.chain import ChainStore, DamagedChain
@@ -37,10 +38,13 @@ from p2pnode.files import lock_directory
 from p2pnode.home import Config, Home
 from p2pnode.journal import Binding, Journal
 from p2pnode.kernel import Kernel, load_kernel
+from p2pnode.keyring import Keyring
 from p2pnode.keys import Key
+from p2pnode.library import Library
 from p2pnode.members import Members
 from p2pnode.network.host import Network, open_network
 from p2pnode.participant import Participant
+from p2pnode.peer import begin_serving, telling
 from p2pnode.protocols import (
     blocks_topic,
     chain_protocol,
@@ -288,6 +292,9 @@ async def open_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST) -> A
                         chain, node, network, discovery, gossip, config=config, behaviour=behaviour
                     )
                     node.upkeep = upkeep = keep_up(node, network, discovery, config=config)
+                    library = Library(home.library_path, key_of=Keyring(home).key_of)
+                    blobs = BlobServer(library, tell=telling(discovery, None))
+                    begin_serving(network, discovery, blobs, library, nursery)
                     nursery.start_soon(participant.run)
                     nursery.start_soon(upkeep.run)
                     nursery.start_soon(node.watch_epochs)

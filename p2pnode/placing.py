@@ -15,7 +15,7 @@ from p2pnode.beneath import Below, Blocked, Found, faults_named, split
 from p2pnode.errors import InconsistentBlob, InputError
 from p2pnode.landing import Landing, clear_way, find_part, is_own, set_executable
 from p2pnode.manifest import FolderFile, Manifest, find_conflict
-from p2pnode.scan import PART_SUFFIX, PIECE_BYTES, hash_handle
+from p2pnode.scan import PART_SUFFIX, PIECE_BYTES, hash_handle, stop_if_cancelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +193,7 @@ class Placing:
         with suppress(FileNotFoundError, Blocked), self.below.file(source) as handle:
             with Landing(self.below, file, resumed=0, replace=self.delete) as landing:
                 while piece := os.pread(handle, PIECE_BYTES, landing.written):
+                    stop_if_cancelled()
                     landing.write(piece)
             return True
         return False

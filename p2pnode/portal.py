@@ -2,12 +2,15 @@
 
 import atexit
 import logging
+import math
 import os
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, Generic, TypeVar
+from functools import partial
+from inspect import signature
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 import trio
 
@@ -21,11 +24,55 @@ CLOSE_S = 15.0
 GRACE_S = 10.0
 """For what is open to close in good order, before it is cancelled too."""
 assert GRACE_S < CLOSE_S
+LOOK_S = 1.0
+"""A signal that comes just before a thread begins to wait does not wake it: it is seen after so long."""
 STOP_S = 10.0
 """For a call that Ctrl-C interrupts to tidy up; after that it is left to end by itself."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
+
+
+class Outcome(Generic[T]):
+    """What a call ends with: told once, in the loop, and waited for by one thread.
+
+    A bare lock, since Ctrl-C may strike at any instruction of the thread that waits: in a `Future` it can leave the
+    condition's lock held for ever, and then the loop stands still.
+    """
+
+    def __init__(self) -> None:
+        self.is_known = False
+        self._told = threading.Lock()
+        self._told.acquire()
+        self._value: T | None = None
+        self._fault: BaseException | None = None
+
+    def tell(self, value: T) -> None:
+        self._value = value
+        self._end()
+
+    def tell_fault(self, fault: BaseException) -> None:
+        self._fault = fault
+        self._end()
+
+    def _end(self) -> None:
+        assert not self.is_known
+        self.is_known = True
+        self._told.release()
+
+    def wait(self, patience_s: float = math.inf) -> None:
+        """Return when it is known, or after so long."""
+        until = time.monotonic() + patience_s
+        while not self.is_known and (left := until - time.monotonic()) > 0:
+            self._told.acquire(timeout=min(left, LOOK_S))
+
+    def get(self) -> T:
+        """Return or raise it, as soon as it is known."""
+        self.wait()
+        if self._fault is not None:
+            raise self._fault
+        return cast(T, self._value)
 
 
 class Job(Generic[T]):
@@ -33,20 +80,28 @@ class Job(Generic[T]):
 
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
         self.scope = trio.CancelScope()
-        self.result: Future[T] = Future()
+        self.outcome: Outcome[T] = Outcome()
+        self.has_begun = False
         self._work = work
+
+    def cancel(self) -> None:
+        """End it; in the loop, behind its beginning."""
+        self.scope.cancel()
+        if not self.has_begun and not self.outcome.is_known:
+            self.outcome.tell_fault(Closed("it was interrupted before it had begun"))
 
     async def run(self) -> None:
         with self.scope:
             try:
                 with plainly():
                     value = await self._work()
-                self.result.set_result(value)
             except trio.Cancelled:
-                self.result.set_exception(Closed("it was closed or interrupted before the call had ended"))
+                self.outcome.tell_fault(Closed("it was closed or interrupted before the call had ended"))
                 raise
             except BaseException as fault:
-                self.result.set_exception(fault)
+                self.outcome.tell_fault(fault)
+            else:
+                self.outcome.tell(value)
 
 
 class Portal(Generic[V]):
@@ -58,7 +113,7 @@ class Portal(Generic[V]):
 
     def __init__(self, manager: Callable[[], AbstractAsyncContextManager[V]], *, name: str) -> None:
         self._manager = manager
-        self._opened: Future[V] = Future()
+        self._opened: Outcome[V] = Outcome()
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._scope = trio.CancelScope()
@@ -70,7 +125,7 @@ class Portal(Generic[V]):
     @property
     def value(self) -> V:
         """What the manager yielded."""
-        return self._opened.result()
+        return self._opened.get()
 
     @property
     def is_open(self) -> bool:
@@ -78,12 +133,13 @@ class Portal(Generic[V]):
 
     def open(self) -> None:
         """Start the loop and wait until the manager has opened; raises what it raises."""
-        self._thread.start()
         try:
-            self._opened.result()
+            self._thread.start()
+            self._opened.get()
         except BaseException:
             self._stop()
-            self._thread.join(CLOSE_S)
+            with suppress(RuntimeError):  # it was interrupted before it had started, and ends as it does
+                self._thread.join(CLOSE_S)
             raise
         atexit.register(self.close)
 
@@ -98,6 +154,10 @@ class Portal(Generic[V]):
     def start(self, work: Callable[[], Awaitable[T]]) -> Job[T]:
         """Have the loop run `work`; raises `Closed`."""
         job = Job(work)
+        self._submit(job)
+        return job
+
+    def _submit(self, job: Job[Any]) -> None:
         if self._token is None:
             raise Closed("it is closed")
         if os.getpid() != self._process:
@@ -106,7 +166,6 @@ class Portal(Generic[V]):
             self._token.run_sync_soon(self._begin, job)
         except trio.RunFinishedError as fault:
             raise Closed("it is closed") from fault
-        return job
 
     def call(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run `work` in the loop, wait for it and return what it does. Raises what it raises, and `Closed`.
@@ -115,26 +174,30 @@ class Portal(Generic[V]):
         """
         if threading.current_thread() is self._thread:
             raise InputError("what is called back runs between the calls of a client, and can make none itself")
-        job = self.start(work)
+        job = Job(work)
         try:
-            return job.result.result()
+            self._submit(job)
+            return job.outcome.get()
+        except Closed:
+            raise
         except BaseException:
-            if not job.result.done():
-                self.cancel(job)
-                with suppress(BaseException):  # what it ended with is no news: it was told to end
-                    job.result.result(STOP_S)
+            if not job.outcome.is_known:
+                self._cancel(job)
+                with suppress(KeyboardInterrupt):  # once more: it is being stopped already
+                    job.outcome.wait(STOP_S)
             raise
 
-    def cancel(self, job: Job[Any]) -> None:
-        """Have a call end soon; does not wait, so any thread may, even the loop's own while it collects garbage."""
+    def _cancel(self, job: Job[Any]) -> None:
+        """Have a call end soon, whether or not it has been submitted."""
         assert self._token is not None
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(job.scope.cancel)
+            self._token.run_sync_soon(job.cancel)
 
     def _begin(self, job: Job[Any]) -> None:
         if self._nursery is None:
-            job.result.set_exception(Closed("it is closed"))
+            job.outcome.tell_fault(Closed("it is closed"))
         else:
+            job.has_begun = True
             self._nursery.start_soon(job.run)
 
     def _stop(self) -> None:
@@ -155,12 +218,12 @@ class Portal(Generic[V]):
             with plainly():
                 trio.run(self._main)
         except BaseException as fault:
-            if self._opened.done():
+            if self._opened.is_known:
                 log.exception("%s has failed", self._thread.name)
             else:
-                self._opened.set_exception(fault)
-        if not self._opened.done():
-            self._opened.set_exception(Closed("it was closed before it was open"))
+                self._opened.tell_fault(fault)
+        if not self._opened.is_known:
+            self._opened.tell_fault(Closed("it was closed before it was open"))
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -169,8 +232,70 @@ class Portal(Generic[V]):
         with self._scope:
             async with self._manager() as value, trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self._opened.set_result(value)
+                self._opened.tell(value)
                 try:
                     await trio.sleep_forever()
                 finally:
                     self._nursery = None
+
+
+class InPortal(Generic[V]):
+    """The base of an object for any thread whose calls run in a portal, on what the portal holds."""
+
+    def __init__(self, portal: Portal[V]) -> None:
+        self._portal = portal
+
+
+def blocking(
+    method: Callable[Concatenate[V, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[InPortal[V], P], T]:
+    """Return an asynchronous method as one that waits, with its arguments and its description."""
+
+    def call(self: InPortal[V], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._portal.call(partial(method, self._portal.value, *args, **kwargs))
+
+    call.__doc__, call.__name__ = method.__doc__, method.__name__
+    call.__signature__ = signature(method)  # type: ignore[attr-defined]
+    return call
+
+
+class Pieces(Iterator[bytes]):
+    """Bytes piece by piece, out of an asynchronous iterator in a portal."""
+
+    def __init__(self, portal: Portal[Any], opening: AbstractAsyncContextManager[AsyncIterator[bytes]]) -> None:
+        self._portal = portal
+        self._opening = opening
+        self._pieces: AsyncIterator[bytes] | None = portal.call(opening.__aenter__)
+
+    def __next__(self) -> bytes:
+        if self._pieces is None:
+            raise StopIteration
+        piece = self._portal.call(partial(take, self._pieces))
+        if piece is None:
+            self.close()
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        """End the reading."""
+        if self._pieces is not None:
+            self._pieces = None
+            self._portal.call(self._leave)
+
+    async def _leave(self) -> None:
+        await self._opening.__aexit__(None, None, None)
+
+    def __enter__(self) -> "Pieces":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pieces", None) is not None:
+            with suppress(Closed):  # its loop has ended, and so has the reading
+                self._portal.start(self._leave)
+
+
+async def take(pieces: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(pieces, None)

@@ -103,16 +103,15 @@ class Provider:
             return False
         return index is None or self.lacks.get((blob_id, index), (0, 0.0))[0] < LACKS_MAX
 
+    def lacks_now(self, blob_id: BlobId, index: int | None) -> bool:
+        """Return whether it has just said that it has not a segment."""
+        return index is not None and trio.current_time() < self.lacks.get((blob_id, index), (0, 0.0))[1]
+
     def is_ready(self, blob_id: BlobId, index: int | None) -> bool:
         """Return whether it is worth asking now, if it is at all."""
-        now = trio.current_time()
         limit = 1 if self.is_slow else self.room
-        until = (
-            self.paused_until
-            if index is None
-            else max(self.paused_until, self.lacks.get((blob_id, index), (0, 0.0))[1])
-        )
-        return self.in_flight < limit and now >= until
+        is_paused = trio.current_time() < self.paused_until
+        return self.in_flight < limit and not is_paused and not self.lacks_now(blob_id, index)
 
 
 @dataclass(eq=False)

@@ -230,7 +230,11 @@ class Pursuit(Generic[T]):
             return False
         if any(attempt.provider is None for attempt in self.running):
             return False
-        return self._is_deserted() or trio.current_time() - self._begun >= MEMBERS_WAIT_S
+        if self._is_deserted() or trio.current_time() - self._begun >= MEMBERS_WAIT_S:
+            return True
+        blob_id, index = self.search.blob_id, self.want.index
+        hopes = [one for one in self.search.providers if one.may_have(blob_id, index)]
+        return bool(hopes) and all(one.lacks_now(blob_id, index) for one in hopes)
 
     def _is_hopeless(self) -> bool:
         return self._is_deserted() and not self._may_ask_members()

@@ -93,8 +93,8 @@ async def read(session: Session, request: Request, keys: Keys, sink: BinaryIO, r
             )
         case Kind.QUILT:
             raise InputError(
-                f"this blob is a quilt of {len(content.listing())} files: `p2pnode ls ID` shows their names, "
-                "`p2pnode read ID/NAME` reads one, --raw the quilt itself"
+                f"this blob is a quilt of {count_of(len(content.listing()), 'file')}: `p2pnode ls ID` shows their "
+                "names, `p2pnode read ID/NAME` reads one, --raw the quilt itself"
             )
         case Kind.FOLDER:
             assert content.manifest is not None
@@ -150,9 +150,11 @@ async def _save_file(blobs: Blobs, blob: FolderBlob, file: FolderFile, output: P
 async def _restore(blobs: Blobs, manifest: Manifest, request: Request, report: Report) -> Fetched:
     if request.output is None or request.bounds is not None:
         raise InputError(
-            f"this is a folder of {len(manifest.files)} files: `p2pnode ls ID` shows them, `p2pnode read ID/PATH` "
-            "reads one, `-o DIR` restores all of them into DIR"
+            f"this is a folder of {count_of(len(manifest.files), 'file')}: `p2pnode ls ID` shows what is in it, "
+            "`p2pnode read ID/PATH` reads one, `-o DIR` restores all of it into DIR"
         )
+    if request.output.exists() and not request.output.is_dir():
+        raise InputError(f"{request.output} is a file, and this is a folder: name a directory for it")
     restored = await restore(manifest, request.output, blobs.open_plain, report=report)
     return Fetched(sum(file.length for file in manifest.files), restored=restored)
 
@@ -170,6 +172,10 @@ def subfolder(manifest: Manifest, path: str) -> Manifest | None:
         tuple(replace(file, path=file.path[len(front) :], blob=numbers[file.blob]) for file in files),
         empty,
     )
+
+
+def count_of(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 async def _copy(view: View, request: Request, sink: BinaryIO, report: Report) -> Fetched:

@@ -1,10 +1,12 @@
 """What is in a folder: its files, what is in each, and what cannot be stored. Writes nothing and knows no network."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import trio
 from blake3 import blake3
 
 from economics.errors import Rejected
@@ -167,6 +169,13 @@ def hash_handle(file: int) -> bytes:
     """Return the BLAKE3 hash of an open file's bytes."""
     hasher, at = blake3(), 0
     while piece := os.pread(file, PIECE_BYTES, at):
+        stop_if_cancelled()
         hasher.update(piece)
         at += len(piece)
     return hasher.digest()
+
+
+def stop_if_cancelled() -> None:
+    """Raise `trio.Cancelled` in a worker thread whose task is cancelled: reading a disk takes minutes."""
+    with contextlib.suppress(RuntimeError):  # no task of trio waits for this thread
+        trio.from_thread.check_cancelled()

@@ -28,7 +28,7 @@ from nacl.exceptions import CryptoError
 from economics.errors import Reason, Rejected
 from p2pnode.errors import InputError
 from p2pnode.sources import Source, verify_length
-from p2pnode.views import View, Write, read_all, verify_range
+from p2pnode.views import View, Write, verify_range
 
 MAGIC = b"p2px"
 FRONT = MAGIC + bytes((1, 0, 0, 0))
@@ -90,6 +90,11 @@ def verify_key(key: bytes) -> None:
         raise InputError(f"a key that opens a blob has {KEY_BYTES} bytes, this one has {len(key)}")
 
 
+def verify_sealed_length(source: Source) -> None:
+    """Raise `InputError` for a source that is larger than a blob once it is sealed."""
+    verify_length(sealed_length(source.length), f"{source.name}, sealed,")
+
+
 @dataclass(frozen=True, slots=True)
 class SealedSource:
     """A source under a key, which must seal these bytes alone: see the head of this module, and `Keyring.seal`."""
@@ -99,7 +104,7 @@ class SealedSource:
 
     def __post_init__(self) -> None:
         verify_key(self.key)
-        verify_length(self.length, f"{self.name}, sealed,")
+        verify_sealed_length(self.inner)
 
     @property
     def name(self) -> str:
@@ -148,18 +153,24 @@ class _Opener:
         self._index = start // FRAME_BYTES
         self._end = count_frames(stop)
         self._last = count_frames(length) - 1
+        self._is_front_done = self._index > 0
         self._held = bytearray()
 
     @property
     def wanted(self) -> tuple[int, int]:
-        """Where the frames that are still to come are in the sealed blob, as [begin, end)."""
+        """Where in the sealed blob is what is still to come, as [begin, end): frames, the front before the first."""
         begin, end = (FRONT_BYTES + index * SEALED_FRAME_BYTES for index in (self._index, self._end))
-        return begin, min(end, sealed_length(self._length))
+        return begin if self._is_front_done else 0, min(end, sealed_length(self._length))
 
     def open(self, piece: memoryview) -> list[memoryview]:
         """Return the wanted bytes of the frames that are whole now; raises `WrongKey`."""
         self._held += piece
         at, opened = 0, []
+        if not self._is_front_done:
+            if len(self._held) < FRONT_BYTES:
+                return []
+            verify_front(bytes(self._held[:FRONT_BYTES]))
+            at, self._is_front_done = FRONT_BYTES, True
         with memoryview(self._held) as held:
             while self._index < self._end:
                 begin = self._index * FRAME_BYTES
@@ -195,21 +206,17 @@ class SealedView:
             raise WrongKey(f"the blob is not sealed, or was cut: {fault.detail}") from fault
         self._view = view
         self._key = key
-        self._is_verified = False
-        """That the blob begins as a sealed one."""
 
     async def read(self, write: Write, *, start: int = 0, stop: int | None = None) -> None:
         """Pass plain bytes [start, stop) to `write`, opened in worker threads.
 
         Raises `WrongKey`, and what the blob's own view and `write` raise. Reading nothing of an empty blob checks the
-        key too.
+        key too. The front is looked at where the first frame is read: it may be far from the range, and no frame opens
+        that was sealed under another one.
         """
         stop = verify_range(start, stop, self.length)
         if start == stop and self.length:
             return
-        if not self._is_verified:
-            verify_front(await read_all(self._view, stop=FRONT_BYTES, size_max=FRONT_BYTES))
-            self._is_verified = True
         opener = _Opener(self._key, self.length, start=start, stop=stop)
         begin, end = opener.wanted
 

@@ -35,6 +35,7 @@ ADDRESS = "127.0.0.1:31415"
     "--cache", "cache_bytes", metavar="SIZE", type=SIZE, help="What it keeps on the disk at most; 8 GiB if not given."
 )
 @click.option("--max-blob", "blob_bytes", metavar="SIZE", type=SIZE, help="Largest body it stores; 1 GiB if not given.")
+@click.option("--no-share", is_flag=True, help="Do not tell other peers what is cached, and do not serve it to them.")
 @click.option("--read-only", is_flag=True, help="Store and delete nothing: the wallet stays closed.")
 @passphrase_option
 @home_option
@@ -44,6 +45,7 @@ def gateway(
     origins: tuple[str, ...],
     cache_bytes: int | None,
     blob_bytes: int | None,
+    no_share: bool,
     read_only: bool,
     passphrase_file: Path | None,
     home_path: Path,
@@ -55,7 +57,7 @@ def gateway(
     """
     from p2pnode.home import Home
 
-    options = build_options(listen, names, origins, cache_bytes, blob_bytes)
+    options = build_options(listen, names, origins, cache_bytes, blob_bytes, shares=not no_share)
     home = Home(home_path)
     owner = None if read_only or not home.owner_key_path.exists() else load_owner(home_path, passphrase_file)
     set_up_logging(logging.WARNING)
@@ -68,6 +70,8 @@ def build_options(
     origins: tuple[str, ...] = (),
     cache_bytes: int | None = None,
     blob_bytes: int | None = None,
+    *,
+    shares: bool = True,
 ) -> "Options":
     """Return what a gateway is told; raises `InputError`."""
     from p2pnode.cache import QUOTA_BYTES
@@ -78,7 +82,7 @@ def build_options(
     hosts, allowed = parse_names(names, origins)
     limits = Limits() if blob_bytes is None else Limits(blob_bytes_max=blob_bytes, quilt_bytes_max=blob_bytes)
     quota = QUOTA_BYTES if cache_bytes is None else cache_bytes
-    return Options(host, port, hosts, allowed, quota, limits)
+    return Options(host, port, hosts, allowed, quota, shares, limits)
 
 
 async def serve(home: "Home", owner: "Key | None", options: "Options") -> None:

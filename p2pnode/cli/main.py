@@ -29,7 +29,17 @@ from p2pnode.cli.session import echo_json
 from p2pnode.errors import ExitCode, NodeError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Sections(click.Group):
+    """A group whose help lists its commands by what they are for."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                width = formatter.width - 16
+                formatter.write_dl([(command.name or "", command.get_short_help_str(width)) for command in commands])
+
+
+@click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="p2pnode")
 def cli() -> None:
     """Store blobs with peers: erasure-coded, certified by a quorum, read back bit for bit.
@@ -95,16 +105,15 @@ def version(as_json: bool) -> None:
         click.echo(f"p2pnode {VERSION}, kernel {fields['kernel']}, Python {fields['python']}")
 
 
-for command in (
-    *(node.init, node.run, node.backup, node.restore, gateway.gateway),
-    *(storing.store, reading.read, reading.ls, sharing.share, reading.open_),
-    *(peers.serve, peers.get, peers.sync),
-    *(blobs.status, blobs.blob_id_),
-    *(seats.join, seats.leave, seats.replace, seats.vote),
-    *(stakes.stake, stakes.unstake, stakes.stakes, stakes.committee),
-    *(owned.list_, owned.info, owned.extend, owned.delete),
-    *(wallet.wallet, wallet.faucet, chain.blocks, chain.tx),
-    *(verify.verify, verify.checkpoint, verify.trust),
-    testnet.testnet,
-):
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Store and read": (storing.store, reading.read, reading.ls, owned.list_, owned.info, owned.extend, owned.delete),
+    "Share, and sync between peers": (sharing.share, reading.open_, peers.serve, peers.get, peers.sync),
+    "Serve others": (gateway.gateway, node.run),
+    "A node and its seats": (node.init, seats.join, seats.leave, seats.replace, seats.vote, node.backup, node.restore),
+    "Wallet and stakes": (wallet.wallet, wallet.faucet, stakes.stake, stakes.unstake, stakes.stakes),
+    "Look at the network": (blobs.status, stakes.committee, chain.blocks, chain.tx),
+    "Prove and trust": (verify.verify, blobs.blob_id_, verify.checkpoint, verify.trust),
+    "For developers": (testnet.testnet, version),
+}
+for command in (command for section in SECTIONS.values() for command in section):
     cli.add_command(command)

@@ -1,7 +1,6 @@
 """Commands that get bytes back: read what an ID names, open what a link names, list what is in it."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,18 +110,28 @@ def describe(done: "Fetched") -> dict[str, Any]:
     """Return what reading ended with, as JSON shows it."""
     if done.restored is None:
         return {"kept_bytes": done.kept_bytes, "length": done.length}
-    return {"length": done.length, **asdict(done.restored)}
+    found = done.restored
+    return {
+        "copied_files": found.copied,
+        "fetched_bytes": found.fetched_bytes,
+        "fetched_files": found.fetched,
+        "kept_files": found.kept,
+        "length": done.length,
+    }
 
 
 def sum_up(done: "Fetched", request: "Request") -> str:
     """Return the same as one line."""
+    from p2pnode.reading import count_of
+
     if done.restored is None:
         there = f"; {done.kept_bytes} of them were there from an earlier call" if done.kept_bytes else ""
         return f"read {done.length} bytes, every one checked{there}"
     found = done.restored
     there = f", {found.kept} were right already" if found.kept else ""
     copied = f", {found.copied} copied from others" if found.copied else ""
-    return f"{request.output} is restored: {found.fetched} files fetched, {found.fetched_bytes} bytes{there}{copied}"
+    fetched = f"{count_of(found.fetched, 'file')} fetched, {count_of(found.fetched_bytes, 'byte')}"
+    return f"{request.output} is restored: {fetched}{there}{copied}"
 
 
 @click.command(cls=IdCommand)
@@ -140,7 +149,7 @@ def ls(what: str, home_path: Path, as_json: bool) -> None:
 
     async def work(client: "Session") -> None:
         from p2pnode.contents import describe as look
-        from p2pnode.reading import Blobs
+        from p2pnode.reading import Blobs, count_of
 
         content = await look(Blobs(client).open, keys, blob_id)
         files = below(content.listing(), path)
@@ -160,7 +169,7 @@ def ls(what: str, home_path: Path, as_json: bool) -> None:
             return
         for file in files:
             click.echo(f"{file.length:>13} {'x' if file.executable else ' '} {printable(file.path)}")
-        click.echo(f"{len(files)} in all, {sum(file.length for file in files)} bytes", err=True)
+        click.echo(f"{count_of(len(files), 'file')}, {sum(file.length for file in files)} bytes", err=True)
 
     run_client(home_path, work)
 

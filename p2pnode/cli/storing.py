@@ -210,13 +210,18 @@ def describe_folder(done: "StoredFolder") -> dict[str, Any]:
 def sum_up_folder(done: "StoredFolder") -> str:
     """Return the same as one line."""
     from p2pnode.payments import format_amount
+    from p2pnode.reading import count_of
 
     length = sum(file.length for file in done.manifest.files)
     uploads = [one.upload[0] for one in done.published if one.upload is not None]
     new = sum(upload.length for upload in uploads)
-    moved = f"{new} bytes of them new, in {len(uploads)} blobs" if uploads else "nothing was new, and nothing was sent"
+    moved = (
+        f"{new} bytes were new, in {count_of(len(uploads), 'blob')}"
+        if uploads
+        else "nothing was new, and nothing was sent"
+    )
     paid = f"paid {format_amount(done.paid_frost)}, kept until epoch {done.end_epoch} begins"
-    return f"stored {len(done.manifest.files)} files, {length} bytes: {moved}; {paid}"
+    return f"stored {count_of(len(done.manifest.files), 'file')}, {length} bytes: {moved}; {paid}"
 
 
 def describe(client: "Session", done: "Published") -> dict[str, Any]:

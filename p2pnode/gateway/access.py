@@ -63,7 +63,7 @@ class Access:
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), self.token.encode()):
             return
-        if scheme.lower() == "bearer":
+        if scheme.lower() == "bearer" and shown.strip():
             raise HttpFault(403, "the token is not this gateway's, which is in keys/gateway.token of its home", "TOKEN")
         raise HttpFault(
             401,

@@ -21,9 +21,10 @@ from p2pnode.chainview import Head
 from p2pnode.errors import InconsistentBlob, NodeError, Unavailable
 from p2pnode.gateway.faults import HttpFault, unavailable
 from p2pnode.gateway.flights import Flights
-from p2pnode.gateway.segments import CachedView, Segments
+from p2pnode.gateway.segments import PEERS_S, CachedView, Segments
 from p2pnode.network.host import sole_exception
 from p2pnode.session import Session
+from p2pnode.swarm import Swarm
 
 log = logging.getLogger("p2pnode.gateway")
 
@@ -32,6 +33,8 @@ FRESH_S = 60.0
 """For which what the chain said of a blob holds: what was deleted elsewhere is found gone after this at the latest."""
 CERTIFICATE_S = 5.0
 """For a member to show a blob's certificate: members are asked one after the other."""
+PEERS_ASKING_MAX = 8
+"""Blobs that peers are asked for at once: anybody can ask for what nobody has."""
 PROVING_S = 4.0
 PROVING_PAUSE_S = 0.5
 """What a block did is proven by the next ones: a blob that was certified just now is not gone."""
@@ -51,16 +54,20 @@ class Known:
 class Blobs:
     """What the routes read from. Its tasks are in the nursery."""
 
-    def __init__(self, session: Session, cache: SegmentCache, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, session: Session, cache: SegmentCache, nursery: trio.Nursery, *, swarm: Swarm | None = None
+    ) -> None:
         self.session = session
         self.cache = cache
         self.nursery = nursery
-        self.segments = Segments(session.reader, cache, nursery)
+        self.swarm = swarm
+        self.segments = Segments(session.reader, cache, nursery, swarm)
         self._known: OrderedDict[BlobId, tuple[Known, float]] = OrderedDict()
         self._gone: OrderedDict[BlobId, None] = OrderedDict()
         self._types: OrderedDict[BlobId, str] = OrderedDict()
         """Content types that were put on chain through this gateway: by another entry, maybe, than the first."""
         self._lookups: Flights[BlobId, Known] = Flights(nursery)
+        self._asking_peers = trio.CapacityLimiter(PEERS_ASKING_MAX)
 
     # --- what is known of a blob ---------------------------------------------------------------------------------
 
@@ -125,10 +132,29 @@ class Blobs:
             nursery.start_soon(found.look, "state", partial(self._state, blob_id))
             nursery.start_soon(found.look, "certificate", partial(self._certificate, blob_id))
         await self._look_closer(blob_id, found)
-        known = self._judge(blob_id, found)
+        try:
+            known = self._judge(blob_id, found)
+        except HttpFault as fault:
+            header = await self._from_peers(blob_id) if fault.code in (404, 503) else None
+            if header is None:
+                raise
+            known = Known(header, found.stored_as or "", found.state not in (None, (None, False)))
         kept_type = known.content_type if found.stored_as is not None else None
         await trio.to_thread.run_sync(self.cache.put_header, known.header, kept_type)
         return self._remember(known)
+
+    async def _from_peers(self, blob_id: BlobId) -> Header | None:
+        """Return the header of a blob that members do not give and some peer does; None where there is none soon."""
+        if self.swarm is None:
+            return None
+        with trio.move_on_after(PEERS_S):
+            async with self._asking_peers:
+                try:
+                    header = await self.swarm.header(blob_id)
+                except NodeError:
+                    return None
+            return header if header.code == self.cache.code else None
+        return None
 
     def _cached(self, blob_id: BlobId) -> Known | None:
         """Return a blob that is here whole and whose content type is known: nobody is asked for it."""

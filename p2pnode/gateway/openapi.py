@@ -91,7 +91,7 @@ def _blobs(limits: Limits) -> dict[str, Schema]:
         answers={200: json_answer("It is stored: the network owes it.", ref("BlobStoreResult"))},
         faults=WRITING,
         parameters=STORE_PARAMETERS,
-        body={"*/*": {"schema": {"contentEncoding": "binary", "type": "string"}}},
+        body={"*/*": {}},
         security=OWN_FROM_ELSEWHERE,
         description=(
             f"At most {limits.blob_bytes_max} bytes. The content type of the request is put on chain, unless it is "

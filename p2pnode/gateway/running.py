@@ -19,7 +19,7 @@ from p2pnode.gateway.server import Bounds, open_server
 from p2pnode.gateway.services import Limits, Services
 from p2pnode.home import Home
 from p2pnode.keys import Key
-from p2pnode.session import Session, open_session
+from p2pnode.peer import Peer, choose_listen, open_peer
 from p2pnode.wallet import read_wallet
 
 log = logging.getLogger("p2pnode.gateway")
@@ -40,6 +40,8 @@ class Options:
     names: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     cache_bytes: int = QUOTA_BYTES
+    shares: bool = True
+    """Whether other peers are told of what is cached, and served it."""
     limits: Limits = field(default_factory=Limits)
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -85,11 +87,15 @@ class Gateway:
 
     services: Services
     urls: tuple[str, ...]
+    peer: Peer
+    """What it is to other peers."""
 
 
 @asynccontextmanager
-async def serve(home: Home, session: Session, owner: Key | None, options: Options) -> AsyncIterator[Gateway]:
-    """Serve what a session reads while the block lasts. Raises `ConfigError`."""
+async def serve(peer: Peer, owner: Key | None, options: Options) -> AsyncIterator[Gateway]:
+    """Serve what a peer of a network reads while the block lasts. Raises `ConfigError`."""
+    home, session = peer.home, peer.session
+    assert session is not None
     token = await trio.to_thread.run_sync(load_token, home.path / "keys" / "gateway.token")
     cache = await trio.to_thread.run_sync(
         lambda: SegmentCache(home.path / "cache" / "blobs", session.codec, quota_bytes=options.cache_bytes)
@@ -98,20 +104,24 @@ async def serve(home: Home, session: Session, owner: Key | None, options: Option
         token, is_loopback=is_loopback(options.host), names=options.names | {options.host}, origins=options.origins
     )
     async with trio.open_nursery() as nursery:
-        services = Services(home, session, owner, access, options.limits, Blobs(session, cache, nursery))
+        blobs = Blobs(session, cache, nursery, swarm=peer.swarm)
+        services = Services(home, session, owner, access, options.limits, blobs)
         nursery.start_soon(services.watch_head)
-        async with open_server(
-            lambda addresses: create_app(services), options.host, options.port, options.bounds
-        ) as addresses:
-            hosts = [(f"[{host}]" if ":" in host else host, port) for host, port in addresses]
-            yield Gateway(services, tuple(f"http://{host}:{port}" for host, port in hosts))
+        with peer.serving(cache):
+            async with open_server(
+                lambda addresses: create_app(services), options.host, options.port, options.bounds
+            ) as addresses:
+                hosts = [(f"[{host}]" if ":" in host else host, port) for host, port in addresses]
+                yield Gateway(services, tuple(f"http://{host}:{port}" for host, port in hosts), peer)
         nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def open_gateway(home: Home, owner: Key | None, options: Options) -> AsyncIterator[Gateway]:
     """Join the network of a home and serve it over HTTP while the block lasts. Raises `ConfigError`."""
-    async with open_session(home) as session, serve(home, session, owner, options) as gateway:
+    home.load_genesis()
+    listen = choose_listen() if options.shares and options.cache_bytes else ()
+    async with open_peer(home, listen=listen) as peer, serve(peer, owner, options) as gateway:
         yield gateway
 
 

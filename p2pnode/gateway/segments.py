@@ -1,7 +1,8 @@
 """The bytes of blobs: from memory, from the cache on disk or from the network, each segment fetched once for all."""
 
+import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,13 +12,18 @@ from economics.blob import BlobId, Header
 from economics.errors import Rejected
 from p2pnode.cache import CachedSegment, SegmentCache
 from p2pnode.download import Reader
-from p2pnode.errors import InconsistentBlob, NodeError, Unavailable
+from p2pnode.errors import InconsistentBlob, NetworkError, NodeError, Unavailable
 from p2pnode.gateway.flights import Flights
 from p2pnode.network.host import sole_exception
+from p2pnode.swarm import Swarm
 from p2pnode.views import Write, verify_range
+
+log = logging.getLogger("p2pnode.gateway")
 
 FETCHES_MAX = 12
 """Segments fetched at once, for all clients together: each takes some 25 MiB until it is in the cache."""
+PEERS_S = 4.0
+"""For peers to give what members do not: who asks is waiting for an answer."""
 AHEAD = 2
 """Segments fetched before a client comes to them: with the one it reads as many as any reader fetches at once."""
 LOOSE_MAX = 24
@@ -38,8 +44,9 @@ Key = tuple[BlobId, int]
 class Segments:
     """Where a gateway's segments come from. What fetches and checks them runs in the nursery."""
 
-    def __init__(self, reader: Reader, cache: SegmentCache, nursery: trio.Nursery) -> None:
+    def __init__(self, reader: Reader, cache: SegmentCache, nursery: trio.Nursery, swarm: Swarm | None = None) -> None:
         self.reader = reader
+        self.swarm = swarm
         self.cache = cache
         self.loose = trio.CapacityLimiter(LOOSE_MAX)
         """Bounds the segments that are in memory alone."""
@@ -85,13 +92,33 @@ class Segments:
 
     async def _fetch(self, header: Header, index: int) -> bytes | None:
         async with self._fetching:
-            try:
-                pieces = await self.reader.segment(header, index)
-            except BaseExceptionGroup as group:
-                raise sole_exception(group) from None
+            if await trio.to_thread.run_sync(self.is_cached, header, index):  # since it was looked for
+                return None
+            pieces = await self._pieces(header, index)
             if await trio.to_thread.run_sync(self.cache.put, header.blob_id, index, pieces):
                 return None
             return await trio.to_thread.run_sync(b"".join, pieces)
+
+    def is_cached(self, header: Header, index: int) -> bool:
+        segment = self.cache.open(header.blob_id, index, header.code.segment_length(header.length, index))
+        if segment is not None:
+            segment.close()
+        return segment is not None
+
+    async def _pieces(self, header: Header, index: int) -> Sequence[memoryview]:
+        """Return a segment from the members, or from peers where these have not enough of it."""
+        try:
+            return await self.reader.segment(header, index)
+        except (NodeError, BaseExceptionGroup) as raised:
+            fault = sole_exception(raised) if isinstance(raised, BaseExceptionGroup) else raised
+            if self.swarm is None or not isinstance(fault, Unavailable | NetworkError):
+                raise fault from None
+        with trio.move_on_after(PEERS_S):
+            try:
+                return [memoryview(await self.swarm.segment(header, index))]
+            except NodeError as none:
+                log.debug("no peer gives segment %d: %s", index, none)
+        raise fault from None
 
     def is_first_range(self, key: Key) -> bool:
         """Return whether no small range of this segment was wanted lately; from here on one was."""
@@ -160,19 +187,12 @@ class CachedView:
 
     async def _prepare(self, index: int) -> None:
         """Have a segment fetched before it is wanted; what fails is told when it is."""
-        key = self.header.blob_id, index
-        length = self.header.code.segment_length(self.length, index)
+        here = self.segments.hot((self.header.blob_id, index)) is not None
         try:
-            if self.segments.hot(key) is None and not await trio.to_thread.run_sync(self._is_here, index, length):
+            if not here and not await trio.to_thread.run_sync(self.segments.is_cached, self.header, index):
                 await self.segments.fetch(self.header, index)
-        except (NodeError, Rejected):
-            pass
-
-    def _is_here(self, index: int, length: int) -> bool:
-        segment = self.segments.cache.open(self.header.blob_id, index, length)
-        if segment is not None:
-            segment.close()
-        return segment is not None
+        except (NodeError, Rejected) as fault:
+            log.debug("segment %d cannot be fetched ahead: %s", index, fault)
 
     async def _pass_on(self, write: Write, index: int, low: int, high: int) -> None:
         """Write bytes [low, high) of a segment from where they are."""
@@ -186,8 +206,13 @@ class CachedView:
                 return
             small = (high - low) * WHOLE_SHARE < length
             if small and not self.strict and self.segments.is_first_range(key):
-                await write(await self.segments.reader.segment_range(self.header, index, low, high))
-                return
+                try:
+                    views = await self.segments.reader.segment_range(self.header, index, low, high)
+                except (Unavailable, NetworkError) as fault:
+                    log.debug("a range needs its whole segment: %s", fault)
+                else:
+                    await write(views)
+                    return
             async with self.segments.loose:
                 data = await self.segments.fetch(self.header, index)
                 segment = None if data is not None else await self._open(index, length)

@@ -7,6 +7,7 @@ request asks for it. Here each wait has a bound, and a request is HTTP/1.1 or re
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -69,12 +70,11 @@ class Bounds:
     connections_address_max: int = CONNECTIONS_ADDRESS_MAX
 
 
-def build_config(bounds: Bounds) -> Config:
+def build_config() -> Config:
     config = Config()
     config.accesslog = None
     config.errorlog = log
     config.include_server_header = False
-    config.keep_alive_timeout = bounds.keep_alive_s
     config.h11_max_incomplete_size = HEADER_BYTES_MAX
     return config
 
@@ -234,14 +234,15 @@ class Tasks(TaskGroup):
 class Connection:
     """One client's connection, from the first byte to the last."""
 
-    def __init__(self, app: AppWrapper, config: Config, context: WorkerContext, stream: Stream, stall_s: float) -> None:
+    def __init__(self, app: AppWrapper, config: Config, context: WorkerContext, stream: Stream, bounds: Bounds) -> None:
         self.app = app
         self.config = config
         self.context = context
         self.stream = stream
-        self.stall_s = stall_s
+        self.bounds = bounds
         self._sending = trio.Lock()
-        self._idle = context.single_task_class()
+        self._idle = trio.CancelScope()
+        """Around reading: its deadline is when a client must have sent a request, if none is being answered."""
         self._lingers = False
         self._closed = False
         self._ended = trio.Event()
@@ -264,11 +265,19 @@ class Connection:
                     self.protocol_send,
                     on_refused=self._linger,
                 )
-                await self._idle.restart(tasks, self._end_idle)
+                self._wait_for_request()
                 await self._read()
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + LINGER_S):
-                await trio.aclose_forcefully(self.stream)
+            await trio.aclose_forcefully(self.stream)
+
+    def end_idle(self) -> None:
+        """Take no further request, and wait for none."""
+        if self._idle.deadline != math.inf:
+            self._idle.deadline = -math.inf
+
+    def _wait_for_request(self) -> None:
+        ending = self.context.terminated.is_set()
+        self._idle.deadline = -math.inf if ending else trio.current_time() + self.bounds.keep_alive_s
 
     def _linger(self) -> None:
         self._lingers = True
@@ -280,10 +289,10 @@ class Connection:
             case Closed():
                 await self._close()
                 await self.protocol.handle(Closed())
-            case Updated(idle=True) if not self._ended.is_set():
-                await self._idle.restart(self._tasks, self._end_idle)
+            case Updated(idle=True):
+                self._wait_for_request()
             case _:
-                await self._idle.stop()
+                self._idle.deadline = math.inf
 
     async def _send(self, data: bytes) -> None:
         """Send all of it, or end the connection where the client takes nothing for a while."""
@@ -291,7 +300,7 @@ class Connection:
             left = memoryview(data)
             try:
                 while left and not self._closed:
-                    with trio.fail_after(self.stall_s):
+                    with trio.fail_after(self.bounds.stall_s):
                         left = left[await self.stream.socket.send(left) :]
             except (OSError, trio.ClosedResourceError, trio.TooSlowError):
                 self._closed = True
@@ -301,17 +310,15 @@ class Connection:
 
     async def _read(self) -> None:
         """Pass on what comes until the client ends; once the connection is closed here, drop it."""
-        try:
+        with self._idle, suppress(trio.ClosedResourceError, trio.BrokenResourceError):
             while True:
                 data = await self.stream.receive_some(RECEIVE_BYTES)
                 if not self._closed:
                     await self.protocol.handle(RawData(bytes(data)))
                 if not data:
                     break
-        except (trio.ClosedResourceError, trio.BrokenResourceError):
-            pass
+        self._closed = self._closed or self._idle.cancelled_caught
         self._ended.set()
-        await self._idle.stop()
         await self.protocol.handle(Closed())
 
     async def _close(self) -> None:
@@ -327,13 +334,6 @@ class Connection:
         if self._lingers:
             with trio.move_on_after(LINGER_S):
                 await self._ended.wait()
-        await self.stream.aclose()
-
-    async def _end_idle(self) -> None:
-        with trio.move_on_after(self.config.keep_alive_timeout):
-            await self.context.terminated.wait()
-        await self.protocol.handle(Closed())
-        self._closed = True
         await self.stream.aclose()
 
 
@@ -399,14 +399,21 @@ async def open_server(
     At the end answers under way have the grace to come to their end, then are cut. Raises `ConfigError`.
     """
     bounds = bounds or Bounds()
-    config, context = build_config(bounds), WorkerContext(None)
+    config, context = build_config(), WorkerContext(None)
     listeners = await listen(host, port)
     addresses = [listener.socket.getsockname()[:2] for listener in listeners]
     app = wrap_app(make_app(addresses), 0, "asgi")
     doors = Doors(bounds)
 
+    open_now: set[Connection] = set()
+
     async def serve(stream: Stream) -> None:
-        await Connection(app, config, context, stream, bounds.stall_s).run()
+        connection = Connection(app, config, context, stream, bounds)
+        open_now.add(connection)
+        try:
+            await connection.run()
+        finally:
+            open_now.remove(connection)
 
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
@@ -423,4 +430,6 @@ async def open_server(
             finally:
                 accepting.cancel_scope.cancel()
                 await context.terminated.set()
+                for connection in open_now:
+                    connection.end_idle()
                 connections.cancel_scope.deadline = trio.current_time() + bounds.grace_s

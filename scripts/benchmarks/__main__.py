@@ -3,8 +3,9 @@
 Parts: `codec` (encode and decode against plain zfec), `stages` (CPU-seconds per GiB of each stage), `wire` (two
 processes), `sync` (a file from peer to peer), `gossip` (seven), `network` (a testnet of ten nodes), `chain` (finality
 and transactions per second on testnets of four, seven and ten), `challenges` (a day's answers and audits), `heal` (a
-node of ten that lost its disk is refilled), `join` (joins and leaves under load), `large` (2 GiB through a testnet of
-ten, for the client's memory).
+node of ten that lost its disk is refilled), `join` (joins and leaves under load), `gateway` (GET of a large blob and
+of small files), `quilt` (1,000 small files as one blob and as 1,000), `large` (2 GiB through a testnet of ten, for the
+client's memory).
 MB are 10^6 bytes.
 """
 
@@ -27,10 +28,12 @@ from p2pnode.kernel import load_kernel
 from scripts.benchmarks.chain import bench_chain
 from scripts.benchmarks.challenges import bench_challenges
 from scripts.benchmarks.codec import bench_codec
+from scripts.benchmarks.gateway import bench_gateway
 from scripts.benchmarks.gossip import bench_gossip, run_gossip_node
 from scripts.benchmarks.heal import bench_heal
 from scripts.benchmarks.join import bench_join
 from scripts.benchmarks.network import bench_network
+from scripts.benchmarks.quilt import bench_quilt
 from scripts.benchmarks.stages import bench_stages
 from scripts.benchmarks.sync import bench_sync, serve_sync
 from scripts.benchmarks.timing import GIB, MIB, Failed, Row
@@ -59,7 +62,8 @@ def show(title: str, rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = ("codec", "stages", "wire", "sync", "gossip", "network", "challenges", "chain", "heal", "join", "large")
+    small = ("codec", "stages", "wire", "sync", "gossip")
+    parts = (*small, "network", "challenges", "chain", "heal", "join", "gateway", "quilt", "large")
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(parts)}; all but large if none"
     )
@@ -99,6 +103,8 @@ def main() -> None:
             "chain": lambda: bench_chain(directory),
             "heal": lambda: bench_heal(directory, size=options.heal_mib * MIB),
             "join": lambda: bench_join(directory / "join"),
+            "quilt": lambda: bench_quilt(directory),
+            "gateway": lambda: bench_gateway(directory, nodes=10, shards=10, size=100 * MIB),
             "large": lambda: bench_network(directory, nodes=10, shards=10, size=2 * GIB),
         }
         failures: list[str] = []

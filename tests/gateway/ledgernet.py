@@ -188,12 +188,17 @@ class Gateway:
         assert (self.net.spent_frost, len(self.net.blobs)) == before
         return reason
 
-    def leaves_nothing(self) -> bool:
-        """Return whether no body has a file, with or without a name."""
+    async def leaves_nothing(self) -> bool:
+        """Return whether no body has a file, with or without a name, once what is under way has ended."""
+        with trio.move_on_after(10):
+            while self._spooled():  # noqa: ASYNC110 - a closed file has no event
+                await trio.sleep(0.01)
+        return not self._spooled()
+
+    def _spooled(self) -> list[str]:
         links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-        return not list(self.spool.iterdir()) and not any(
-            os.readlink(link).startswith(str(self.spool)) for link in links
-        )
+        opened = [name for name in map(os.readlink, links) if name.startswith(str(self.spool))]
+        return [*os.listdir(self.spool), *opened]
 
 
 def reason_of(answer: Answer, status: int) -> str:
@@ -205,11 +210,11 @@ def reason_of(answer: Answer, status: int) -> str:
 
 @asynccontextmanager
 async def open_gateway(
-    net: LedgerNet, path: Path, *, bounds: Bounds | None = None, **options: Any
+    net: LedgerNet, path: Path, *, bounds: Bounds | None = None, patience_s: float = 60.0, **options: Any
 ) -> AsyncIterator[Gateway]:
     async with trio.open_nursery() as nursery:
         cache = SegmentCache(path / "cache" / "blobs", net.codec)
         services = make_services(net, path, blobs=Blobs(cast(Session, net), cache, nursery), **options)
-        async with serving(create_app(services), bounds) as port:
+        async with serving(create_app(services), bounds, patience_s=patience_s) as port:
             yield Gateway(net, services, port)
         nursery.cancel_scope.cancel()

@@ -9,7 +9,7 @@ import trio
 
 from p2pnode.gateway.server import Bounds, open_server
 
-ANSWER_S = 20.0
+ANSWER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +26,17 @@ class Answer:
 
 
 @asynccontextmanager
-async def serving(app: Any, bounds: Bounds | None = None) -> AsyncIterator[int]:
+async def serving(app: Any, bounds: Bounds | None = None, *, patience_s: float = 60.0) -> AsyncIterator[int]:
     """Serve an application on a free port of loopback while the block lasts."""
-    with trio.fail_after(60):
+    with trio.fail_after(patience_s):
         async with open_server(lambda addresses: app, "127.0.0.1", 0, bounds) as addresses:
             yield addresses[0][1]
 
 
-async def exchange(port: int, data: bytes, *, until_closed: bool = True) -> bytes:
+async def exchange(port: int, data: bytes, *, answer_s: float = ANSWER_S) -> bytes:
     """Send these bytes and return all that comes until the server ends."""
     received = b""
-    with trio.fail_after(ANSWER_S):
+    with trio.fail_after(answer_s):
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             try:
                 await stream.send_all(data)
@@ -71,10 +71,16 @@ def build(method: str, target: str, headers: Mapping[str, str] | None = None, bo
 
 
 async def ask(
-    port: int, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    port: int,
+    method: str,
+    target: str,
+    headers: Mapping[str, str] | None = None,
+    body: bytes = b"",
+    *,
+    answer_s: float = ANSWER_S,
 ) -> Answer:
     """Make one request on a connection of its own."""
-    raw = await exchange(port, build(method, target, headers, body))
+    raw = await exchange(port, build(method, target, headers, body), answer_s=answer_s)
     answers = parse(raw, head=method == "HEAD")
     assert len(answers) == 1, raw[:500]
     return answers[0]

@@ -178,7 +178,7 @@ async def open_shelf(
     """Serve a shelf over a real socket while the block lasts."""
     cache = SegmentCache(path / "cache" / "blobs", CODEC, quota_bytes=quota_bytes)
     session = cast(Session, shelf)
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             blobs = Blobs(session, cache, nursery)
             services = Services(Home(path), session, None, access or Access(TOKEN), limits or Limits(), blobs)

@@ -75,14 +75,23 @@ async def test_a_page_of_its_own_or_an_allowed_one_may_store(tmp_path: Path) -> 
             assert (answer.status, b"NO_WALLET" in answer.body) == (403, True)  # it came as far as the wallet
 
 
-@pytest.mark.parametrize(
-    "shown", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"bearer{TOKEN}", f"Bearer {TOKEN}x"]
-)
+LISTING_AND_DELETING = (("GET", "/v1/blobs"), ("DELETE", f"/v1/blobs/{'A' * 43}"))
+
+
+@pytest.mark.parametrize("shown", ["", "Bearer", f"Basic {TOKEN}", f"bearer{TOKEN}", TOKEN])
 async def test_without_the_token_nobody_lists_or_deletes(tmp_path: Path, shown: str) -> None:
     async with open_shelf(Shelf(), tmp_path) as opened:
-        for method, target in (("GET", "/v1/blobs"), ("DELETE", f"/v1/blobs/{'A' * 43}")):
+        for method, target in LISTING_AND_DELETING:
             answer = await ask(opened.port, method, target, {"Authorization": shown})
             assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
+
+
+@pytest.mark.parametrize("shown", ["Bearer wrong", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer \xff"])
+async def test_with_another_token_nobody_lists_or_deletes(tmp_path: Path, shown: str) -> None:
+    async with open_shelf(Shelf(), tmp_path) as opened:
+        for method, target in LISTING_AND_DELETING:
+            answer = await ask(opened.port, method, target, {"Authorization": shown})
+            assert (answer.status, b'"TOKEN"' in answer.body) == (403, True)
 
 
 async def test_beyond_loopback_nobody_stores_without_the_token(tmp_path: Path) -> None:

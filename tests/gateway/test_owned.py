@@ -122,7 +122,7 @@ class TestToken:
         [
             ("", 401),
             ("Bearer wrong", 403),
-            ("Bearer ", 403),
+            ("Bearer ", 401),
             ("Basic YTpi", 401),
             (BEARER["Authorization"][:-1], 403),
             (BEARER["Authorization"] + "x", 403),

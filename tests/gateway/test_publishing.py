@@ -1,6 +1,7 @@
 """PUT /v1/blobs as a script written for Walrus meets it, and as one that means harm does."""
 
 import json
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -8,17 +9,19 @@ from typing import Any
 import pytest
 import trio
 
-from economics.arguments import Transfer
-from economics.blob import build_blob_id_text
+from economics.arguments import CertifyAgain, Transfer
+from economics.blob import BlobId, build_blob_id_text
 from economics.genesis import build_key_text
 from economics.geometry import STORAGE_UNIT_BYTES
 from economics.operations import quote as price_of
 from economics.slots import entry_slot, state_key
+from p2pnode.errors import TransactionFailed
 from p2pnode.gateway import bodies
 from p2pnode.gateway.services import Limits
 from p2pnode.keys import Key
-from p2pnode.payments import delete, fee_of, send
+from p2pnode.payments import Order, delete, fee_of, reserve_for, send
 from p2pnode.sources import BytesSource, compute_blob_id
+from p2pnode.till import Till
 from tests.chain import key_of, reservations_of
 from tests.gateway.ledgernet import BEARER, GENESIS, LedgerNet, open_gateway, reason_of
 from tests.gateway.raw import build, exchange, parse
@@ -66,7 +69,7 @@ class TestStoring:
             answer = await gateway.json("PUT", "/v1/blobs", body=DATA)
             assert answer == created(net)
             assert net.blobs == {ID: DATA}
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
 
     async def test_stores_an_empty_body_and_one_in_chunks(self, net: LedgerNet, tmp_path: Path) -> None:
         chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (DATA[:70_000], DATA[70_000:]))
@@ -231,7 +234,7 @@ class TestRefusing:
             answer = await gateway.ask("PUT", "/v1/blobs", body=DATA)
             assert reason_of(answer, 402) == "UNPAID"
             assert b"0 WAL" in answer.body
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
         assert net.uploads == []
 
     async def test_more_than_the_limit_before_the_body_is_read(self, net: LedgerNet, tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ class TestRefusing:
         async with open_gateway(net, tmp_path, limits=Limits(blob_bytes_max=1_000)) as gateway:
             (answer,) = parse(await exchange(gateway.port, raw))
             assert reason_of(answer, 413) == "TOO_LARGE"
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
             assert "newlyCreated" in await gateway.json("PUT", "/v1/blobs", body=bytes(1_000))
 
     async def test_a_body_that_ends_early(self, net: LedgerNet, tmp_path: Path) -> None:
@@ -262,7 +265,7 @@ class TestRefusing:
                     while await stream.receive_some():
                         pass
             assert (net.spent_frost, net.uploads) == (0, [])
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
             assert "newlyCreated" in await gateway.json("PUT", "/v1/blobs", body=DATA)
 
     async def test_a_body_that_stalls(self, net: LedgerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +275,7 @@ class TestRefusing:
             (answer,) = parse(await exchange(gateway.port, raw))
             assert reason_of(answer, 408) == "STALLED"
             assert (net.spent_frost, net.uploads) == (0, [])
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
 
     async def test_what_does_not_fit_the_spool(
         self, net: LedgerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -314,8 +317,20 @@ class TestManyAtOnce:
             net.gate.set()
         assert len(net.uploads) == net.most_under_way == 3
 
-    async def test_the_same_blob_twice_is_paid_for_once(self, net: LedgerNet, tmp_path: Path) -> None:
+    async def test_the_same_blob_twice_is_paid_for_once(
+        self, net: LedgerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         answers: list[str] = []
+        net.gate = trio.Event()
+        wanted = 0
+        plain = Till.blob
+
+        def blob(till: Till, blob_id: BlobId) -> AbstractAsyncContextManager[None]:
+            nonlocal wanted
+            wanted += 1
+            return plain(till, blob_id)
+
+        monkeypatch.setattr(Till, "blob", blob)
         async with open_gateway(net, tmp_path) as gateway:
 
             async def put() -> None:
@@ -324,6 +339,10 @@ class TestManyAtOnce:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(put)
                 nursery.start_soon(put)
+                with trio.fail_after(10):
+                    while wanted < 2:  # noqa: ASYNC110 - both are to be at the till
+                        await trio.sleep(0.01)
+                net.gate.set()
         assert sorted(answers) == ["alreadyCertified", "newlyCreated"]
         assert (len(net.own_entries()), net.uploads) == (1, [ID])
 
@@ -371,3 +390,55 @@ class TestManyAtOnce:
             answer = await gateway.json("PUT", "/v1/blobs", body=DATA)
         assert "alreadyCertified" in answer
         assert net.uploads == [ID]
+
+
+class TestReadingBack:
+    async def test_what_was_stored_is_there_at_once_and_gone_once_deleted(self, net: LedgerNet, tmp_path: Path) -> None:
+        target = f"/v1/blobs/{ID_TEXT}"
+        async with open_gateway(net, tmp_path) as gateway:
+            assert (await gateway.ask("GET", target)).status == 404
+            await gateway.json("PUT", "/v1/blobs", {"Content-Type": "image/png"}, DATA)
+            found = await gateway.ask("GET", target)
+            assert (found.status, found.headers["content-type"], found.body) == (200, "image/png", DATA)
+            await gateway.json("DELETE", target, BEARER)
+            assert (await gateway.ask("GET", target)).status == 410
+            await gateway.json("PUT", "/v1/blobs", body=DATA)
+            assert (await gateway.ask("GET", target)).status == 200
+
+    async def test_what_another_keeps_too_stays(self, net: LedgerNet, tmp_path: Path) -> None:
+        target = f"/v1/blobs/{ID_TEXT}"
+        async with open_gateway(net, tmp_path / "other", owner=OTHER_OWNER) as gateway:
+            reserved = await reserve_for(net, OTHER_OWNER, units=UNITS, order=Order(epochs=1))
+            async with open_gateway(net, tmp_path / "ours") as ours:
+                await ours.json("PUT", "/v1/blobs", body=DATA)
+                await net.transact(OTHER_OWNER, CertifyAgain(reserved.reservation, ID, True))
+                await ours.json("DELETE", target, BEARER)
+                assert (await ours.ask("GET", target)).status == 200
+            await gateway.json("DELETE", target, BEARER)
+            assert (await gateway.ask("GET", target)).status == 410
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("unfunded", 402),
+        ("unfunded_fee", 402),
+        ("over_capacity", 507),
+        ("too_far_ahead", 409),
+        ("wrong_epoch", 503),
+        ("no_space", 503),
+        ("wrong_nonce", 503),
+    ],
+)
+async def test_what_the_ledger_refuses_is_told_apart(
+    code: str, status: int, net: LedgerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise TransactionFailed(code, fee_frost=0)
+
+    monkeypatch.setattr(net, "transact", refuse)
+    async with open_gateway(net, tmp_path) as gateway:
+        answer = await gateway.ask("PUT", "/v1/blobs", body=DATA)
+    assert reason_of(answer, status) == code.upper()
+    assert ("retry-after" in answer.headers) is (status == 503)

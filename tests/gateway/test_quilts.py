@@ -47,7 +47,7 @@ class TestStoring:
         async with open_gateway(net, tmp_path) as gateway:
             body = form(DOG, CAT, metadata(tags), part('name="empty"', b""))
             answer = await gateway.json("PUT", "/v1/quilts?epochs=2&quilt_version=V1", FORM, body)
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
         (data,) = net.blobs.values()
         index = await index_of(net)
         created = answer["blobStoreResult"]["newlyCreated"]["blobObject"]
@@ -158,7 +158,7 @@ class TestRefusing:
         async with open_gateway(net, tmp_path) as gateway:
             with trio.fail_after(10):
                 assert await gateway.fails("PUT", "/v1/quilts", FORM, body, status=status) == reason
-            assert gateway.leaves_nothing()
+            assert await gateway.leaves_nothing()
 
     async def test_a_hundred_thousand_parts_while_others_are_served(self, net: LedgerNet, tmp_path: Path) -> None:
         body = form(*(b"--%b\r\n\r\n\r\n" % BOUNDARY.encode() for _ in range(60_000)))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from economics.arguments import ReportSync, Transfer
-from economics.crypto import NodeId, OwnerId
+from economics.crypto import Digest, NodeId, OwnerId
+from economics.transactions import SignedTransaction
 from p2pnode.chainclient import ChainClient
-from p2pnode.chainview import Seating
+from p2pnode.chainview import Outcome, Seating
 from p2pnode.executor import Executor
 from tests.p2pnode.chainnet import ChainNet, Handler, serve
 from tests.p2pnode.finalchain import end_epoch, extend, open_executor, sign
@@ -186,3 +188,28 @@ async def test_a_transaction_is_given_to_members_of_the_newest_committee(executo
         await ask.client.submit(sign(executor.ledger, OWNER, Transfer(OwnerId(OTHER_OWNER.public), 1)))
         members = {member.node for member in executor.ledger.committee.members}
         assert {NodeId(OPERATORS[own].public) for own in ask.net.asked} <= members
+
+
+async def test_transactions_of_one_account_go_one_after_the_other(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two at once each has a nonce of its own."""
+    sent: list[SignedTransaction] = []
+
+    async def submit(self: ChainClient, signed: SignedTransaction) -> None:
+        await trio.testing.wait_all_tasks_blocked()  # for another to sign meanwhile
+        sent.append(signed)
+        await extend(executor, signed)
+
+    async def wait(self: ChainClient, tx_hash: Digest, *, deadline_s: float) -> Outcome:
+        await extend(executor)
+        return Outcome(tx_hash, executor.head.height, 0, "ok", 1)
+
+    monkeypatch.setattr(ChainClient, "submit", submit)
+    monkeypatch.setattr(ChainClient, "wait", wait)
+    async with asking(tmp_path, executor, range(8)) as ask, trio.open_nursery() as nursery:
+        for amount in (1, 2, 3):
+            nursery.start_soon(ask.client.transact, OWNER, Transfer(OwnerId(OTHER_OWNER.public), amount))
+    first = sent[0].transaction.nonce
+    assert [signed.transaction.nonce for signed in sent] == [first, first + 1, first + 2]
+    assert executor.ledger.account(OwnerId(OWNER.public)).nonce == first + 3

@@ -152,6 +152,64 @@ def test_what_is_encrypted_opens_at_this_home_alone(
         assert isinstance(raised_by(partial(other.read, files.blob_id, "a")), InputError)
 
 
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def tree(directory: Path) -> dict[str, bytes | None]:
+    """Return what is below a folder: the bytes of each file, None for a folder."""
+    found = sorted(directory.rglob("*"))
+    return {str(path.relative_to(directory)): None if path.is_dir() else path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    directory = tmp_path / "folder"
+    (directory / "inner").mkdir(parents=True)
+    (directory / "nothing").mkdir()
+    (directory / "a").write_bytes(b"one")
+    (directory / "inner" / "b").write_bytes(some_bytes(12, 300_000))
+    (directory / "inner" / "large").write_bytes(some_bytes(13, 2_000_000))
+    return directory
+
+
+@pytest.mark.parametrize("encrypt", [False, True], ids=["open", "encrypted"])
+def test_a_folder_is_stored_read_and_stored_again_for_what_changed(
+    client: SyncClient, folder: Path, tmp_path: Path, encrypt: bool
+) -> None:
+    (folder / "link").symlink_to("a")
+    told: list[tuple[int, int]] = []
+    stored = client.store_folder(folder, encrypt=encrypt, progress=lambda done, total: told.append((done, total)))
+    assert (stored.files, stored.length, stored.end_epoch, stored.was_there) == (3, 2_300_003, 30, False)
+    assert told[-1][0] == told[-1][1] > stored.length
+    assert [line.partition(":")[0] for line in stored.skipped] == [str(folder / "link")]
+    (folder / "link").unlink()
+    again = client.store_folder(str(folder), encrypt=encrypt)
+    assert (again.blob_id, again.was_there, again.paid) == (stored.blob_id, True, 0)
+    info = client.info(stored.blob_id)
+    assert (info.is_encrypted, info.kind) == (encrypt, "folder")
+    assert [file.path for file in client.files(stored.blob_id)] == ["a", "inner/b", "inner/large", "nothing/"]
+    assert client.read(stored.blob_id, "inner/b") == (folder / "inner" / "b").read_bytes()
+    assert client.read_folder(stored.blob_id, tmp_path / "copy").fetched == 3
+    assert tree(tmp_path / "copy") == tree(folder)
+    (folder / "a").write_bytes(b"two")
+    changed = client.store_folder(folder, encrypt=encrypt)
+    assert 0 < changed.paid < stored.paid / 2
+    restored = client.read_folder(changed.blob_id, tmp_path / "copy", delete=True)
+    assert (restored.fetched, tree(tmp_path / "copy")) == (1, tree(folder))
+
+
+def test_what_is_no_folder_is_said_so(client: SyncClient, folder: Path, tmp_path: Path) -> None:
+    plain = client.store(TEXT).blob_id
+    for call in (
+        partial(client.store_folder, folder / "a"),
+        partial(client.store_folder, folder / "none"),
+        partial(client.read_folder, plain, tmp_path / "copy"),
+        partial(client.files, plain),
+    ):
+        assert isinstance(raised_by(call), InputError)
+    assert not (tmp_path / "copy").exists()
+
+
 # --- what a wallet keeps ---------------------------------------------------------------------------------------------
 
 
@@ -430,7 +488,7 @@ def test_a_node_that_failed_gets_another_chance_when_no_call_goes_on(
         client.read(large[0])
     finally:
         p2pnode_testnet.restart(2)
-    members = client._client.session.members
+    members = client._portal.value.session.members
     assert set(members.faults) == {2}
     client.read(large[0])
     assert set(members.faults) == {2}

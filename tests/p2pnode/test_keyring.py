@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from economics.blob import BlobId, build_blob_id_text
-from economics.geometry import Code
+from economics.geometry import BLOB_BYTES_MAX, Code
 from p2pnode.encoder import open_encoder
 from p2pnode.errors import ConfigError, InputError
 from p2pnode.home import Home
@@ -261,6 +261,11 @@ def test_a_large_source_is_hashed_and_sealed_in_bounded_memory(keyring: Keyring)
         tracemalloc.stop()
     assert hashed < 6 * UNIT_BYTES
     assert read < (2 * 8 << 20) + 8 * UNIT_BYTES
+
+
+def test_what_is_too_large_once_it_is_sealed_is_refused_before_it_is_read(keyring: Keyring) -> None:
+    with pytest.raises(InputError, match=r"zeros, sealed, has \d+ bytes; a blob has at most"):
+        keyring.seal(Zeros(BLOB_BYTES_MAX))
 
 
 # --- keys that are kept ------------------------------------------------------------------------------------------

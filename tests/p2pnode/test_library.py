@@ -10,9 +10,11 @@ from economics.blob import BlobId, build_blob_id_text
 from economics.geometry import Code
 from p2pnode.codec import Codec
 from p2pnode.errors import InputError
+from p2pnode.folders import plan
 from p2pnode.home import Home
 from p2pnode.keyring import Keyring
 from p2pnode.library import Library
+from p2pnode.scan import scan
 from p2pnode.sealed import SealedSource
 from p2pnode.sources import BytesSource, FileSource, JoinedSource, Source, compute_header
 from tests.small import KERNEL
@@ -74,6 +76,21 @@ def test_a_joined_source_of_files_and_bytes_is_served(tmp_path: Path, library: L
     joined = JoinedSource([BytesSource(b"index"), *map(FileSource.open, files)], "quilt")
     header = library.share(joined, CODEC)
     assert read(Library(library.path), header.blob_id) == b"index" + b"".join(one.read_bytes() for one in files)
+
+
+def test_what_a_folder_is_planned_to_be_is_served_until_a_file_of_it_changes(library: Library, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for seed, name in enumerate("ab"):
+        write(folder / name, 500, seed)
+    write(folder / "large", (1 << 20) + 1)
+    sources = plan(scan(folder), None, sealer=None).sources
+    codec = Codec(Code(7, 1 << 20), KERNEL)
+    ids = [library.share(source, codec).blob_id for source in sources]
+    assert [read(library, blob_id) for blob_id in ids] == [source.read(0, source.length) for source in sources]
+    write(folder / "b", 500, 9)
+    large = next(id_ for id_, source in zip(ids, sources, strict=True) if source.length == (1 << 20) + 1)
+    assert library.blob_ids() == [large]
 
 
 def test_an_empty_file_is_served(library: Library, tmp_path: Path) -> None:

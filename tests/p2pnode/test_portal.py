@@ -109,7 +109,26 @@ def test_ctrl_c_cancels_the_call_that_waits_and_nothing_else(portal: Portal[Open
     with pytest.raises(KeyboardInterrupt):
         portal.call(wait)
     assert cancelled.is_set()
-    assert not other.result.done()
+    assert not other.outcome.is_known
+    assert portal.call(answer) == 42
+
+
+def test_ctrl_c_at_any_moment_leaves_nothing_running_and_nobody_waiting(portal: Portal[Opened]) -> None:
+    running = 0
+
+    async def wait() -> None:
+        nonlocal running
+        running += 1
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await trio.sleep_forever()
+        finally:
+            running -= 1
+
+    for _ in range(100):
+        with pytest.raises(KeyboardInterrupt):
+            portal.call(wait)
+        assert running == 0
     assert portal.call(answer) == 42
 
 
@@ -118,7 +137,7 @@ def test_closing_ends_calls_that_go_on_and_then_what_was_opened(portal: Portal[O
     portal.call(answer)
     portal.close()
     with pytest.raises(Closed):
-        job.result.result(10)
+        job.outcome.get()
     assert portal.value.is_closed
     assert not is_there("a portal")
 

@@ -126,3 +126,71 @@ def test_a_read_that_is_interrupted_says_that_it_goes_on(network: Network, tmp_p
     assert interrupted.code == ExitCode.INTERRUPTED
     assert "the same command goes on from there" in interrupted.err
     assert has_segments(part, 3)
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+FILES = {"a/large": 14, "b/large": 12, "c": 6}
+"""MiB of each: a blob of its own."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("folder")
+    for seed, (name, mebibytes) in enumerate(FILES.items(), start=20):
+        (root / name).parent.mkdir(exist_ok=True)
+        make_file(root / name, mebibytes << 20, seed=seed)
+    for number in range(10):
+        make_file(root / f"{number}", 1000 + number, seed=number)
+    return root
+
+
+def size_of(directory: Path) -> int:
+    """Return how many bytes are in a folder, in files that others may be renaming."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) if directory.exists() else 0
+
+
+def has_bytes(directory: Path, count: int) -> bool:
+    try:
+        return size_of(directory) >= count
+    except FileNotFoundError:
+        return False
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def folder_id(network: Network, folder: Path) -> str:
+    """Store the folder in two goes, the first of which is killed."""
+    home, there = network.client_home.path, pieces(network)
+    process = start("store", folder, home=home)
+    stop_when(process, partial(has_pieces, network, there + 10 * MEMBERS))
+    on_disk = pieces(network) - there
+    kill(process)
+    stored = p2pnode("store", "--json", folder, home=home)
+    assert stored.code == ExitCode.OK, stored.err
+    again = p2pnode("store", "--json", folder, home=home).json
+    assert (again["sent_bytes"], again["paid_frost"], again["blob_id"]) == (0, 0, stored.json["blob_id"])
+    whole = sum(FILES.values()) * MEMBERS * PAIR_BYTES
+    small = MEMBERS * 5 * 20_000  # the quilt of small files, and the manifest
+    assert stored.json["sent_bytes"] <= whole - on_disk * PAIR_BYTES + small
+    found: str = stored.json["blob_id"]
+    return found
+
+
+@pytest.mark.parametrize("command", ["read", "sync"])
+def test_a_folder_that_is_half_here_when_the_client_is_killed_is_fetched_by_halves(
+    command: str, network: Network, folder: Path, folder_id: str, tmp_path: Path
+) -> None:
+    home, target = network.client_home.path, tmp_path / "back"
+    words = ("read", folder_id, "-o", target) if command == "read" else ("sync", target, folder_id)
+    process = start(*words, home=home)
+    stop_when(process, partial(has_bytes, target, 16 << 20))
+    kill(process)
+    left = size_of(folder) - size_of(target)
+    done = p2pnode(*words, "--json", home=home)
+    assert done.code == ExitCode.OK, done.err
+    assert 0 <= done.json["fetched_bytes"] - left <= CODE.segment_bytes
+    assert contents(target) == contents(folder)

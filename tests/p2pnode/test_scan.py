@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import trio
 from blake3 import blake3
 
 from p2pnode import scan as scanning
@@ -158,3 +159,21 @@ def test_a_file_that_is_always_written_to_is_named(tmp_path: Path, monkeypatch: 
         stop = 100
         with pytest.raises(InputError, match="log is being written to: store the folder when that is done"):
             hash_file(below, "log")
+
+
+async def test_a_long_reading_ends_when_nobody_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    pieces: list[int] = []
+    pread = os.pread
+
+    def read_a_piece(file: int, size: int, at: int) -> bytes:
+        pieces.append(at)
+        if len(pieces) == 3:
+            trio.from_thread.run_sync(scope.cancel)
+        return pread(file, size, at)
+
+    monkeypatch.setattr(os, "pread", read_a_piece)
+    with trio.CancelScope() as scope:
+        await trio.to_thread.run_sync(hash_files, scan(tmp_path))
+    assert (scope.cancelled_caught, len(pieces)) == (True, 3)
