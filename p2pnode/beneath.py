@@ -24,6 +24,9 @@ MARK_LEVELS = 32
 """A folder of each so many levels stays open: a tree of 2,000 levels takes no two million steps to walk."""
 MARKS_MAX = 128
 """Descriptors for that, of the thousand that a process has; a path has no more levels than they serve."""
+KEYS_FOLDER = "keys"
+KEY_FILES = frozenset({"operator.key", "owner.key", "faucet.key", "seal.secret"})
+"""In a home. They are never stored with a folder, and never removed with one: wallet and stake would be lost."""
 
 
 class Blocked(InputError):
@@ -207,21 +210,29 @@ class Below:
                     waiting.append(one.path)
 
     def remove(self, path: str) -> None:
-        """Remove what is at a path, and all below it; links are removed and not followed."""
+        """Remove what is at a path, and all below it; links are removed and not followed.
+
+        Raises `Blocked`, and removes nothing, where keys of p2pnode are there.
+        """
         status = self.status(path)
         if status is None:
             return
-        if not stat.S_ISDIR(status.st_mode):
-            self._unlink(path)
-            return
-        folders = [path]
-        for found in self.walk(path):
-            if found.is_folder:
-                folders.append(found.path)
-            else:
-                self._unlink(found.path)
-        for one in reversed(folders):
-            self.remove_folder(one)
+        top = Found(path, status)
+        found = [top, *self.walk(path)] if top.is_folder else [top]
+        for one in found:
+            if self.is_key(one.path):
+                raise Blocked(f"{self.show(one.path)} is a key of p2pnode, and would be removed: move it away")
+        for one in found:
+            if not one.is_folder:
+                self._unlink(one.path)
+        for one in reversed(found):
+            if one.is_folder:
+                self.remove_folder(one.path)
+
+    def is_key(self, path: str) -> bool:
+        """Return whether a path is that of a key in a home."""
+        folder, name = split(path)
+        return name in KEY_FILES and (folder or self.root.resolve().name).rpartition("/")[2] == KEYS_FOLDER
 
     def _unlink(self, path: str) -> None:
         folder, name = split(path)

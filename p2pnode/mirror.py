@@ -183,6 +183,7 @@ class Fetcher:
     async def sync(self, target: Path, *, delete: bool, report: Report) -> Restored:
         """Make `target` equal to the folder, and serve from here on each of its blobs that is all there.
 
+        From its first file on the home knows what `target` is to be equal to.
         Raises `InputError` where the blob is no folder or something is in the way, `NoKey`, and what `restore` does.
         """
         content = await describe(self.open, self.key_of, self.link.blob_id)
@@ -193,6 +194,7 @@ class Fetcher:
         manifest = content.manifest
         if self.link.path is not None:
             manifest = narrow(manifest, self.link.path)
+        await trio.to_thread.run_sync(remember_mirror, self.peer.home, target, self.link)
         restored = await restore(manifest, target, self.open_plain, delete=delete, report=report)
         await self._keep_folder(content, manifest, target)
         return restored

@@ -169,13 +169,15 @@ class Reserved:
     end_epoch: int
     cost_frost: int
     """What this call paid: 0 where the owner had it already. The certifying transaction's fee is not in it."""
+    units_left: int = 0
+    """What the blob will leave of it."""
 
 
 async def reserve_for(chain: Chain, key: Key, *, units: int, order: Order) -> Reserved:
     """Return a reservation for `units` from now on: one of the owner's own that is large enough, else a new one.
 
-    It is taken in the order's till, and whoever fills it or gives up gives it back there. Raises `Unpaid` before
-    anything is paid, `TransactionFailed` where the network has no such storage.
+    It is taken in the order's till, and whoever fills it or gives up says so there. Raises `Unpaid` before anything is
+    paid, `TransactionFailed` where the network has no such storage.
     """
     async with order.till.buying:
         reserved = await _find_or_buy(chain, key, units=units, order=order)
@@ -187,11 +189,11 @@ async def _find_or_buy(chain: Chain, key: Key, *, units: int, order: Order) -> R
     owner = OwnerId(key.public)
     seating = await chain.seats()
     epoch = seating.current.epoch
-    free = [one for one in await chain.reservations(owner) if not order.till.is_taken(one.reservation)]
+    free = [] if order.till.is_empty else await _find_free(chain, owner, order.till)
     held = best_reservation(free, epoch=epoch, units=units, epochs=order.epochs)
     if held is not None:
         await _agree(chain, owner, Quote(0, 0, certify_fee(chain.genesis, seating.current)), order)
-        return Reserved(held.reservation, held.end_epoch, 0)
+        return Reserved(held.reservation, held.end_epoch, 0, held.units - units)
     try:
         return await _buy(chain, key, seating, units=units, order=order)
     except TransactionFailed as fault:
@@ -199,6 +201,14 @@ async def _find_or_buy(chain: Chain, key: Key, *, units: int, order: Order) -> R
         if fault.code != "wrong_epochs" or seating.current.epoch == epoch:
             raise
         return await _buy(chain, key, seating, units=units, order=order)
+
+
+async def _find_free(chain: Chain, owner: OwnerId, till: Till) -> list[Reservation]:
+    """Return the owner's reservations that no blob fills."""
+    free = [one for one in await chain.reservations(owner) if till.is_free(one)]
+    if not free:
+        till.note_empty()
+    return free
 
 
 async def _buy(chain: Chain, key: Key, seating: Seating, *, units: int, order: Order) -> Reserved:
@@ -258,6 +268,7 @@ async def keep_live(chain: Chain, key: Key, blob: BlobSummary, *, order: Order) 
     reserved = await reserve_for(chain, key, units=units, order=order)
     try:
         outcome = await chain.transact(key, CertifyAgain(reserved.reservation, blob.blob_id, order.deletable))
+        order.till.fill(reserved.reservation, units_left=reserved.units_left)
     finally:
         order.till.give_back(reserved.reservation)
     paid, transactions = reserved.cost_frost + outcome.fee_frost, 2 if reserved.cost_frost else 1

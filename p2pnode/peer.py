@@ -42,6 +42,9 @@ NO_CHAIN = bytes(32)
 SHARDS_WITHOUT_CHAIN = 10
 PORT = 4_002
 """A node's is 4001. A peer whose port is taken takes any other, which links then name."""
+SWITCH_S = 0.0005
+"""How long a thread that checks or reads may keep the interpreter while the trio thread wants it, as in a node: at
+Python's 5 ms every frame that comes meanwhile takes that long."""
 ANNOUNCE_S = 3.0
 """How often it is looked whether there is something new to announce."""
 LOOK_THROUGH_S = 600.0

@@ -138,9 +138,11 @@ class Placing:
         found = Found(file.path, status)
         if found.is_folder and not self.delete:
             raise Blocked(f"{self.below.show(file.path)} is a folder, where a file belongs: move it away")
-        if not found.is_file or status.st_size != file.length:
-            return None
-        return found if self._hash(file.path) == file.content_hash else None
+        if found.is_file and status.st_size == file.length and self._hash(file.path) == file.content_hash:
+            return found
+        if self.below.is_key(file.path):
+            raise Blocked(f"{self.below.show(file.path)} is a key of p2pnode, and would be replaced: move it away")
+        return None
 
     def _hash(self, path: str) -> bytes | None:
         with suppress(FileNotFoundError, Blocked), self.below.file(path) as handle:

@@ -23,7 +23,7 @@ DIAL_S = 5.0
 """Twice what a dial takes over a slow home line."""
 PATIENCE = Patience(idle_s=10.0, floor_bytes_per_s=16_384)
 """Of one piece of a reply: four requests to a home line of 1 Mbit/s get twice this each. Slower is as good as away."""
-PIECE_BYTES_MIN = 16 << 10
+PIECE_BYTES_MIN = 64 << 10
 PIECE_BYTES_MAX = 1 << 20
 PIECE_S = 0.05
 """A reply is received in pieces that take about so long, so that it can be seen whether it still comes."""
@@ -148,6 +148,8 @@ class Providers:
         self.discovery = discovery
         self.faults: dict[NodeId, Fault] = {}
         """The first thing that each did wrong."""
+        self.members_failed_at: float | None = None
+        """When slivers could not be had last."""
         self._on_fault = on_fault
         self._known: dict[NodeId, Provider] = {}
 

@@ -106,6 +106,7 @@ class Publisher:
         till = self.order.till
         async with till.blob(blob_id):
             was_stored = till.was_stored(blob_id)
+            await self.chain.settled_account(OwnerId(self.key.public))  # what an earlier call certified shows from here
             live = await (find_blob(self.chain, blob_id) if was_stored else self.chain.blob(blob_id))
             published = await self._keep(live) if live is not None else await self._publish(source, blob_id)
             till.note_stored(blob_id)
@@ -134,6 +135,7 @@ class Publisher:
                 nursery.start_soon(partial(reserving.run, self.chain, self.key, units=units, order=self.order))
                 upload = await self._upload(source, blob_id, reserving)
             reserved = await reserving.wait()
+            self.order.till.fill(reserved.reservation, units_left=reserved.units_left)
         finally:
             if reserving.reserved is not None:
                 self.order.till.give_back(reserving.reserved.reservation)

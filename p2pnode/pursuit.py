@@ -47,6 +47,8 @@ LOOK_AGAIN_S = 3.0
 LOOK_S = 10.0
 MEMBERS_WAIT_S = 2.0
 """Members are asked when no peer has been free for so long."""
+MEMBERS_REST_S = 30.0
+"""Members that failed are asked so soon again only where no peer is left."""
 
 T = TypeVar("T")
 
@@ -230,7 +232,12 @@ class Pursuit(Generic[T]):
             return False
         if any(attempt.provider is None for attempt in self.running):
             return False
-        if self._is_deserted() or trio.current_time() - self._begun >= MEMBERS_WAIT_S:
+        if self._is_deserted():
+            return True
+        now, failed_at = trio.current_time(), self.providers.members_failed_at
+        if failed_at is not None and now - failed_at < MEMBERS_REST_S:
+            return False
+        if now - self._begun >= MEMBERS_WAIT_S:
             return True
         blob_id, index = self.search.blob_id, self.want.index
         hopes = [one for one in self.search.providers if one.may_have(blob_id, index)]
@@ -270,6 +277,7 @@ class Pursuit(Generic[T]):
             return [await self.want.from_members()]
         except (Unavailable, NetworkError) as fault:
             self.members_fault = fault
+            self.providers.members_failed_at = trio.current_time()
             return []
 
     async def _ask(self, provider: Provider, progress: Progress) -> list[T]:

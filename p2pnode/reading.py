@@ -17,6 +17,7 @@ from p2pnode.resume import output_file, save, write_views
 from p2pnode.sealed import SealedView
 from p2pnode.session import Session, parse_bounds
 from p2pnode.streaming import JudgedView, judging
+from p2pnode.unpack import unpack
 from p2pnode.views import BlobView, View
 
 Report = Callable[[int, int], None]
@@ -92,10 +93,8 @@ async def read(session: Session, request: Request, keys: Keys, sink: BinaryIO, r
                 "(`p2pnode open LINK`), or read it sealed with --raw"
             )
         case Kind.QUILT:
-            raise InputError(
-                f"this blob is a quilt of {count_of(len(content.listing()), 'file')}: `p2pnode ls ID` shows their "
-                "names, `p2pnode read ID/NAME` reads one, --raw the quilt itself"
-            )
+            key = await trio.to_thread.run_sync(keys, request.blob_id) if content.is_sealed else None
+            return await _unpack(blobs, content, request, key, report)
         case Kind.FOLDER:
             assert content.manifest is not None
             return await _restore(blobs, content.manifest, request, report)
@@ -147,15 +146,36 @@ async def _save_file(blobs: Blobs, blob: FolderBlob, file: FolderFile, output: P
     return Fetched(saved.length, saved.kept_bytes)
 
 
-async def _restore(blobs: Blobs, manifest: Manifest, request: Request, report: Report) -> Fetched:
+async def _unpack(blobs: Blobs, content: Content, request: Request, key: bytes | None, report: Report) -> Fetched:
+    assert content.index is not None
+    output = verify_directory(request, "a quilt", len(content.index.entries))
+    restored = await unpack(
+        content.view,
+        content.index,
+        output,
+        header=await blobs.header(request.blob_id),
+        codec=blobs.session.codec,
+        key=key,
+        report=report,
+    )
+    return Fetched(sum(entry.length for entry in content.index.entries), restored=restored)
+
+
+def verify_directory(request: Request, kind: str, files: int) -> Path:
+    """Return where several files are to go; raises `InputError` where that is not said, or is a file."""
     if request.output is None or request.bounds is not None:
         raise InputError(
-            f"this is a folder of {count_of(len(manifest.files), 'file')}: `p2pnode ls ID` shows what is in it, "
-            "`p2pnode read ID/PATH` reads one, `-o DIR` restores all of it into DIR"
+            f"this is {kind} of {count_of(files, 'file')}: `p2pnode ls ID` shows what is in it, `p2pnode read ID/PATH` "
+            "reads one, `-o DIR` restores all of it into DIR"
         )
     if request.output.exists() and not request.output.is_dir():
-        raise InputError(f"{request.output} is a file, and this is a folder: name a directory for it")
-    restored = await restore(manifest, request.output, blobs.open_plain, report=report)
+        raise InputError(f"{request.output} is a file, and this is {kind}: name a directory for it")
+    return request.output
+
+
+async def _restore(blobs: Blobs, manifest: Manifest, request: Request, report: Report) -> Fetched:
+    output = verify_directory(request, "a folder", len(manifest.files))
+    restored = await restore(manifest, output, blobs.open_plain, report=report)
     return Fetched(sum(file.length for file in manifest.files), restored=restored)
 
 

@@ -10,7 +10,7 @@ import trio
 from blake3 import blake3
 
 from economics.errors import Rejected
-from p2pnode.beneath import Below, Blocked, Found, faults_named
+from p2pnode.beneath import KEY_FILES, KEYS_FOLDER, Below, Blocked, Found, faults_named
 from p2pnode.errors import InputError
 from p2pnode.names import encode_path
 from p2pnode.sources import verify_length
@@ -105,6 +105,14 @@ def scan(directory: Path) -> Scanned:
                     raise
                 skipped.append(Skipped(below.show(at), f"cannot be read: {why(fault)}"))
                 continue
+            if holds_keys(below, at, found):
+                if not at:
+                    raise InputError(
+                        f"{directory} is a home of p2pnode: its keys are for nobody else, store other folders"
+                    )
+                folders.remove(at)
+                skipped.append(Skipped(below.show(at), "it is a home of p2pnode, with its keys"))
+                continue
             for one in found:
                 if cause := unfit(one):
                     skipped.append(Skipped(below.show(one.path), cause))
@@ -116,6 +124,19 @@ def scan(directory: Path) -> Scanned:
     full = {above for path in (*files, *folders) if (above := path.rpartition("/")[0])}
     empty = [path for path in folders if path not in full]
     return Scanned(directory, tuple(ascending(files)), tuple(ascending(empty)), tuple(skipped))
+
+
+def holds_keys(below: Below, at: str, found: Iterable[Found]) -> bool:
+    """Return whether a folder is the home of a node or client, or the folder of its keys."""
+    names = {one.path.rpartition("/")[2] for one in found}
+    if (at or str(below.root.resolve())).rpartition("/")[2] == KEYS_FOLDER:
+        return not names.isdisjoint(KEY_FILES)
+    if KEYS_FOLDER not in names:
+        return False
+    with contextlib.suppress(OSError, Blocked):
+        keys = below.list(f"{at}/{KEYS_FOLDER}" if at else KEYS_FOLDER)
+        return any(one.path.rpartition("/")[2] in KEY_FILES for one in keys)
+    return False
 
 
 def ascending(paths: Iterable[str]) -> list[str]:

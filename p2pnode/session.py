@@ -170,10 +170,15 @@ class Session:
         """
         request: dict[str, cbor.Value] = {"blob": bytes(blob_id), "op": "certificate"}
         committees: dict[int, Committee | None] = {}
-        for member in (await self.seats()).current.members:
+        members = (await self.seats()).current.members
+        for member in sorted(members, key=lambda member: self.members.fault(member.node) is not None):
             try:
                 _, data = await self.members.request(member.node, request, size_max=CERTIFICATE_BYTES_MAX)
                 certificate = Certificate.decode(data, chain_id=self.genesis.chain_id)
+            except REQUEST_FAULTS as fault:
+                self.members.blame(member.node, fault)  # the next blob's certificate is asked of the others first
+                continue
+            try:
                 epoch = certificate.epoch
                 if epoch not in committees:
                     committees[epoch] = await self._committee_of(epoch)

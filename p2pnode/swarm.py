@@ -40,8 +40,10 @@ HEADER_ASKED = 2
 CHECKS_MAX = 4
 """Threads that encode: each takes a core and 35 MiB."""
 SEARCHES_MAX = 1_024
+LOOK_FIRST_S = 1.0
 LOOK_AGAIN_S = 30.0
-"""While a blob is read, the DHT is asked for further peers so often."""
+"""While a blob is read, the DHT is asked for further peers: first when that has gone on for a second, as a walk costs
+more than a small blob, and then so often."""
 
 T = TypeVar("T")
 
@@ -187,10 +189,11 @@ class Swarm:
             self._matrices.append(matrix)
 
     async def keep_looking(self, blob_id: BlobId) -> None:
-        """Ask the DHT for further peers, now and every half minute."""
+        """Ask the DHT for further peers, in a second and every half minute."""
         if self.discovery is None:
             return
         search = self._search(blob_id)
+        await trio.sleep(LOOK_FIRST_S)
         while True:
             if search.is_due(LOOK_AGAIN_S):
                 await search.look(self.providers, self.discovery)

@@ -3,16 +3,25 @@
 Whoever stores more than one blob at a time gives all its orders the same till. It asks nobody and pays nothing.
 """
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 
 from economics.blob import BlobId
 from economics.commitments import ReservationId
+from economics.state import Reservation
 
-STORED_MAX = 4_096
+REMEMBERED_MAX = 4_096
 """Blobs stored lately that are remembered: what a block did is proven half a second later, and this is far more."""
+EMPTY_S = 10.0
+"""For which an owner without unused storage is taken to have none: looking takes as long as buying does. What another
+program of the owner's gives back meanwhile is found after that."""
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Till:
@@ -22,20 +31,44 @@ class Till:
         self.buying = trio.Lock()
         """Held from looking for storage until it is found or bought: what another bought must not look unused."""
         self._taken: set[ReservationId] = set()
+        self._left: dict[ReservationId, int] = {}
+        """Units that blobs certified lately have left of their reservations."""
+        self._empty_until = -math.inf
         self._holders: dict[BlobId, int] = {}
         self._locks: dict[BlobId, trio.Lock] = {}
         self._stored: dict[BlobId, None] = {}
 
-    def is_taken(self, reservation: ReservationId) -> bool:
-        """Return whether a blob on its way fills this reservation."""
-        return reservation in self._taken
+    def is_free(self, one: Reservation) -> bool:
+        """Return whether a reservation is as the chain shows it, and no blob on its way fills it.
+
+        What a blob has just been certified under may be shown for a while as it was before.
+        """
+        return one.reservation not in self._taken and one.units <= self._left.get(one.reservation, one.units)
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether the owner had no unused storage just now, and has come by none here since."""
+        return trio.current_time() < self._empty_until
+
+    def note_empty(self) -> None:
+        self._empty_until = trio.current_time() + EMPTY_S
 
     def take(self, reservation: ReservationId) -> None:
         assert reservation not in self._taken
         self._taken.add(reservation)
 
     def give_back(self, reservation: ReservationId) -> None:
+        """Have a reservation be free again that nothing was certified under; one that is not taken is left alone."""
+        if reservation in self._taken:
+            self._taken.remove(reservation)
+            self._empty_until = -math.inf
+
+    def fill(self, reservation: ReservationId, *, units_left: int) -> None:
+        """Have the rest of a reservation be free again, now that a blob was certified under it."""
         self._taken.discard(reservation)
+        _remember(self._left, reservation, units_left)
+        if units_left:
+            self._empty_until = -math.inf
 
     @asynccontextmanager
     async def blob(self, blob_id: BlobId) -> AsyncIterator[None]:
@@ -51,14 +84,21 @@ class Till:
                 del self._holders[blob_id], self._locks[blob_id]
 
     def note_stored(self, blob_id: BlobId) -> None:
-        self._stored.pop(blob_id, None)
-        self._stored[blob_id] = None
-        while len(self._stored) > STORED_MAX:
-            del self._stored[next(iter(self._stored))]
+        _remember(self._stored, blob_id, None)
 
     def note_deleted(self, blob_id: BlobId) -> None:
+        """Forget a blob whose storage came back."""
+        self._empty_until = -math.inf
         self._stored.pop(blob_id, None)
 
     def was_stored(self, blob_id: BlobId) -> bool:
         """Return whether a blob was stored lately: then a chain that does not show it yet is worth waiting for."""
         return blob_id in self._stored
+
+
+def _remember(kept: dict[K, V], key: K, value: V) -> None:
+    """Keep a value as the newest, in the place of the oldest where there are too many."""
+    kept.pop(key, None)
+    kept[key] = value
+    while len(kept) > REMEMBERED_MAX:
+        del kept[next(iter(kept))]

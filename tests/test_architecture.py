@@ -26,6 +26,9 @@ ROOMS = {
     "cbor2": {"economics/cbor.py"},
     "click": {"p2pnode/cli/"},
     "rich": {"p2pnode/progress.py"},
+    "starlette": {"p2pnode/gateway/"},
+    "hypercorn": {"p2pnode/gateway/server.py", "p2pnode/gateway/protocol.py"},
+    "h11": {"p2pnode/gateway/protocol.py"},
     "psutil": {"p2pnode/testnet.py", "p2pnode/dialling.py"},
 }
 

@@ -32,6 +32,13 @@ ADDRESS = "127.0.0.1:31415"
     "--origin", "origins", multiple=True, help="A foreign origin whose pages may store, such as https://app.example."
 )
 @click.option(
+    "--reader",
+    "readers",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A foreign origin whose pages may read, in place of all. Repeat for more.",
+)
+@click.option(
     "--cache", "cache_bytes", metavar="SIZE", type=SIZE, help="What it keeps on the disk at most; 8 GiB if not given."
 )
 @click.option("--max-blob", "blob_bytes", metavar="SIZE", type=SIZE, help="Largest body it stores; 1 GiB if not given.")
@@ -43,6 +50,7 @@ def gateway(
     listen: str,
     names: tuple[str, ...],
     origins: tuple[str, ...],
+    readers: tuple[str, ...],
     cache_bytes: int | None,
     blob_bytes: int | None,
     no_share: bool,
@@ -57,7 +65,7 @@ def gateway(
     """
     from p2pnode.home import Home
 
-    options = build_options(listen, names, origins, cache_bytes, blob_bytes, shares=not no_share)
+    options = build_options(listen, names, origins, readers, cache_bytes, blob_bytes, shares=not no_share)
     home = Home(home_path)
     owner = None if read_only or not home.owner_key_path.exists() else load_owner(home_path, passphrase_file)
     set_up_logging(logging.WARNING)
@@ -68,6 +76,7 @@ def build_options(
     listen: str,
     names: tuple[str, ...] = (),
     origins: tuple[str, ...] = (),
+    readers: tuple[str, ...] = (),
     cache_bytes: int | None = None,
     blob_bytes: int | None = None,
     *,
@@ -75,14 +84,15 @@ def build_options(
 ) -> "Options":
     """Return what a gateway is told; raises `InputError`."""
     from p2pnode.cache import QUOTA_BYTES
-    from p2pnode.gateway.running import Options, parse_address, parse_names
+    from p2pnode.gateway.access import ANYBODY
+    from p2pnode.gateway.running import Options, parse_address, parse_names, parse_origins
     from p2pnode.gateway.services import Limits
 
     host, port = parse_address(listen)
-    hosts, allowed = parse_names(names, origins)
+    allowed, reading = parse_origins(origins), parse_origins(readers) or ANYBODY
     limits = Limits() if blob_bytes is None else Limits(blob_bytes_max=blob_bytes, quilt_bytes_max=blob_bytes)
     quota = QUOTA_BYTES if cache_bytes is None else cache_bytes
-    return Options(host, port, hosts, allowed, quota, shares, limits)
+    return Options(host, port, parse_names(names), allowed, reading, quota, shares, limits)
 
 
 async def serve(home: "Home", owner: "Key | None", options: "Options") -> None:

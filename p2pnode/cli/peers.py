@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,9 @@ def serve(
         shared: list[Shared] = []
         for path in paths:
             keyring = peer.keyring if encrypt else None
-            shared.append(await trio.to_thread.run_sync(share, path, peer.library, peer.codec, keyring))
+            share_one = partial(share, path, peer.library, peer.codec, keyring)
+            done = await trio.to_thread.run_sync(share_one, abandon_on_cancel=True)  # type: ignore[call-arg]  # old stubs
+            shared.append(done)
             if not as_json:
                 say_shared(peer, shared[-1])
         if as_json:
@@ -295,15 +298,13 @@ def sync(
 
     home = Home(home_path)
     link = recall_mirror(home, directory) if what is None else parse_target(what)
+    link = with_peers(link, parse_peers(peers))
 
     async def work(peer: "Peer") -> None:
-        import trio
-
         from economics.blob import build_blob_id_text
-        from p2pnode.mirror import Fetcher, remember_mirror
+        from p2pnode.mirror import Fetcher
         from p2pnode.progress import read_progress
 
-        await trio.to_thread.run_sync(remember_mirror, home, directory, link)
         with read_progress(directory.name) as report:
             done = await Fetcher(peer, link).sync(directory, delete=delete, report=report)
         fields = {
@@ -327,8 +328,7 @@ def sync(
         if keep_serving:
             await until_told(peer)
 
-    contacts = [*link_peers(link), *parse_peers(peers)]
-    run_peer(home, work, peers=contacts, listen=listen, announce=announce, is_serving=keep_serving)
+    run_peer(home, work, peers=link_peers(link), listen=listen, announce=announce, is_serving=keep_serving)
 
 
 def describe_sources(peer: "Peer") -> dict[str, Any]:
@@ -361,8 +361,9 @@ def run_peer(
     is_serving: bool,
 ) -> None:
     """Be a peer, do the work, leave; says at once which peer fails and how."""
-    from p2pnode.peer import choose_listen, open_peer
+    from p2pnode.peer import SWITCH_S, choose_listen, open_peer
 
+    sys.setswitchinterval(SWITCH_S)
     set_up_logging(logging.ERROR)
     for address in (*listen, *announce):
         verify_listen(address)
@@ -408,6 +409,16 @@ def parse_target(text: str) -> "Link":
 
 def link_peers(link: "Link") -> "list[Contact]":
     return [(node, (address,)) for node, address in link.peers]
+
+
+def with_peers(link: "Link", peers: "list[Contact]") -> "Link":
+    """Return a link that names these peers first, so that they are remembered with it."""
+    from dataclasses import replace
+
+    from p2pnode.sharing import PEERS_MAX
+
+    named = [(node, address) for node, addresses in peers for address in addresses]
+    return replace(link, peers=tuple(dict.fromkeys([*named, *link.peers]))[:PEERS_MAX])
 
 
 def parse_peers(texts: tuple[str, ...]) -> "list[Contact]":

@@ -8,7 +8,7 @@ import click
 
 from p2pnode.cli.options import ID, IdCommand, home_option, json_option
 from p2pnode.cli.session import echo_json, printable, run_client
-from p2pnode.errors import InputError
+from p2pnode.errors import InputError, NodeError
 
 if TYPE_CHECKING:
     from economics.blob import BlobId
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from p2pnode.session import Session
 
 RANGE_HELP = "First and last byte, counted from 0, as in HTTP: 0-99 is the first hundred; 100- is the rest."
+ASK_PEERS = (
+    "the link names peers, who may have it where the network does not: `p2pnode get LINK -o FILE` asks them, "
+    "`p2pnode sync DIR LINK` for a folder"
+)
 output_option = click.option(
     "-o",
     "--output",
@@ -87,7 +91,12 @@ def open_(link: str, output: Path | None, home_path: Path, as_json: bool) -> Non
         if parsed.key is not None:
             await trio.to_thread.run_sync(keyring.remember, parsed.blob_id, parsed.key)
 
-    run_client(home_path, work)
+    try:
+        run_client(home_path, work)
+    except (NodeError, BaseExceptionGroup):
+        if parsed.peers:
+            click.echo(ASK_PEERS, err=True)
+        raise
 
 
 async def fetch(client: "Session", request: "Request", keys: "Keys", *, as_json: bool) -> None:

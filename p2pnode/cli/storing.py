@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +60,8 @@ def store(
     that certifies it is final: from then on the network owes the blob. Interrupted, run it again; a blob that is
     certified already moves no bytes.
 
-    One FILE is a blob of its own. Several make a quilt, which costs as one blob: `read ID/NAME` reads one of them. A
-    DIR is stored as a folder: `read ID -o DIR` restores it, and storing it again moves only what has changed.
+    One FILE is a blob of its own. Several make a quilt, which costs as one blob. A DIR is stored as a folder: storing
+    it again moves only what has changed. `read ID/PATH` reads one file of either, `read ID -o DIR` restores all.
     """
     from p2pnode.home import Home
     from p2pnode.keyring import Keyring
@@ -120,18 +122,16 @@ def say_skipped(skipped: "Sequence[Skipped]") -> None:
 
 async def store_source(publisher: "Publisher", source: "Source", keyring: "Keyring | None", *, as_json: bool) -> None:
     """Store one blob and say what came of it."""
-    from dataclasses import replace
-
     import trio
 
     from economics.blob import build_blob_id_text
     from p2pnode.progress import store_progress
 
     sealed = None if keyring is None else await trio.to_thread.run_sync(keyring.seal, source)
+    if keyring is not None and sealed is not None:
+        publisher = replace(publisher, on_named=partial(keyring.remember, key=sealed.key))
     with store_progress(Path(source.name).name) as report:
         done = await replace(publisher, report=report).publish(sealed or source)
-    if keyring is not None and sealed is not None:
-        await trio.to_thread.run_sync(keyring.remember, done.blob_id, sealed.key)
     if as_json:
         echo_json({**describe(publisher.client, done), "sealed": sealed is not None})
         return
@@ -171,7 +171,7 @@ async def find_previous(client: "Session", directory: Path, cache: "FolderCache"
     """Return what a folder was when it was stored last; None where that is not to be had any more."""
     import trio
 
-    from p2pnode.errors import NodeError
+    from p2pnode.errors import Unavailable
     from p2pnode.manifest import read_manifest
     from p2pnode.reading import Blobs
 
@@ -181,7 +181,7 @@ async def find_previous(client: "Session", directory: Path, cache: "FolderCache"
     blob_id, key = newest
     try:
         return await read_manifest(await Blobs(client).open_plain(blob_id, key or None))
-    except NodeError:  # then all of it counts as new: what the network owes still costs and moves nothing
+    except (Unavailable, InputError):  # it has expired, or is damaged: what the network owes still moves no bytes
         return None
 
 

@@ -5,7 +5,7 @@ import ipaddress
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from p2pnode.keys import keep_secret
 
 READING = frozenset({"GET", "HEAD"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+ANYBODY = frozenset({"*"})
+"""Pages of any origin, which ask without credentials."""
 TOKEN_BYTES = 32
 TOKEN_BYTES_MAX = 256
 PREFLIGHT_S = 86_400
@@ -55,8 +57,8 @@ class Access:
     """Names that it goes by besides those of loopback and its addresses."""
     origins: frozenset[str] = frozenset()
     """Foreign origins whose pages may store and delete, and send the token, such as https://app.example."""
-    readers: frozenset[str] = field(default=frozenset({"*"}))
-    """Foreign origins whose pages may read; `*` for all."""
+    readers: frozenset[str] = ANYBODY
+    """Foreign origins whose pages may read."""
 
     def require_token(self, request: Request) -> None:
         """Raise `HttpFault` unless the request has `Authorization: Bearer <token>`: 401 for none, 403 for another."""

@@ -12,7 +12,7 @@ import trio
 
 from p2pnode.cache import QUOTA_BYTES, SegmentCache
 from p2pnode.errors import InputError
-from p2pnode.gateway.access import Access, load_token
+from p2pnode.gateway.access import ANYBODY, Access, load_token
 from p2pnode.gateway.app import create_app
 from p2pnode.gateway.blobs import Blobs
 from p2pnode.gateway.server import Bounds, open_server
@@ -39,6 +39,7 @@ class Options:
     port: int = 31415
     names: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
+    readers: frozenset[str] = ANYBODY
     cache_bytes: int = QUOTA_BYTES
     shares: bool = True
     """Whether other peers are told of what is cached, and served it."""
@@ -54,15 +55,20 @@ def parse_address(text: str) -> tuple[str, int]:
     return (found[1] or "127.0.0.1").strip("[]"), int(found[2])
 
 
-def parse_names(names: Sequence[str], origins: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return what `--host` and `--origin` name; raises `InputError`."""
+def parse_names(names: Sequence[str]) -> frozenset[str]:
+    """Return the names that `--host` gives; raises `InputError`."""
     for name in names:
         if _NAME.fullmatch(name.lower()) is None:
             raise InputError(f"{name!r} is no name of a host: write such as gateway.example, without a port")
+    return frozenset(name.lower() for name in names)
+
+
+def parse_origins(origins: Sequence[str]) -> frozenset[str]:
+    """Return origins as browsers send them; raises `InputError`."""
     for origin in origins:
         if _ORIGIN.fullmatch(origin.lower()) is None:
             raise InputError(f"{origin!r} is no origin: write such as https://app.example")
-    return frozenset(name.lower() for name in names), frozenset(origin.lower() for origin in origins)
+    return frozenset(origin.lower() for origin in origins)
 
 
 def is_loopback(host: str) -> bool:
@@ -101,7 +107,11 @@ async def serve(peer: Peer, owner: Key | None, options: Options) -> AsyncIterato
         lambda: SegmentCache(home.path / "cache" / "blobs", session.codec, quota_bytes=options.cache_bytes)
     )
     access = Access(
-        token, is_loopback=is_loopback(options.host), names=options.names | {options.host}, origins=options.origins
+        token,
+        is_loopback=is_loopback(options.host),
+        names=options.names | {options.host},
+        origins=options.origins,
+        readers=options.readers,
     )
     async with trio.open_nursery() as nursery:
         blobs = Blobs(session, cache, nursery, swarm=peer.swarm)

@@ -173,17 +173,24 @@ class CachedView:
         stop = verify_range(start, stop, self.length)
         code = self.header.code
         first, last = start // code.segment_bytes, max(start, stop - 1) // code.segment_bytes
-        prepared = first
+        if first == last:  # as of every small blob: with nothing to fetch ahead
+            if start < stop:
+                await self._pass_on(write, first, start - first * code.segment_bytes, stop - first * code.segment_bytes)
+        else:
+            await self._read_many(write, start, stop, first, last)
+        if (start, stop) == (0, self.length):
+            self.segments.offer(self.header)
+
+    async def _read_many(self, write: Write, start: int, stop: int, first: int, last: int) -> None:
+        code, prepared = self.header.code, first
         async with trio.open_nursery() as ahead:
-            for index in range(first, last + 1 if start < stop else first):
+            for index in range(first, last + 1):
                 while self.segments.cache.is_usable and prepared < min(index + AHEAD, last):
                     prepared += 1
                     ahead.start_soon(self._prepare, prepared)
                 begin = index * code.segment_bytes
                 low, high = max(start - begin, 0), min(stop - begin, code.segment_length(self.length, index))
                 await self._pass_on(write, index, low, high)
-        if (start, stop) == (0, self.length):
-            self.segments.offer(self.header)
 
     async def _prepare(self, index: int) -> None:
         """Have a segment fetched before it is wanted; what fails is told when it is."""

@@ -25,6 +25,7 @@ from p2pnode.gateway.server import Bounds, open_server
 from p2pnode.gateway.services import Limits, Services
 from p2pnode.home import Home
 from p2pnode.session import Session
+from p2pnode.swarm import Swarm
 from tests.small import OWNER, Blob, certify, encode_blob, make_codec, make_genesis, make_statement
 
 GENESIS = make_genesis(segment_bytes=64 << 10)
@@ -165,6 +166,19 @@ class Opened:
     cache: SegmentCache
 
 
+@dataclass
+class Peers:
+    """What peers have: another shelf."""
+
+    shelf: Shelf
+
+    async def header(self, blob_id: BlobId) -> Header:
+        return await self.shelf.header(blob_id)
+
+    async def segment(self, header: Header, index: int) -> bytes:
+        return b"".join(await self.shelf.segment(header, index))
+
+
 @asynccontextmanager
 async def open_shelf(
     shelf: Shelf,
@@ -174,13 +188,15 @@ async def open_shelf(
     access: Access | None = None,
     limits: Limits | None = None,
     bounds: Bounds | None = None,
+    peers: "Shelf | None" = None,
 ) -> AsyncIterator[Opened]:
     """Serve a shelf over a real socket while the block lasts."""
     cache = SegmentCache(path / "cache" / "blobs", CODEC, quota_bytes=quota_bytes)
     session = cast(Session, shelf)
     with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
-            blobs = Blobs(session, cache, nursery)
+            swarm = None if peers is None else cast(Swarm, Peers(peers))
+            blobs = Blobs(session, cache, nursery, swarm=swarm)
             services = Services(Home(path), session, None, access or Access(TOKEN), limits or Limits(), blobs)
             bounds = replace(bounds or Bounds(), grace_s=0.1)
             app: Any = create_app(services)

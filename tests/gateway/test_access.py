@@ -7,7 +7,7 @@ import pytest
 
 from p2pnode.errors import ConfigError, InputError
 from p2pnode.gateway.access import Access, load_token
-from p2pnode.gateway.running import is_loopback, parse_address, parse_names
+from p2pnode.gateway.running import is_loopback, parse_address, parse_names, parse_origins
 from tests.gateway.raw import ask, get
 from tests.gateway.shelf import TOKEN, Shelf, open_shelf
 
@@ -50,6 +50,16 @@ async def test_any_page_may_read_and_none_may_store_or_delete(tmp_path: Path) ->
             answer = await ask(opened.port, method, target, {"Origin": PAGE}, b"x")
             assert (answer.status, "access-control-allow-origin" in answer.headers) == (403, False)
             assert (await ask(opened.port, method, target, {"Origin": "null"}, b"x")).status == 403
+
+
+async def test_reading_may_be_left_to_some_pages(tmp_path: Path) -> None:
+    access = Access(TOKEN, readers=frozenset({APP}))
+    async with open_shelf(Shelf(), tmp_path, access=access) as opened:
+        allowed, other = [await get(opened.port, "/status", Origin=origin) for origin in (APP, PAGE)]
+        headers = {"Origin": PAGE, "Access-Control-Request-Method": "GET"}
+        assert (await ask(opened.port, "OPTIONS", "/v1/blobs", headers)).status == 403
+    assert (allowed.headers["access-control-allow-origin"], allowed.headers["vary"]) == (APP, "Origin")
+    assert ("access-control-allow-origin" in other.headers, other.headers["vary"]) == (False, "Origin")
 
 
 async def test_before_it_asks_a_page_learns_what_it_may(tmp_path: Path) -> None:
@@ -126,15 +136,11 @@ def test_addresses_are_read() -> None:
 
 
 def test_names_and_origins_are_read() -> None:
-    assert parse_names(["Gate.Example", "192.0.2.1"], [APP, "http://localhost:3000"]) == (
-        frozenset({"gate.example", "192.0.2.1"}), frozenset({APP, "http://localhost:3000"}))  # fmt: skip
-    for names, origins in (
-        ([""], []),
-        (["a b"], []),
-        (["x:80"], []),
-        ([], ["app.example"]),
-        ([], [f"{APP}/"]),
-        ([], ["*"]),
-    ):
-        with pytest.raises(InputError):
-            parse_names(names, origins)
+    assert parse_names(["Gate.Example", "192.0.2.1"]) == {"gate.example", "192.0.2.1"}
+    assert parse_origins([APP, "http://localhost:3000"]) == {APP, "http://localhost:3000"}
+    for name in ("", "a b", "x:80"):
+        with pytest.raises(InputError, match="is no name of a host"):
+            parse_names([name])
+    for origin in ("app.example", f"{APP}/", "*"):
+        with pytest.raises(InputError, match="is no origin"):
+            parse_origins([origin])

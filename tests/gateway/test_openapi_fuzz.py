@@ -88,12 +88,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
     thread = threading.Thread(target=trio.run, args=(run,))
     thread.start()
-    port, token, done = ports.get(timeout=20)
+    port, token, done = ports.get(timeout=60)
     url = f"http://127.0.0.1:{port}"
     blob = put(url, b"a blob")
     file = FolderFile("a/b.txt", 6, False, blake3(b"a blob").digest(), 0, 0)
     folder = Manifest((FolderBlob(parse_blob_id(blob), 6),), (file,))
-    quilt = requests.put(f"{url}/v1/quilts", data=form(CAT, DOG), headers=FORM, timeout=20).json()
+    quilt = requests.put(f"{url}/v1/quilts", data=form(CAT, DOG), headers=FORM, timeout=60).json()
     parts = {
         "blob_id": blob,
         "folder_id": put(url, folder.encode()),
@@ -104,17 +104,19 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     }
     yield Live(url, parts, {"blob_id": put(url, b"to be deleted")}, {})
     token.run_sync_soon(done.set)
-    thread.join(timeout=20)
+    thread.join(timeout=60)
     assert not thread.is_alive()
 
 
 def put(url: str, data: bytes) -> str:
-    text: str = requests.put(f"{url}/v1/blobs", data=data, timeout=20).json()["newlyCreated"]["blobObject"]["blobId"]
+    text: str = requests.put(f"{url}/v1/blobs", data=data, timeout=60).json()["newlyCreated"]["blobObject"]["blobId"]
     return text
 
 
-def point(live: Live, case: Any) -> None:
-    """Have a request be of what is there."""
+def point(live: Live, case: Any, *, plain: bool) -> None:
+    """Have a request be of what is there, and one that nothing else stands against if it is to be `plain`."""
+    if plain:
+        case.headers, case.query = {}, {}
     parts = live.spare if case.method == "DELETE" else live.parts
     case.path_parameters = {name: parts.get(name, value) for name, value in case.path_parameters.items()}
     if "byte-range" in case.operation.path:
@@ -123,17 +125,19 @@ def point(live: Live, case: Any) -> None:
         case.body = {"a": b"a file", "b/c": b"another"}
 
 
-def ask(live: Live, case: Any, checks: list[Any], *, known: bool, token: bool) -> None:
+def ask(live: Live, case: Any, checks: list[Any], *, known: bool, plain: bool, token: bool) -> None:
     """Make a request, of what is there where it is to be `known`, and hold the answer to the description."""
     if known:
-        point(live, case)
-    response = case.call(base_url=live.url, headers=BEARER if token else {}, timeout=20)
+        point(live, case, plain=plain)
+    response = case.call(base_url=live.url, headers=BEARER if token else {}, timeout=60)
     case.validate_response(response, checks=checks)
     live.seen.setdefault(case.operation.label, set()).add(response.status_code)
 
 
 def fuzz(live: Live, label: str, mode: GenerationMode, checks: list[Any]) -> None:
-    @given(case=OPERATIONS[label].as_strategy(generation_mode=mode), known=st.booleans(), token=st.booleans())
+    flags = st.fixed_dictionaries({"known": st.booleans(), "plain": st.booleans(), "token": st.booleans()})
+
+    @given(case=OPERATIONS[label].as_strategy(generation_mode=mode), flags=flags)
     @settings(
         max_examples=EXAMPLES,
         derandomize=True,
@@ -142,8 +146,9 @@ def fuzz(live: Live, label: str, mode: GenerationMode, checks: list[Any]) -> Non
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    def run(case: Any, known: bool, token: bool) -> None:
-        ask(live, case, checks, known=known and mode is GenerationMode.POSITIVE, token=token)
+    def run(case: Any, flags: dict[str, bool]) -> None:
+        known = flags["known"] and mode is GenerationMode.POSITIVE
+        ask(live, case, checks, known=known, plain=flags["plain"], token=flags["token"])
 
     run()
 
@@ -166,6 +171,6 @@ def test_methods_that_are_not_described_are_not_allowed(live: Live, path: str, m
         return
     for name, value in live.parts.items():
         path = path.replace(f"{{{name}}}", value)
-    answer = requests.request(method, live.url + path, headers=BEARER, timeout=20)
+    answer = requests.request(method, live.url + path, headers=BEARER, timeout=60)
     assert answer.status_code == 405
     assert answer.json()["error"]["code"] == 405

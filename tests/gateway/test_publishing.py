@@ -11,15 +11,17 @@ import trio
 
 from economics.arguments import CertifyAgain, Transfer
 from economics.blob import BlobId, build_blob_id_text
+from economics.crypto import OwnerId
 from economics.genesis import build_key_text
 from economics.geometry import STORAGE_UNIT_BYTES
 from economics.operations import quote as price_of
 from economics.slots import entry_slot, state_key
+from economics.state import Reservation
 from p2pnode.errors import TransactionFailed
 from p2pnode.gateway import bodies
 from p2pnode.gateway.services import Limits
 from p2pnode.keys import Key
-from p2pnode.payments import Order, delete, fee_of, reserve_for, send
+from p2pnode.payments import Order, fee_of, reserve_for, send
 from p2pnode.sources import BytesSource, compute_blob_id
 from p2pnode.till import Till
 from tests.chain import key_of, reservations_of
@@ -135,7 +137,7 @@ class TestStoring:
     async def test_uses_storage_that_the_wallet_holds(self, net: LedgerNet, tmp_path: Path) -> None:
         async with open_gateway(net, tmp_path) as gateway:
             await gateway.json("PUT", "/v1/blobs", body=DATA)
-            await delete(net, OWNER, ID)
+            await gateway.json("DELETE", f"/v1/blobs/{ID_TEXT}", BEARER)
             answer = (await gateway.json("PUT", "/v1/blobs", body=DATA[:-1]))["newlyCreated"]
         assert answer["cost"] == 0
         assert answer["resourceOperation"] == {"reuseStorage": {"encodedLength": GENESIS.code.encoded_bytes(199_999)}}
@@ -349,7 +351,7 @@ class TestManyAtOnce:
     async def test_a_held_reservation_is_filled_by_one_of_them(self, net: LedgerNet, tmp_path: Path) -> None:
         async with open_gateway(net, tmp_path) as gateway:
             await gateway.json("PUT", "/v1/blobs", body=DATA)
-            await delete(net, OWNER, ID)
+            await gateway.json("DELETE", f"/v1/blobs/{ID_TEXT}", BEARER)
             operations: list[str] = []
 
             async def put(body: bytes) -> None:
@@ -360,6 +362,23 @@ class TestManyAtOnce:
                 nursery.start_soon(put, DATA[1:])
                 nursery.start_soon(put, DATA[2:])
         assert sorted(operations) == ["registerFromScratch", "reuseStorage"]
+
+    async def test_storage_that_a_late_chain_shows_as_unused_is_not_used_again(
+        self, net: LedgerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown: list[Reservation] = []
+
+        async def reservations(owner: OwnerId) -> list[Reservation]:
+            await trio.lowlevel.checkpoint()
+            return shown
+
+        monkeypatch.setattr(net, "reservations", reservations)
+        async with open_gateway(net, tmp_path) as gateway:
+            await gateway.json("PUT", "/v1/blobs", body=DATA)
+            (entry,) = net.own_entries()
+            shown.append(Reservation(entry.reservation, key_of(OWNER), UNITS, 0, entry.end_epoch))
+            answer = (await gateway.json("PUT", "/v1/blobs", body=DATA[1:]))["newlyCreated"]
+        assert list(answer["resourceOperation"]) == ["registerFromScratch"]
 
     async def test_more_than_the_places_are_told_to_come_later(self, net: LedgerNet, tmp_path: Path) -> None:
         net.gate = trio.Event()

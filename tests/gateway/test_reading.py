@@ -7,7 +7,7 @@ from random import Random
 import pytest
 import trio
 
-from economics.blob import BlobId, build_blob_id_text
+from economics.blob import BlobId, Header, build_blob_id_text
 from p2pnode.errors import InconsistentBlob, PeerUnreachable, Unavailable
 from p2pnode.gateway.answers import FOR_EVER, SANDBOX
 from p2pnode.gateway.services import Limits
@@ -16,7 +16,8 @@ from p2pnode.quilt import QuiltFile, build_patch_id, build_quilt
 from p2pnode.sealed import SealedSource
 from p2pnode.sources import BytesSource
 from tests.gateway.raw import Answer, ask, build, exchange, get, parse
-from tests.gateway.shelf import Shelf, open_shelf
+from tests.gateway.shelf import GENESIS, Shelf, open_shelf
+from tests.small import Blob
 
 DATA = Random(1).randbytes(200_000)
 """Four segments of 64 KiB, the last one short."""
@@ -360,6 +361,53 @@ async def test_what_breaks_off_before_the_first_byte_is_an_error(tmp_path: Path)
     blob_id = shelf.put(LARGE)
     async with open_shelf(shelf, tmp_path) as opened:
         assert error_of(await get(opened.port, url(blob_id)))[0] == 503
+
+
+async def test_only_a_strict_read_finds_what_does_not_encode_to_its_root(tmp_path: Path) -> None:
+    shelf = Shelf()
+    blob = shelf.blobs[shelf.put(DATA)]
+    wrong = Blob(DATA, Header(GENESIS.code, len(DATA), (blob.header.roots[1], *blob.header.roots[1:])), blob.segments)
+    blob_id = wrong.header.blob_id
+    shelf.blobs[blob_id] = wrong
+    async with open_shelf(shelf, tmp_path) as opened:
+        assert (await get(opened.port, url(blob_id))).body == DATA
+        answer = await get(opened.port, url(blob_id, "?strict_consistency_check=true"))
+        assert error_of(answer) == (422, "FAILED_PRECONDITION", "INVALID_BLOB")
+        assert opened.cache.blob_ids() == []
+    assert (len(shelf.accused), shelf.suspect) == (1, (wrong.header, 0))
+
+
+# --- peers -----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_only_a_peer_has_is_read_from_it(tmp_path: Path) -> None:
+    shelf, peers = Shelf(), Shelf()
+    blob_id = peers.put(DATA)
+    async with open_shelf(shelf, tmp_path, peers=peers) as opened:
+        assert (await get(opened.port, url(blob_id))).body == DATA
+        missing = shelf.put(b"x", is_live=False, is_certified=False)
+        shelf.lose(missing)
+        assert (await get(opened.port, url(missing))).status == 404
+
+
+async def test_peers_give_what_too_few_members_have(tmp_path: Path) -> None:
+    shelf, peers = Shelf(breaks_at=2), Shelf()
+    blob_id = shelf.put(DATA, content_type="image/png")
+    peers.put(DATA)
+    async with open_shelf(shelf, tmp_path, peers=peers) as opened:
+        answer = await get(opened.port, url(blob_id))
+    assert (answer.body, answer.headers["content-type"], peers.asked["segment"]) == (DATA, "image/png", 1)
+
+
+async def test_peers_are_not_asked_for_what_is_gone_or_wrong(tmp_path: Path) -> None:
+    shelf, peers = Shelf(), Shelf()
+    gone, wrong = shelf.put(DATA, is_live=False), shelf.put(LARGE)
+    shelf.invalid.add(wrong)
+    for data in (DATA, LARGE):
+        peers.put(data)
+    async with open_shelf(shelf, tmp_path, peers=peers) as opened:
+        assert [(await get(opened.port, url(blob_id))).status for blob_id in (gone, wrong)] == [410, 422]
+    assert peers.asked.total() == 0
 
 
 # --- at once ---------------------------------------------------------------------------------------------------------

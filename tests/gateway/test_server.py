@@ -130,6 +130,15 @@ async def test_requests_behind_each_other_are_answered_in_order() -> None:
     assert [answer.body.decode() for answer in answers] == expected == seen.asked
 
 
+async def test_a_connection_stays_for_any_number_of_requests() -> None:
+    seen = Seen()
+    async with serving(seen.app) as port, await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        for number in range(1_200):
+            await stream.send_all(build("GET", f"/{number}", {"Connection": ""}))
+            answer = parse(await stream.receive_some())[0]
+            assert (answer.status, "connection" in answer.headers) == (200, False)
+
+
 async def test_a_folded_header_is_one_value_and_hides_no_request() -> None:
     seen = Seen()
     raw = b"GET / HTTP/1.1\r\n" + HOST + b"X: a\r\n Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"

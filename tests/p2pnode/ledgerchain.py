@@ -103,6 +103,9 @@ class LedgerChain:
     async def account(self, owner: OwnerId) -> Account:
         return self.ledger.account(owner)
 
+    async def settled_account(self, owner: OwnerId) -> Account:
+        return await self.account(owner)
+
     async def blob(self, blob_id: BlobId) -> BlobSummary | None:
         return self.ledger.blob(blob_id)
 

@@ -2,8 +2,9 @@
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from p2pnode.cli.options import DURATION, PERCENT, SIZE
+from p2pnode.cli.options import DURATION, ID, PERCENT, SIZE, IdCommand
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,17 @@ def test_a_duration_is_seconds(text: str, seconds: int) -> None:
 def test_what_is_none_is_refused(kind: click.ParamType[int], text: str) -> None:
     with pytest.raises(click.BadParameter):
         kind.convert(text, None, None)
+
+
+@pytest.mark.parametrize("path", ["", "/a file", "/-x", "/two\nlines"])
+def test_an_id_that_begins_with_a_dash_is_no_option(path: str) -> None:
+    """One in 64 does."""
+
+    @click.command(cls=IdCommand)
+    @click.argument("what", type=ID)
+    @click.option("--raw", is_flag=True)
+    def show(what: str, raw: bool) -> None:
+        click.echo(f"{what} {raw}", nl=False)
+
+    text = f"-{'A' * 42}{path}"
+    assert CliRunner().invoke(show, [text, "--raw"]).output == f"{text} True"

@@ -10,8 +10,10 @@ from economics.blob import parse_blob_id
 from p2pnode.errors import ExitCode
 from p2pnode.home import Home
 from p2pnode.keyring import Keyring
+from p2pnode.quilt import QuiltFile, build_quilt
 from p2pnode.resume import build_part_path
 from p2pnode.sharing import parse_link
+from p2pnode.sources import BytesSource, Source
 from p2pnode.testing import LocalTestnet
 from tests.p2pnode.command import make_file
 from tests.p2pnode.daily import Said, fields, run
@@ -131,6 +133,34 @@ def test_a_folder_may_be_one_quilt(home: Path, folder: Path) -> None:
     paths = [row["path"] for row in fields(home, "ls", quilt.last)["files"]]
     assert paths == ["a.txt", "folder/a.txt", "folder/large", "folder/sub/run"]
     assert run(home, "read", f"{quilt.last}/folder/sub/run").out == b"#!/bin/sh\n"
+
+
+def test_a_quilt_is_restored_as_a_folder_too(home: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "a.txt").write_text("in a quilt\n", encoding="utf-8")
+    for words in ((), ("--encrypt",)):
+        quilt, target = run(home, "store", "--quilt", *words, folder).last, tmp_path / f"back{len(words)}"
+        part = build_part_path(target / ".quilt", parse_blob_id(quilt))
+        part.parent.mkdir()
+        part.write_bytes(b"damaged")
+        done = run(home, "read", quilt, "-o", target)
+        assert done == Said(0, b"", f"{target} is restored: 3 files fetched, 1500021 bytes\n")
+        assert contents(target) == {path: data for path, data in contents(folder).items() if path != "empty"}
+        assert fields(home, "read", quilt, "-o", target)["kept_files"] == 3
+
+
+def test_a_quilt_whose_names_lead_elsewhere_is_not_restored(home: Path, tmp_path: Path) -> None:
+    for names in (("../escape", "b"), ("/absolute", "b"), ("a", "a/b")):
+        files = [QuiltFile(name, BytesSource(name.encode())) for name in names]
+        (tmp_path / "quilt").write_bytes(read_whole(build_quilt(files).source))
+        quilt = run(home, "store", tmp_path / "quilt").last
+        done = run(home, "read", quilt, "-o", tmp_path / "inner" / "back")
+        assert (done.code, "read them one by one, ID/NAME" in done.err) == (ExitCode.INPUT, True)
+        assert run(home, "read", f"{quilt}/{names[0]}").out == names[0].encode()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["quilt"]
+
+
+def read_whole(source: Source) -> bytes:
+    return source.read(0, source.length)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -282,8 +312,8 @@ def test_what_cannot_be_read_says_what_to_do(home: Path, folder: Path, tmp_path:
         ((f"{quilt}/none",), "the quilt has no file 'none': `p2pnode ls` shows what it has"),
         (
             (quilt,),
-            "this blob is a quilt of 2 files: `p2pnode ls ID` shows their names, `p2pnode read ID/NAME` reads one, "
-            "--raw the quilt itself",
+            "this is a quilt of 2 files: `p2pnode ls ID` shows what is in it, `p2pnode read ID/PATH` reads one, `-o "
+            "DIR` restores all of it into DIR",
         ),
     ):
         assert run(home, "read", *words) == Said(ExitCode.INPUT, b"", f"error: {message}\n")
@@ -311,3 +341,14 @@ def test_what_cannot_be_stored_says_what_to_do(home: Path, folder: Path, tmp_pat
     costly = run(home, "store", "--max-cost", "1frost", folder)
     assert (costly.code, costly.out) == (ExitCode.UNPAID, b"")
     assert "and --max-cost says" in costly.err
+
+
+def test_a_link_that_names_peers_says_how_to_ask_them(home: Path) -> None:
+    peer = "A" * 43 + "@" + "%2Fip4%2F127.0.0.1%2Ftcp%2F1"
+    failed = run(home, "open", f"p2pnode://get/{'A' * 43}?peer={peer}")
+    assert (failed.code, failed.out) == (ExitCode.UNAVAILABLE, b"")
+    assert failed.err == (
+        "the link names peers, who may have it where the network does not: `p2pnode get LINK -o FILE` asks them, "
+        "`p2pnode sync DIR LINK` for a folder\n"
+        "error: 4 of 4 nodes answered, and none has the blob: check the ID\n"
+    )

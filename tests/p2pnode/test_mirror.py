@@ -197,6 +197,7 @@ class TestAFolder:
         reader = await pair.reader()
         target = tmp_path / "copy"
         await sync(reader, Link(before.blob_id, key=before.key), target)
+        assert recall_mirror(reader.home, target) == Link(before.blob_id, key=before.key)
         (folder / "a").write_bytes(b"second")
         (folder / "in/c").unlink()
         (folder / "new").write_bytes(b"new")
@@ -239,6 +240,8 @@ async def test_what_is_no_folder_and_what_is_one_are_told_apart(pair: Pair, tmp_
     with pytest.raises(NoKey):
         await sync(reader, Link(sealed.blob_id), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="not synchronised"):
+        recall_mirror(reader.home, tmp_path / "out")
 
 
 async def test_what_cannot_be_shared_is_named_and_left_out(pair: Pair, tmp_path: Path) -> None:

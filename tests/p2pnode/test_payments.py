@@ -115,7 +115,7 @@ class TestReserving:
         held = await reserve_for(chain, OWNER, units=10 * UNITS, order=Order(epochs=5))
         paid = spent(chain)
         again = await reserve_for(chain, OWNER, units=UNITS, order=Order(epochs=4, max_cost_frost=10**5))
-        assert again == replace(held, cost_frost=0)
+        assert again == replace(held, cost_frost=0, units_left=9 * UNITS)
         assert spent(chain) == paid
 
     @pytest.mark.parametrize(("units", "epochs"), [(UNITS + 1, 5), (UNITS, 6)])

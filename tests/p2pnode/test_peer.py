@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import trio
 
-from economics.blob import BlobId
+from economics.blob import BlobId, Header
 from economics.genesis import build_key_text
 from economics.geometry import Code
 from p2pnode import peer as peers
-from p2pnode import providers
+from p2pnode import providers, pursuit
 from p2pnode.blobserver import PROTOCOL
 from p2pnode.chainview import Seating
 from p2pnode.download import Reader
@@ -21,12 +21,14 @@ from p2pnode.errors import NetworkError, ProtocolUnsupported, Unavailable
 from p2pnode.home import Home
 from p2pnode.keys import load_key
 from p2pnode.library import Library
+from p2pnode.network.frames import Incoming, send_message
+from p2pnode.network.stream import Stream
 from p2pnode.peer import Growing, Peer, choose_listen, open_peer
 from p2pnode.providers import Contact
 from p2pnode.sources import FileSource, compute_header
 from p2pnode.views import View, read_all
 from tests.p2pnode.server import MemoryNetwork, Server, make_members
-from tests.p2pnode.swarming import BLOB, BLOB_ID, LOOPBACK, Shown, collect, header_then, lie, open_swarm, serve
+from tests.p2pnode.swarming import BLOB, BLOB_ID, LOOPBACK, Shown, collect, header_then, lie, open_swarm, right, serve
 from tests.small import OPERATORS, encode_blob, make_codec, make_genesis, make_pairs
 
 SIZE = 300_000
@@ -193,6 +195,29 @@ class TestMembers:
             async with open_swarm(peer.contact, reader=reader) as swarm:
                 with pytest.raises(Unavailable, match="2 of 3 slivers"):
                     await swarm.segment(self.BLOB.header, 0)
+
+    async def test_that_failed_are_left_alone_while_a_peer_that_is_slow_serves(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pursuit, "MEMBERS_WAIT_S", 0.05)
+
+        async def slowly(stream: Stream, message: Incoming) -> None:
+            await trio.sleep(0.3)
+            await send_message(stream, {"ok": True}, right(message, self.BLOB))
+
+        async with self.reader(tmp_path, holders=0) as reader, serve(1, header_then(slowly, self.BLOB)) as peer:
+            asked = 0
+            inner = reader.segment
+
+            async def count(header: Header, index: int) -> list[memoryview]:
+                nonlocal asked
+                asked += 1
+                return await inner(header, index)
+
+            monkeypatch.setattr(reader, "segment", count)
+            async with open_swarm(peer.contact, reader=reader) as swarm:
+                assert await collect(swarm, self.BLOB) == self.BLOB.data
+            assert 1 <= asked <= 8, "those that began before the first had failed"
 
     async def test_are_not_asked_about_another_code(self, tmp_path: Path) -> None:
         async with self.reader(tmp_path) as reader, open_swarm(reader=reader) as swarm:

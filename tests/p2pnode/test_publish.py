@@ -15,7 +15,8 @@ from economics.arguments import (
 )
 from economics.blob import BlobId
 from economics.commitments import ReservationId
-from economics.state import BlobEntry
+from economics.crypto import OwnerId
+from economics.state import Account, BlobEntry, BlobSummary
 from p2pnode.chainview import Outcome
 from p2pnode.errors import SpaceError, TransactionFailed
 from p2pnode.keys import Key
@@ -133,3 +134,24 @@ async def test_a_blob_is_named_before_anything_is_paid_or_sent(net: Net) -> None
         await replace(net.publisher(), on_named=refuse).publish(BytesSource(data))
     assert named == [compute_blob_id(BytesSource(data), GENESIS.code)]
     assert not reservations_of(net.ledger, key_of(OWNER))
+
+
+async def test_what_an_earlier_call_has_just_stored_is_not_paid_again() -> None:
+    """Its block is final before any header shows the state after it."""
+
+    class Behind(Net):
+        is_settled = False
+
+        async def settled_account(self, owner: OwnerId) -> Account:
+            self.is_settled = True
+            return await super().settled_account(owner)
+
+        async def blob(self, blob_id: BlobId) -> BlobSummary | None:
+            return await super().blob(blob_id) if self.is_settled else None
+
+    net = Behind()
+    await net.transact(OWNER, Certify(net.stored(await net.reserve(epochs=30), 1).certificate))
+    before = net.ledger.account(key_of(OWNER))
+    published = await net.publisher().publish(BytesSource(BLOB.data))
+    assert (published.blob_id, published.paid_frost, published.upload) == (ID, 0, None)
+    assert net.ledger.account(key_of(OWNER)) == before

@@ -275,6 +275,28 @@ class TestInTheWay:
         assert (outside / "x/y").read_bytes() == b"z"
 
 
+@pytest.mark.parametrize("files", [{"a": b"1"}, {"own": b"a file"}, {"own/keys/x": b"1"}])
+async def test_a_mirror_removes_no_keys(tmp_path: Path, files: dict[str, bytes]) -> None:
+    shelf, manifest, out = make(tmp_path, files)
+    for key in ("owner.key", "seal.secret"):
+        fill(out, {f"own/keys/{key}": b"secret"})
+        with pytest.raises(Blocked, match=f"out/own/keys/{key} is a key of p2pnode, and would be removed"):
+            await restore(manifest, out, shelf.open, delete=True)
+        assert (out / "own/keys" / key).read_bytes() == b"secret"
+        (out / "own/keys" / key).rename(tmp_path / key)
+    await restore(manifest, out, shelf.open, delete=True)
+    assert tree(out) == tree(tmp_path / "in")
+
+
+@pytest.mark.parametrize("delete", [False, True])
+async def test_a_folder_replaces_no_keys(tmp_path: Path, delete: bool) -> None:
+    shelf, manifest = lying("keys/owner.key", b"another's", b"another's")
+    fill(tmp_path, {"keys/owner.key": b"mine"})
+    with pytest.raises(Blocked, match=r"keys/owner.key is a key of p2pnode, and would be replaced"):
+        await restore(manifest, tmp_path, shelf.open, delete=delete)
+    assert tree(tmp_path) == {"keys": None, "keys/owner.key": (b"mine", False)}
+
+
 class TestPlantedMeanwhile:
     """Another process of the same user plants links between two pieces."""
 

@@ -63,6 +63,19 @@ def test_what_is_no_file_is_named_and_never_followed(tmp_path: Path, monkeypatch
     )
 
 
+@pytest.mark.parametrize("key", ["operator.key", "owner.key", "faucet.key", "seal.secret"])
+def test_a_home_of_p2pnode_is_never_stored(tmp_path: Path, key: str) -> None:
+    root = fill(tmp_path / "all", {"a": b"1", "own/.p2pnode/genesis.json": b"{}", "own/mine": b"2", "keys/house": b"3"})
+    fill(root, {f"own/.p2pnode/keys/{key}": b"secret", "b/keys": b"a file"})
+    scanned = scan(root)
+    assert (scanned.files, scanned.empty) == (("a", "b/keys", "keys/house", "own/mine"), ())
+    assert scanned.skipped == (Skipped(f"{root}/own/.p2pnode", "it is a home of p2pnode, with its keys"),)
+    (tmp_path / "link").symlink_to(root / "own/.p2pnode/keys")
+    for path in (root / "own/.p2pnode", root / "own/.p2pnode/keys", tmp_path / "link"):
+        with pytest.raises(InputError, match="is a home of p2pnode: its keys are for nobody else"):
+            scan(path)
+
+
 def test_a_tree_deeper_than_any_path_is_walked_to_its_limit_and_removed(tmp_path: Path) -> None:
     """2,500 folders in each other: more than a process has descriptors, and than a path has bytes."""
     handle = os.open(tmp_path, os.O_RDONLY)

@@ -13,7 +13,7 @@ from p2pnode.blobserver import PROTOCOL, refuse
 from p2pnode.errors import NetworkError, NodeError, StreamBroken, Unavailable
 from p2pnode.members import FaultKind
 from p2pnode.network.frames import Incoming, build_header, send_message
-from p2pnode.network.stream import Stream
+from p2pnode.network.stream import Patience, Stream
 from p2pnode.providers import REQUESTS_AT_ONCE
 from p2pnode.swarm import Swarm
 from tests.p2pnode.swarming import (
@@ -92,7 +92,10 @@ async def test_peers_that_have_a_part_each_give_the_whole_together() -> None:
 
 
 class TestOfThreePeers:
-    async def test_one_that_lies_is_named_and_not_asked_again_and_one_that_stalls_is_gone_round(self) -> None:
+    async def test_one_that_lies_is_named_and_not_asked_again_and_one_that_stalls_is_gone_round(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(providers, "PATIENCE", Patience(idle_s=1_000))
         lies = 0
 
         async def count_lies(stream: Stream, message: Incoming) -> None:

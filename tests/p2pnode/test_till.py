@@ -8,8 +8,10 @@ import trio.testing
 
 from economics.blob import BlobId
 from economics.commitments import ReservationId
+from economics.crypto import OwnerId
+from economics.state import Reservation
 from p2pnode import till as module
-from p2pnode.payments import Order, reserve_for
+from p2pnode.payments import Order, Reserved, reserve_for
 from p2pnode.till import Till
 from tests.chain import key_of, reservations_of
 from tests.p2pnode.ledgerchain import LedgerChain
@@ -47,7 +49,7 @@ class TestBlobs:
                 pass
 
     def test_those_stored_lately_are_remembered_and_the_oldest_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "STORED_MAX", 2)
+        monkeypatch.setattr(module, "REMEMBERED_MAX", 2)
         till = Till()
         ids = [BlobId(bytes([number]) * 32) for number in range(3)]
         for blob_id in (ids[0], ids[1], ids[0], ids[2]):
@@ -86,6 +88,54 @@ class TestReservations:
             nursery.start_soon(buy)
         assert len(set(found)) == 2
         assert len(reservations_of(chain.ledger, key_of(OWNER))) == 2
+
+    def test_one_that_was_filled_is_free_once_the_chain_shows_what_is_left_of_it(self) -> None:
+        """A proof of the state before would have it filled twice, which members refuse."""
+        till = Till()
+        before = Reservation(ReservationId(bytes(32)), key_of(OWNER), 10, 0, 3)
+        till.take(before.reservation)
+        assert not till.is_free(before)
+        till.fill(before.reservation, units_left=4)
+        assert [till.is_free(replace(before, units=units)) for units in (10, 4, 1)] == [False, True, True]
+        assert till.is_free(replace(before, reservation=ReservationId(bytes([1]) * 32)))
+
+    async def test_an_owner_without_any_is_not_asked_again_until_some_comes_back(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        class Asked(LedgerChain):
+            asked = 0
+
+            async def reservations(self, owner: OwnerId) -> list[Reservation]:
+                self.asked += 1
+                return await super().reservations(owner)
+
+        chain, order = Asked(make_genesis()), Order(epochs=3)
+
+        async def buy() -> tuple[Reserved, int]:
+            return await reserve_for(chain, OWNER, units=10, order=order), chain.asked
+
+        first, asked = await buy()
+        order.till.fill(first.reservation, units_left=0)
+        second, again = await buy()
+        assert (asked, again) == (1, 1)
+        order.till.give_back(second.reservation)
+        third, asked = await buy()
+        assert (third.reservation, asked) == (second.reservation, 2)
+        assert (await buy())[1] == 3
+        order.till.fill(third.reservation, units_left=1)
+        assert (await buy())[1] == 4
+        order.till.note_deleted(ID)
+        assert (await buy())[1] == 5
+        assert (await buy())[1] == 5
+        await trio.sleep(module.EMPTY_S)
+        assert (await buy())[1] == 6
+
+    async def test_what_is_left_of_one_that_was_held_is_told(self) -> None:
+        chain, order = LedgerChain(make_genesis()), Order(epochs=3)
+        bought = await reserve_for(chain, OWNER, units=10, order=order)
+        order.till.give_back(bought.reservation)
+        held = await reserve_for(chain, OWNER, units=3, order=order)
+        assert (bought.units_left, held.units_left, held.reservation) == (0, 7, bought.reservation)
 
     def test_taking_one_twice_is_a_fault_of_ours(self) -> None:
         till, reservation = Till(), ReservationId(bytes(32))
