@@ -11,11 +11,11 @@ from economics.consensus import Message
 from economics.crypto import Digest, Signature
 from economics.errors import Reason
 from economics.votes import Kind, SignedVote
+from p2pnode.consensus.speech import Speak, speak_honestly
 from p2pnode.network.frames import build_header, send_message
 from p2pnode.network.stream import Stream
-from p2pnode.serving import LENGTH_BYTES
-from p2pnode.speech import Speak, speak_honestly
-from p2pnode.storage import Manner, Reply, send_honestly
+from p2pnode.slivers.serving import LENGTH_BYTES
+from p2pnode.slivers.storage import Manner, Reply, send_honestly
 
 DRIP_S = 1.0
 """A staller sends one byte each so many seconds: never idle, never done."""

@@ -22,10 +22,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
+from p2pnode.content.keyring import Keyring
 from p2pnode.errors import DiskFailed, InputError
 from p2pnode.files import full_disk_named, make_directory, replace_synced, sync_directory, write_synced
 from p2pnode.home import GENESIS_BYTES_MAX, Home
-from p2pnode.keyring import Keyring
 
 MANIFEST = "p2pnode-backup"
 VERSION = 1

@@ -50,8 +50,8 @@ import trio
 
 from economics.blob import BlobId, build_blob_id_text
 from economics.crypto import OwnerId
-from p2pnode import payments
-from p2pnode.calls import (
+from p2pnode.clients import payments
+from p2pnode.clients.calls import (
     READ_BYTES_MAX,
     Content,
     Deleted,
@@ -69,22 +69,22 @@ from p2pnode.calls import (
     quilt_of,
     source_of,
 )
-from p2pnode.contents import Listed
-from p2pnode.depot import Depot, load_owner
+from p2pnode.clients.depot import Depot, load_owner
+from p2pnode.clients.payments import EPOCHS, Order
+from p2pnode.clients.plain import plainly
+from p2pnode.clients.portal import InPortal, Pieces, Portal, blocking
+from p2pnode.clients.session import Session, open_session
+from p2pnode.clients.shelf import Shelf
+from p2pnode.clients.streaming import Feed, parse_range, write_to
+from p2pnode.content.contents import Listed
+from p2pnode.content.keyring import Keyring
+from p2pnode.content.placing import Restored
+from p2pnode.content.restore import restore
+from p2pnode.content.resume import output_file
+from p2pnode.content.views import read_all
 from p2pnode.errors import Closed, ConfigError, InputError
 from p2pnode.home import Home, default_home
-from p2pnode.keyring import Keyring
 from p2pnode.members import Fault
-from p2pnode.payments import EPOCHS, Order
-from p2pnode.placing import Restored
-from p2pnode.plain import plainly
-from p2pnode.portal import InPortal, Pieces, Portal, blocking
-from p2pnode.restore import restore
-from p2pnode.resume import output_file
-from p2pnode.session import Session, open_session
-from p2pnode.shelf import Shelf
-from p2pnode.streaming import Feed, parse_range, write_to
-from p2pnode.views import read_all
 
 log = logging.getLogger("p2pnode.client")
 

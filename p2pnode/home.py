@@ -21,10 +21,10 @@ from economics.blob import BlobId, build_blob_id_text
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Rejected
 from economics.genesis import Genesis, build_key_text, parse_genesis, parse_key
-from p2pnode.admission import UploadLimits
 from p2pnode.errors import ConfigError
 from p2pnode.files import replace_synced
 from p2pnode.keys import Key, keep_secret, load_key, load_or_create_key
+from p2pnode.slivers.admission import UploadLimits
 from p2pnode.wallet import read_wallet
 
 HOME_VARIABLE = "P2PNODE_HOME"

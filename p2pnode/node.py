@@ -21,30 +21,32 @@ from economics.crypto import NodeId
 from economics.genesis import Genesis, build_key_text
 from economics.ledger import Ledger
 from gossip.pubsub import Gossip, open_gossip
-from p2pnode.admission import Admission
 from p2pnode.adversary import MANNERS, Behaviour, speaker
-from p2pnode.answers import Answers
-from p2pnode.audit import Auditor
+from p2pnode.auditing.answers import Answers
+from p2pnode.auditing.audit import Auditor
+from p2pnode.auditing.rounds import Rounds
+from p2pnode.auditing.watch import Watch
 from p2pnode.backup import clear_restored, is_restored, mark_restored, set_chain_aside
-from p2pnode.blobserver import BlobServer
-from p2pnode.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
-from p2pnode.certifier import Entry as CommitmentEntry
-from p2pnode.chain import ChainStore, DamagedChain
-from p2pnode.codec import Codec
+from p2pnode.coding.codec import Codec
+from p2pnode.coding.kernel import Kernel, load_kernel
+from p2pnode.consensus.chain import ChainStore, DamagedChain
+from p2pnode.consensus.executor import Executor
+from p2pnode.consensus.journal import Binding, Journal
+from p2pnode.consensus.participant import Participant
+from p2pnode.consensus.snapshots import Snapshots
+from p2pnode.consensus.votelog import Replay, VoteLog
+from p2pnode.content.keyring import Keyring
 from p2pnode.dialling import bootstrap_of, clock_ms, dialable, dialler
 from p2pnode.errors import SpaceError
-from p2pnode.executor import Executor
 from p2pnode.files import lock_directory
 from p2pnode.home import Config, Home
-from p2pnode.journal import Binding, Journal
-from p2pnode.kernel import Kernel, load_kernel
-from p2pnode.keyring import Keyring
 from p2pnode.keys import Key
-from p2pnode.library import Library
 from p2pnode.members import Members
+from p2pnode.mending.upkeep import Upkeep
 from p2pnode.network.host import Network, open_network
-from p2pnode.participant import Participant
-from p2pnode.peer import begin_serving, telling
+from p2pnode.peering.blobserver import BlobServer
+from p2pnode.peering.library import Library
+from p2pnode.peering.peer import begin_serving, telling
 from p2pnode.protocols import (
     blocks_topic,
     chain_protocol,
@@ -53,15 +55,13 @@ from p2pnode.protocols import (
     storage_protocol,
     transactions_topic,
 )
-from p2pnode.rounds import Rounds
-from p2pnode.serving import Serving
-from p2pnode.snapshots import Snapshots
-from p2pnode.storage import Operation, StorageServer
-from p2pnode.store import SliverStore
-from p2pnode.upkeep import Upkeep
+from p2pnode.slivers.admission import Admission
+from p2pnode.slivers.certifier import BATCH_BYTES_MAX, Certifier, parse_batch
+from p2pnode.slivers.certifier import Entry as CommitmentEntry
+from p2pnode.slivers.serving import Serving
+from p2pnode.slivers.storage import Operation, StorageServer
+from p2pnode.slivers.store import SliverStore
 from p2pnode.version import VERSION
-from p2pnode.votelog import Replay, VoteLog
-from p2pnode.watch import Watch
 
 if TYPE_CHECKING:
     from p2pnode.gateway.running import Options

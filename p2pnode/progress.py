@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from p2pnode.folderstore import FolderProgress
-from p2pnode.upload import Progress as UploadProgress
+from p2pnode.clients.upload import Progress as UploadProgress
+from p2pnode.content.folderstore import FolderProgress
 
 
 @contextmanager

@@ -28,12 +28,12 @@ import trio
 from economics.genesis import Genesis, Parameters, parse_genesis
 from economics.geometry import SEGMENT_BYTES, SHARDS_MAX, SHARDS_MIN
 from p2pnode.client import SyncClient, connect
+from p2pnode.clients.plain import plainly
+from p2pnode.clients.portal import Portal
+from p2pnode.consensus.executor import Executor
 from p2pnode.errors import InputError, PeerUnreachable
-from p2pnode.executor import Executor
 from p2pnode.home import Home
 from p2pnode.node import Node, open_node
-from p2pnode.plain import plainly
-from p2pnode.portal import Portal
 from p2pnode.testnet import deal_shards, free_addresses, home_of, make_accounts, make_node, parameters_of
 
 READY_S = 60.0

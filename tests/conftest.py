@@ -1,9 +1,36 @@
-"""For all tests: the same examples each time, no property fails for being slow, and a testnet in the process."""
+"""For all tests: the same examples each time, no property fails for being slow, and testnets.
 
+Those of real processes are only as many as the tests need: each costs five seconds of both cores to start.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from p2pnode import testnet
+from p2pnode.testnet import Network
 
 settings.register_profile("p2pnode", deadline=None, derandomize=True)
 settings.load_profile("p2pnode")
 
 pytest_plugins = ["p2pnode.pytest_plugin"]
 """As an installed p2pnode has pytest load it; whichever is first, it is loaded once."""
+
+
+@pytest.fixture(scope="module")
+def adversarial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """7 nodes with 21 shards, f = 6: one lies, one drips, and so no other may fail."""
+    directory = tmp_path_factory.mktemp("adversarial")
+    network = testnet.up(directory, nodes=7, shards=21, behaviours=["stalled", "liar"])
+    yield network
+    testnet.down(network)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Network]:
+    """4 nodes with a shard each, f = 1, for tests that break it."""
+    network = testnet.up(tmp_path / "net", nodes=4, shards=4)
+    yield network
+    testnet.down(testnet.load(network.directory))

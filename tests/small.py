@@ -19,10 +19,10 @@ from economics.transactions import (
     build,
     least_fee,
 )
-from p2pnode.codec import Codec, EncodedSegment, Kind
-from p2pnode.kernel import load_kernel
+from p2pnode.coding.codec import Codec, EncodedSegment, Kind
+from p2pnode.coding.kernel import load_kernel
 from p2pnode.keys import Key
-from p2pnode.sliverfile import Pair
+from p2pnode.slivers.sliverfile import Pair
 
 KERNEL = load_kernel()
 OPERATORS = tuple(Key(bytes([index + 1]) * 32) for index in range(8))

@@ -10,7 +10,7 @@ from p2pnode.cli.session import echo_json, run_client
 from p2pnode.errors import ConfigError
 
 if TYPE_CHECKING:
-    from p2pnode.session import Session
+    from p2pnode.clients.session import Session
 
 
 @click.command()
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @json_option
 def status(home_path: Path, as_json: bool) -> None:
     """Ask every member of the network how it is; stake, seats and challenges are what the chain proves."""
-    from p2pnode.payments import format_amount
+    from p2pnode.clients.payments import format_amount
 
     async def work(client: "Session") -> None:
         rows = await client.status()
@@ -57,8 +57,8 @@ def blob_id_(file: Path, shards: int | None, home_path: Path, as_json: bool) -> 
     """Compute the ID that FILE has, without any network."""
     from economics.blob import build_blob_id_text
     from economics.geometry import Code
+    from p2pnode.content.sources import FileSource, compute_blob_id
     from p2pnode.home import Home
-    from p2pnode.sources import FileSource, compute_blob_id
 
     try:
         code = Code(shards) if shards is not None else Home(home_path).load_genesis().code

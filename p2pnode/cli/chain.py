@@ -12,8 +12,8 @@ from p2pnode.errors import InputError, Unavailable
 if TYPE_CHECKING:
     from economics.arguments import Operation
     from economics.crypto import Digest
-    from p2pnode.chainview import HistoryRow
-    from p2pnode.session import Session
+    from p2pnode.clients.chainview import HistoryRow
+    from p2pnode.clients.session import Session
 
 
 @click.command()
@@ -101,7 +101,7 @@ def row_fields(row: "HistoryRow") -> dict[str, Any]:
 
 
 def row_line(row: "HistoryRow") -> str:
-    from p2pnode.payments import format_amount
+    from p2pnode.clients.payments import format_amount
 
     fields = row_fields(row)
     words = "  ".join(

@@ -83,10 +83,10 @@ def build_options(
     shares: bool = True,
 ) -> "Options":
     """Return what a gateway is told; raises `InputError`."""
-    from p2pnode.cache import QUOTA_BYTES
     from p2pnode.gateway.access import ANYBODY
     from p2pnode.gateway.running import Options, parse_address, parse_names, parse_origins
     from p2pnode.gateway.services import Limits
+    from p2pnode.peering.cache import QUOTA_BYTES
 
     host, port = parse_address(listen)
     allowed, reading = parse_origins(origins), parse_origins(readers) or ANYBODY

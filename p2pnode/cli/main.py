@@ -95,7 +95,7 @@ def version(as_json: bool) -> None:
     """Print the versions in use: p2pnode, kernel, Python."""
     import platform
 
-    from p2pnode.kernel import load_kernel
+    from p2pnode.coding.kernel import load_kernel
     from p2pnode.version import VERSION
 
     fields = {"kernel": load_kernel().name, "p2pnode": VERSION, "python": platform.python_version()}

@@ -39,7 +39,7 @@ class AmountType(click.ParamType[int]):
     name = "amount"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from p2pnode.payments import parse_amount
+        from p2pnode.clients.payments import parse_amount
 
         return value if isinstance(value, int) else parse_amount(str(value))
 

@@ -12,15 +12,15 @@ from p2pnode.cli.session import echo_json, format_time, load_owner, printable, r
 if TYPE_CHECKING:
     from economics.genesis import Genesis
     from economics.state import BlobEntry
-    from p2pnode.chainview import Head
-    from p2pnode.payments import Info
-    from p2pnode.session import Session
+    from p2pnode.clients.chainview import Head
+    from p2pnode.clients.payments import Info
+    from p2pnode.clients.session import Session
 
 
 def entry_fields(entry: "BlobEntry", *, genesis: "Genesis", head: "Head") -> dict[str, Any]:
     """Return an entry as `--json` shows it."""
     from economics.blob import build_blob_id_text
-    from p2pnode.payments import latest_ms
+    from p2pnode.clients.payments import latest_ms
 
     return {
         "blob_id": build_blob_id_text(entry.blob_id),
@@ -74,9 +74,9 @@ def list_(home_path: Path, as_json: bool) -> None:
 def info(blob_id: str, home_path: Path, as_json: bool) -> None:
     """Say whose a blob is, how large, since and until when the network keeps it, and how many shards may still fail."""
     from economics.genesis import build_key_text
+    from p2pnode.clients.payments import info as ask
+    from p2pnode.clients.session import parse_id
     from p2pnode.home import Home
-    from p2pnode.payments import info as ask
-    from p2pnode.session import parse_id
 
     parsed = parse_id(blob_id)
     home = Home(home_path)
@@ -103,7 +103,7 @@ def info(blob_id: str, home_path: Path, as_json: bool) -> None:
 
 def info_fields(found: "Info", genesis: "Genesis") -> dict[str, Any]:
     """Return what the chain says of a blob as `--json` shows it."""
-    from p2pnode.payments import latest_ms
+    from p2pnode.clients.payments import latest_ms
 
     summary = found.summary
     return {
@@ -145,9 +145,9 @@ def extend(
     blob_id: str, epochs: int, max_cost: int | None, passphrase_file: Path | None, home_path: Path, as_json: bool
 ) -> None:
     """Keep a blob of this wallet for EPOCHS more than it would be."""
-    from p2pnode.payments import extend as lengthen
-    from p2pnode.payments import format_amount
-    from p2pnode.session import parse_id
+    from p2pnode.clients.payments import extend as lengthen
+    from p2pnode.clients.payments import format_amount
+    from p2pnode.clients.session import parse_id
 
     parsed = parse_id(blob_id)
     key = load_owner(home_path, passphrase_file)
@@ -172,8 +172,8 @@ def delete(blob_id: str, passphrase_file: Path | None, home_path: Path, as_json:
 
     What was paid for and is left comes back as storage, which the next `store` uses. Another owner's entry stays.
     """
-    from p2pnode.payments import delete as remove
-    from p2pnode.session import parse_id
+    from p2pnode.clients.payments import delete as remove
+    from p2pnode.clients.session import parse_id
 
     parsed = parse_id(blob_id)
     key = load_owner(home_path, passphrase_file)

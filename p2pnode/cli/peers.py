@@ -23,15 +23,15 @@ from p2pnode.cli.session import (
 from p2pnode.errors import ConfigError, InputError, NodeError
 
 if TYPE_CHECKING:
+    from p2pnode.clients.payments import Order
+    from p2pnode.content.sharing import Link
+    from p2pnode.content.sources import Source
     from p2pnode.home import Home
     from p2pnode.keys import Key
     from p2pnode.members import Fault
-    from p2pnode.mirror import Shared
-    from p2pnode.payments import Order
-    from p2pnode.peer import Peer
-    from p2pnode.providers import Contact
-    from p2pnode.sharing import Link
-    from p2pnode.sources import Source
+    from p2pnode.peering.mirror import Shared
+    from p2pnode.peering.peer import Peer
+    from p2pnode.peering.providers import Contact
 
 PAUSE_S = 2.0
 PAUSE_MAX_S = 300.0
@@ -101,9 +101,9 @@ def serve(
     Prints for each its blob ID, a link, and what to type elsewhere. Needs no network and no money. What this home has
     served or fetched before is served too, for as long as its files are as they were.
     """
+    from p2pnode.clients.payments import Order
     from p2pnode.home import Home
-    from p2pnode.mirror import share
-    from p2pnode.payments import Order
+    from p2pnode.peering.mirror import share
 
     owner = load_owner(home_path, passphrase_file) if to_store else None
     order = Order(epochs=epochs, deletable=True, max_cost_frost=max_cost, on_quote=say_quote)
@@ -147,7 +147,7 @@ def say_shared(peer: "Peer", shared: "Shared") -> None:
 
 def describe_shared(peer: "Peer", shared: "Shared") -> dict[str, Any]:
     from economics.blob import build_blob_id_text
-    from p2pnode.sharing import PEERS_MAX, Link
+    from p2pnode.content.sharing import PEERS_MAX, Link
 
     link = Link(shared.blob_id, key=shared.key, peers=tuple(peer.contacts()[:PEERS_MAX])).build()
     name = shared.path.resolve().name or "copy"
@@ -165,7 +165,7 @@ def describe_shared(peer: "Peer", shared: "Shared") -> dict[str, Any]:
 
 
 def describe_serving(peer: "Peer", shared: "list[Shared]") -> dict[str, Any]:
-    from p2pnode.providers import build_contact
+    from p2pnode.peering.providers import build_contact
 
     contacts = [build_contact(node, address) for node, address in peer.contacts()]
     return {"blobs": [describe_shared(peer, one) for one in shared], "peers": contacts}
@@ -182,9 +182,9 @@ async def store_all(peer: "Peer", owner: "Key", order: "Order", sources: "list[S
     import trio
 
     from economics.blob import build_blob_id_text
-    from p2pnode.payments import format_amount
-    from p2pnode.plain import plainly
-    from p2pnode.publish import Publisher
+    from p2pnode.clients.payments import format_amount
+    from p2pnode.clients.plain import plainly
+    from p2pnode.clients.publish import Publisher
 
     assert peer.session is not None
     publisher = Publisher(peer.session, owner, order)
@@ -246,7 +246,7 @@ def get(
 
     async def work(peer: "Peer") -> None:
         from economics.blob import build_blob_id_text
-        from p2pnode.mirror import Fetcher
+        from p2pnode.peering.mirror import Fetcher
         from p2pnode.progress import read_progress
 
         text = build_blob_id_text(link.blob_id)
@@ -294,7 +294,7 @@ def sync(
     The folder is named once: `p2pnode sync DIR` goes on with it. Interrupted, run it again.
     """
     from p2pnode.home import Home
-    from p2pnode.mirror import recall_mirror
+    from p2pnode.peering.mirror import recall_mirror
 
     home = Home(home_path)
     link = recall_mirror(home, directory) if what is None else parse_target(what)
@@ -302,7 +302,7 @@ def sync(
 
     async def work(peer: "Peer") -> None:
         from economics.blob import build_blob_id_text
-        from p2pnode.mirror import Fetcher
+        from p2pnode.peering.mirror import Fetcher
         from p2pnode.progress import read_progress
 
         with read_progress(directory.name) as report:
@@ -361,7 +361,7 @@ def run_peer(
     is_serving: bool,
 ) -> None:
     """Be a peer, do the work, leave; says at once which peer fails and how."""
-    from p2pnode.peer import SWITCH_S, choose_listen, open_peer
+    from p2pnode.peering.peer import SWITCH_S, choose_listen, open_peer
 
     sys.setswitchinterval(SWITCH_S)
     set_up_logging(logging.ERROR)
@@ -398,7 +398,7 @@ async def until_told(peer: "Peer") -> None:
 def parse_target(text: str) -> "Link":
     """Return what an ID with or without a path, or a link, names; raises `InputError`."""
     from p2pnode.cli.reading import parse_what
-    from p2pnode.sharing import Link, parse_link
+    from p2pnode.content.sharing import Link, parse_link
 
     if text == "-":
         return parse_link(sys.stdin.readline())
@@ -415,7 +415,7 @@ def with_peers(link: "Link", peers: "list[Contact]") -> "Link":
     """Return a link that names these peers first, so that they are remembered with it."""
     from dataclasses import replace
 
-    from p2pnode.sharing import PEERS_MAX
+    from p2pnode.content.sharing import PEERS_MAX
 
     named = [(node, address) for node, addresses in peers for address in addresses]
     return replace(link, peers=tuple(dict.fromkeys([*named, *link.peers]))[:PEERS_MAX])
@@ -424,7 +424,7 @@ def with_peers(link: "Link", peers: "list[Contact]") -> "Link":
 def parse_peers(texts: tuple[str, ...]) -> "list[Contact]":
     """Return the peers of --peer; raises `InputError`."""
     from economics.errors import Rejected
-    from p2pnode.providers import parse_contact
+    from p2pnode.peering.providers import parse_contact
 
     try:
         return [parse_contact(text) for text in texts]

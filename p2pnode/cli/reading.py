@@ -12,9 +12,9 @@ from p2pnode.errors import InputError, NodeError
 
 if TYPE_CHECKING:
     from economics.blob import BlobId
-    from p2pnode.contents import Keys, Listed
-    from p2pnode.reading import Fetched, Request
-    from p2pnode.session import Session
+    from p2pnode.clients.reading import Fetched, Request
+    from p2pnode.clients.session import Session
+    from p2pnode.content.contents import Keys, Listed
 
 RANGE_HELP = "First and last byte, counted from 0, as in HTTP: 0-99 is the first hundred; 100- is the rest."
 ASK_PEERS = (
@@ -48,9 +48,9 @@ def read(
     there already is not fetched. A sealed blob is opened with the key that this home has. Interrupted, run it again:
     a file goes on from where it was.
     """
+    from p2pnode.clients.reading import Request
+    from p2pnode.content.keyring import Keyring
     from p2pnode.home import Home
-    from p2pnode.keyring import Keyring
-    from p2pnode.reading import Request
 
     require_output(output, as_json=as_json)
     blob_id, path = parse_what(what)
@@ -72,10 +72,10 @@ def open_(link: str, output: Path | None, home_path: Path, as_json: bool) -> Non
     LINK in quotes, or - to take it from standard input, where neither a list of processes nor a shell's history shows
     its key.
     """
+    from p2pnode.clients.reading import Request
+    from p2pnode.content.keyring import Keyring
+    from p2pnode.content.sharing import parse_link
     from p2pnode.home import Home
-    from p2pnode.keyring import Keyring
-    from p2pnode.reading import Request
-    from p2pnode.sharing import parse_link
 
     require_output(output, as_json=as_json)
     parsed = parse_link(sys.stdin.readline() if link == "-" else link)
@@ -102,7 +102,7 @@ def open_(link: str, output: Path | None, home_path: Path, as_json: bool) -> Non
 async def fetch(client: "Session", request: "Request", keys: "Keys", *, as_json: bool) -> None:
     """Do what was asked and say what came of it."""
     from economics.blob import build_blob_id_text
-    from p2pnode import reading
+    from p2pnode.clients import reading
     from p2pnode.progress import read_progress
 
     text = build_blob_id_text(request.blob_id)
@@ -131,7 +131,7 @@ def describe(done: "Fetched") -> dict[str, Any]:
 
 def sum_up(done: "Fetched", request: "Request") -> str:
     """Return the same as one line."""
-    from p2pnode.reading import count_of
+    from p2pnode.clients.reading import count_of
 
     if done.restored is None:
         there = f"; {done.kept_bytes} of them were there from an earlier call" if done.kept_bytes else ""
@@ -150,15 +150,15 @@ def sum_up(done: "Fetched", request: "Request") -> str:
 def ls(what: str, home_path: Path, as_json: bool) -> None:
     """List the files in a quilt or a folder: bytes and path, x for what is executable."""
     from economics.blob import build_blob_id_text
+    from p2pnode.content.keyring import Keyring
     from p2pnode.home import Home
-    from p2pnode.keyring import Keyring
 
     blob_id, path = parse_what(what)
     keys = Keyring(Home(home_path)).key_of
 
     async def work(client: "Session") -> None:
-        from p2pnode.contents import describe as look
-        from p2pnode.reading import Blobs, count_of
+        from p2pnode.clients.reading import Blobs, count_of
+        from p2pnode.content.contents import describe as look
 
         content = await look(Blobs(client).open, keys, blob_id)
         files = below(content.listing(), path)
@@ -198,7 +198,7 @@ def require_output(output: Path | None, *, as_json: bool) -> None:
 
 def parse_what(text: str) -> "tuple[BlobId, str | None]":
     """Return the blob ID and the path behind it, if there is one; raises `InputError`."""
-    from p2pnode.session import parse_id
+    from p2pnode.clients.session import parse_id
 
     name, _, path = text.partition("/")
     return parse_id(name), path.rstrip("/") or None

@@ -14,10 +14,10 @@ from p2pnode.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from economics.genesis import Genesis
-    from p2pnode.enrolment import Offer, Owed
+    from p2pnode.clients.enrolment import Offer, Owed
+    from p2pnode.clients.session import Session
     from p2pnode.home import Config, Home
     from p2pnode.keys import Key
-    from p2pnode.session import Session
 
 listen_option = click.option(
     "--listen", multiple=True, help="Address to listen on, such as /ip4/0.0.0.0/tcp/4001; may be repeated."
@@ -114,9 +114,9 @@ async def enrol(
 
     from economics.crypto import NodeId, OwnerId
     from economics.genesis import build_key_text
-    from p2pnode import enrolment
+    from p2pnode.clients import enrolment
+    from p2pnode.clients.payments import format_amount
     from p2pnode.dialling import clock_ms
-    from p2pnode.payments import format_amount
 
     chain, node = client.chain, NodeId(operator.public)
     await enrolment.verify_clock(chain, clock_ms())
@@ -141,8 +141,8 @@ async def find_offer(client: "Session", home: "Home", node: bytes, *, quota: int
     """Return what a node is to say of itself: as it did before, else the network's prices, for all that it has room."""
     from economics.crypto import NodeId
     from economics.geometry import STORAGE_UNIT_BYTES
+    from p2pnode.clients.enrolment import COMMISSION_BASIS_POINTS, Offer, find_node, offer_of
     from p2pnode.dialling import dialable
-    from p2pnode.enrolment import COMMISSION_BASIS_POINTS, Offer, find_node, offer_of
 
     entry = await find_node(client.chain, NodeId(node))
     terms = (await client.chain.seats()).terms
@@ -171,7 +171,7 @@ def leave(no_wait: bool, passphrase_file: Path | None, home_path: Path, as_json:
     """
     from economics.crypto import NodeId
     from economics.genesis import build_key_text
-    from p2pnode import enrolment
+    from p2pnode.clients import enrolment
     from p2pnode.home import Home
 
     owner = load_owner(home_path, passphrase_file)
@@ -234,7 +234,7 @@ def replace(
     owners: list[OwnerId] = []
 
     async def ask(client: "Session") -> None:
-        from p2pnode.enrolment import find_node
+        from p2pnode.clients.enrolment import find_node
 
         entry = await find_node(client.chain, NodeId(operator.public))
         if entry is None:
@@ -291,7 +291,7 @@ def vote(
 
     from economics.crypto import NodeId, OwnerId
     from economics.geometry import STORAGE_UNIT_BYTES
-    from p2pnode import enrolment
+    from p2pnode.clients import enrolment
     from p2pnode.home import Home
 
     named = {

@@ -12,10 +12,10 @@ import click
 from p2pnode.cli.passphrase import asking
 
 if TYPE_CHECKING:
+    from p2pnode.clients.payments import Quote
+    from p2pnode.clients.session import Session
     from p2pnode.keys import Key
     from p2pnode.members import Fault
-    from p2pnode.payments import Quote
-    from p2pnode.session import Session
 
 
 def load_owner(home_path: Path, passphrase_file: Path | None) -> "Key":
@@ -36,8 +36,8 @@ def run_async(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 def run_client(home_path: Path, work: "Callable[[Session], Coroutine[Any, Any, None]]") -> None:
     """Join the network of a home, do the work, leave; says at once which member fails and how."""
+    from p2pnode.clients.session import open_session
     from p2pnode.home import Home
-    from p2pnode.session import open_session
 
     set_up_logging(logging.ERROR)
 

@@ -18,9 +18,9 @@ def share(what: str, home_path: Path, as_json: bool) -> None:
 
     Whoever has the link can read, with `p2pnode open LINK`, for as long as somebody keeps the blob.
     """
+    from p2pnode.content.keyring import Keyring
+    from p2pnode.content.sharing import Link
     from p2pnode.home import Home
-    from p2pnode.keyring import Keyring
-    from p2pnode.sharing import Link
 
     blob_id, path = parse_what(what)
     key = Keyring(Home(home_path)).key_of(blob_id)

@@ -13,8 +13,8 @@ from p2pnode.errors import InputError
 if TYPE_CHECKING:
     from economics.nodes import NodeEntry, Stake
     from economics.slots import StakeId
-    from p2pnode.overview import Overview
-    from p2pnode.session import Session
+    from p2pnode.clients.overview import Overview
+    from p2pnode.clients.session import Session
 
 
 @click.command(cls=IdCommand)
@@ -30,8 +30,8 @@ def stake(node: str, amount: int, passphrase_file: Path | None, home_path: Path,
     """
     from economics.crypto import NodeId
     from economics.genesis import build_key_text
-    from p2pnode import enrolment
-    from p2pnode.payments import format_amount
+    from p2pnode.clients import enrolment
+    from p2pnode.clients.payments import format_amount
 
     named = NodeId(parse_owner(node))
     key = load_owner(home_path, passphrase_file)
@@ -58,8 +58,8 @@ def unstake(stake_id: str, shares: int | None, passphrase_file: Path | None, hom
 
     `p2pnode stakes` lists the stakes of this wallet.
     """
-    from p2pnode import enrolment
-    from p2pnode.payments import format_amount
+    from p2pnode.clients import enrolment
+    from p2pnode.clients.payments import format_amount
 
     named = parse_stake(stake_id)
     key = load_owner(home_path, passphrase_file)
@@ -92,9 +92,9 @@ def parse_stake(text: str) -> "StakeId":
 @json_option
 def stakes(home_path: Path, as_json: bool) -> None:
     """List what this wallet has on nodes, and what it is worth."""
-    from p2pnode.enrolment import find_node
+    from p2pnode.clients.enrolment import find_node
+    from p2pnode.clients.payments import format_amount
     from p2pnode.home import Home
-    from p2pnode.payments import format_amount
 
     owner = Home(home_path).wallet_public()
 
@@ -118,7 +118,7 @@ def stakes(home_path: Path, as_json: bool) -> None:
 def stake_fields(held: "Stake", entry: "NodeEntry | None") -> dict[str, Any]:
     """Return a stake as `--json` shows it."""
     from economics.genesis import build_key_text
-    from p2pnode.enrolment import stake_worth
+    from p2pnode.clients.enrolment import stake_worth
 
     return {
         "node": build_key_text(held.node),
@@ -135,7 +135,7 @@ def stake_fields(held: "Stake", entry: "NodeEntry | None") -> dict[str, Any]:
 @json_option
 def committee(home_path: Path, as_json: bool) -> None:
     """Show who holds how many shards now and next, with what stake, and how they stand their challenges."""
-    from p2pnode.overview import find_overview
+    from p2pnode.clients.overview import find_overview
 
     async def work(client: "Session") -> None:
         fields = committee_fields(await find_overview(client.chain))
@@ -187,7 +187,7 @@ def committee_fields(found: "Overview") -> dict[str, Any]:
 
 
 def show_committee(fields: dict[str, Any]) -> None:
-    from p2pnode.payments import format_amount
+    from p2pnode.clients.payments import format_amount
 
     handed = "handed over" if fields["is_handed_over"] else "being handed over"
     click.echo(

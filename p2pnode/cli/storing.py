@@ -15,14 +15,14 @@ from p2pnode.cli.session import echo_json, load_owner, printable, run_client, sa
 from p2pnode.errors import InputError
 
 if TYPE_CHECKING:
-    from p2pnode.foldercache import FolderCache
-    from p2pnode.folderstore import StoredFolder
-    from p2pnode.keyring import Keyring
-    from p2pnode.manifest import Manifest
-    from p2pnode.publish import Published, Publisher
-    from p2pnode.scan import Skipped
-    from p2pnode.session import Session
-    from p2pnode.sources import Source
+    from p2pnode.clients.publish import Published, Publisher
+    from p2pnode.clients.session import Session
+    from p2pnode.content.foldercache import FolderCache
+    from p2pnode.content.folderstore import StoredFolder
+    from p2pnode.content.keyring import Keyring
+    from p2pnode.content.manifest import Manifest
+    from p2pnode.content.scan import Skipped
+    from p2pnode.content.sources import Source
 
 SEALED = "sealed: only this home can open it, so keep a backup of it; `p2pnode share ID` makes a link for others"
 
@@ -63,9 +63,9 @@ def store(
     One FILE is a blob of its own. Several make a quilt, which costs as one blob. A DIR is stored as a folder: storing
     it again moves only what has changed. `read ID/PATH` reads one file of either, `read ID -o DIR` restores all.
     """
+    from p2pnode.clients.payments import Order
+    from p2pnode.content.keyring import Keyring
     from p2pnode.home import Home
-    from p2pnode.keyring import Keyring
-    from p2pnode.payments import Order
 
     order = Order(epochs=epochs, deletable=not permanent, max_cost_frost=max_cost, on_quote=say_quote)
     owner = load_owner(home_path, passphrase_file)
@@ -75,8 +75,8 @@ def store(
     source = None if is_folder else choose_source(paths, as_quilt=as_quilt)
 
     async def work(client: "Session") -> None:
-        from p2pnode.foldercache import FolderCache
-        from p2pnode.publish import Publisher
+        from p2pnode.clients.publish import Publisher
+        from p2pnode.content.foldercache import FolderCache
 
         publisher, cache = Publisher(client, owner, order), FolderCache(home.folders_path)
         if source is None:
@@ -89,9 +89,9 @@ def store(
 
 def choose_source(paths: Sequence[Path], *, as_quilt: bool) -> "Source":
     """Return the one blob that these files make; raises `InputError`."""
-    from p2pnode.quilt import QuiltFile, build_quilt
-    from p2pnode.scan import hash_files, scan
-    from p2pnode.sources import FileSource
+    from p2pnode.content.quilt import QuiltFile, build_quilt
+    from p2pnode.content.scan import hash_files, scan
+    from p2pnode.content.sources import FileSource
 
     if len(paths) == 1 and not as_quilt:
         return FileSource.open(paths[0])
@@ -148,7 +148,7 @@ async def store_directory(
     import trio
 
     from economics.blob import build_blob_id_text
-    from p2pnode.folderstore import store_folder
+    from p2pnode.content.folderstore import store_folder
     from p2pnode.progress import folder_progress
 
     previous = await find_previous(publisher.client, directory, cache)
@@ -171,9 +171,9 @@ async def find_previous(client: "Session", directory: Path, cache: "FolderCache"
     """Return what a folder was when it was stored last; None where that is not to be had any more."""
     import trio
 
+    from p2pnode.clients.reading import Blobs
+    from p2pnode.content.manifest import read_manifest
     from p2pnode.errors import Unavailable
-    from p2pnode.manifest import read_manifest
-    from p2pnode.reading import Blobs
 
     newest = await trio.to_thread.run_sync(cache.newest, directory)
     if newest is None:
@@ -209,8 +209,8 @@ def describe_folder(done: "StoredFolder") -> dict[str, Any]:
 
 def sum_up_folder(done: "StoredFolder") -> str:
     """Return the same as one line."""
-    from p2pnode.payments import format_amount
-    from p2pnode.reading import count_of
+    from p2pnode.clients.payments import format_amount
+    from p2pnode.clients.reading import count_of
 
     length = sum(file.length for file in done.manifest.files)
     uploads = [one.upload[0] for one in done.published if one.upload is not None]
@@ -256,7 +256,7 @@ def describe(client: "Session", done: "Published") -> dict[str, Any]:
 
 def sum_up(client: "Session", done: "Published") -> str:
     """Return the same as one line."""
-    from p2pnode.payments import format_amount
+    from p2pnode.clients.payments import format_amount
 
     paid = f"paid {format_amount(done.paid_frost)}, kept until epoch {done.end_epoch} begins"
     if done.upload is None:

@@ -12,7 +12,7 @@ from p2pnode.errors import InputError, Unavailable
 if TYPE_CHECKING:
     from economics.blob import BlobId
     from economics.light import Proven, Receipt
-    from p2pnode.session import Session
+    from p2pnode.clients.session import Session
 
 RECEIPT_HELP = "Write the receipt here: it proves the same offline, to whoever has the genesis file."
 OFFLINE_HELP = "Check this receipt file offline instead of asking a peer."
@@ -40,7 +40,7 @@ def verify(
 
     The genesis file, or a checkpoint, and one peer that need not be trusted suffice; with --receipt no peer at all.
     """
-    from p2pnode.session import parse_id
+    from p2pnode.clients.session import parse_id
 
     parsed = parse_id(blob_id)
     trusted = None if checkpoint is None else read_file(checkpoint)
@@ -73,7 +73,7 @@ def begin_from(client: "Session", checkpoint: bytes) -> None:
 
 async def fetch(client: "Session", blob_id: "BlobId") -> "Receipt":
     from economics.errors import Rejected
-    from p2pnode.payments import find_blob
+    from p2pnode.clients.payments import find_blob
 
     await find_blob(client.chain, blob_id)
     try:
@@ -95,9 +95,9 @@ def verify_offline(home_path: Path, blob_id: "BlobId", data: bytes, checkpoint: 
     """Return what a receipt file proves of a blob, to whoever trusts the home's genesis file or a checkpoint."""
     from economics.errors import Rejected
     from economics.light import Receipt, Trusted, is_stale
+    from p2pnode.clients.trust import trusted_genesis
     from p2pnode.dialling import clock_ms
     from p2pnode.home import Home
-    from p2pnode.trust import trusted_genesis
 
     genesis = Home(home_path).load_genesis()
     try:
@@ -166,9 +166,9 @@ def trust(checkpoint: Path, home_path: Path, as_json: bool) -> None:
     Needed where the genesis, or the last use of this home, is longer ago than the unbonding time.
     """
     from economics.errors import Rejected
+    from p2pnode.clients.trust import keep_trusted, read_checkpoint
     from p2pnode.dialling import clock_ms
     from p2pnode.home import Home
-    from p2pnode.trust import keep_trusted, read_checkpoint
 
     home = Home(home_path)
     genesis = home.load_genesis()

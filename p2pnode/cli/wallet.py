@@ -14,8 +14,8 @@ from p2pnode.errors import ConfigError
 
 if TYPE_CHECKING:
     from economics.crypto import OwnerId
+    from p2pnode.clients.session import Session
     from p2pnode.keys import Key
-    from p2pnode.session import Session
 
 KEY_CHARS = 43
 GIFT_FROST = 10 * 10**9
@@ -76,8 +76,8 @@ def show(home_path: Path, as_json: bool) -> None:
 def balance(key: str | None, home_path: Path, as_json: bool) -> None:
     """Print what this wallet, or the account KEY, has."""
     from economics.genesis import build_key_text
+    from p2pnode.clients.payments import format_amount
     from p2pnode.home import Home
-    from p2pnode.payments import format_amount
 
     owner = Home(home_path).wallet_public() if key is None else parse_owner(key)
 
@@ -133,9 +133,9 @@ def history(limit: int, home_path: Path, as_json: bool) -> None:
 @json_option
 def faucet(key: str | None, amount: int | None, home_path: Path, as_json: bool) -> None:
     """On a testnet: have AMOUNT, 10 WAL if not given, sent to this wallet or to the account KEY."""
+    from p2pnode.clients.payments import parse_amount
     from p2pnode.home import Home
     from p2pnode.keys import load_key
-    from p2pnode.payments import parse_amount
 
     home = Home(home_path)
     if not home.faucet_key_path.exists():
@@ -152,7 +152,7 @@ def sending(
 ) -> "Callable[[Session], Coroutine[Any, Any, None]]":
     """Return the work of a transfer."""
     from economics.genesis import build_key_text
-    from p2pnode import payments
+    from p2pnode.clients import payments
 
     async def work(client: "Session") -> None:
         outcome = await payments.send(client.chain, key, to=to, amount_frost=amount_frost)

@@ -17,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from economics.errors import Rejected
+from p2pnode.content.views import View, read_all
 from p2pnode.errors import NodeError
 from p2pnode.gateway.faults import HttpFault
 from p2pnode.gateway.ranges import Span, Unsatisfiable, is_other, is_unchanged, parse_ranges, wants_part
 from p2pnode.network.host import sole_exception
-from p2pnode.views import View, read_all
 
 log = logging.getLogger("p2pnode.gateway")
 

@@ -16,15 +16,15 @@ from economics.commitments import Certificate
 from economics.errors import Rejected
 from economics.slots import blob_key, invalid_slot, state_key
 from economics.state import BlobEntry, BlobSummary
-from p2pnode.cache import SegmentCache
-from p2pnode.chainview import Head
+from p2pnode.clients.chainview import Head
+from p2pnode.clients.session import Session
 from p2pnode.errors import InconsistentBlob, NodeError, Unavailable
 from p2pnode.gateway.faults import HttpFault, unavailable
 from p2pnode.gateway.flights import Flights
 from p2pnode.gateway.segments import PEERS_S, CachedView, Segments
 from p2pnode.network.host import sole_exception
-from p2pnode.session import Session
-from p2pnode.swarm import Swarm
+from p2pnode.peering.cache import SegmentCache
+from p2pnode.peering.swarm import Swarm
 
 log = logging.getLogger("p2pnode.gateway")
 

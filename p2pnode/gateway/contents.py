@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from economics.blob import BlobId
+from p2pnode.content.manifest import FolderFile, Manifest, NotAFolder, read_manifest
+from p2pnode.content.quilt import Index, NotAQuilt, read_index
+from p2pnode.content.sealed import SealedView
+from p2pnode.content.views import SliceView, View
 from p2pnode.gateway.blobs import Blobs
 from p2pnode.gateway.faults import HttpFault
 from p2pnode.gateway.flights import Flights
-from p2pnode.manifest import FolderFile, Manifest, NotAFolder, read_manifest
-from p2pnode.quilt import Index, NotAQuilt, read_index
-from p2pnode.sealed import SealedView
-from p2pnode.views import SliceView, View
 
 FILES_KEPT_MAX = 131_072
 """In all indexes kept in memory, some 500 bytes each."""

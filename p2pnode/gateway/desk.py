@@ -16,16 +16,16 @@ from economics.crypto import OwnerId
 from economics.geometry import STORAGE_UNIT_BYTES
 from economics.slots import blob_key, entry_slot, state_key
 from economics.state import BlobEntry, BlobSummary
+from p2pnode.clients.payments import Order, Quote
+from p2pnode.clients.publish import Published, Publisher
+from p2pnode.clients.till import Till
+from p2pnode.content.sources import Source
 from p2pnode.errors import NodeError
 from p2pnode.gateway.faults import RETRY_AFTER_S, HttpFault
 from p2pnode.gateway.orders import ENCODING, Wanted
 from p2pnode.gateway.services import Services
 from p2pnode.gateway.spool import Spool
 from p2pnode.keys import Key
-from p2pnode.payments import Order, Quote
-from p2pnode.publish import Published, Publisher
-from p2pnode.sources import Source
-from p2pnode.till import Till
 
 ENCODING_BYTES_MAX = 16 << 20
 """Of segments that uploads encode at once: each takes some 15 times as much memory, and there are few cores."""

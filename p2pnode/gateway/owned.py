@@ -13,12 +13,12 @@ from economics.errors import Rejected
 from economics.geometry import STORAGE_UNIT_BYTES
 from economics.slots import blob_key
 from economics.state import BlobEntry, BlobSummary
-from p2pnode.chainview import Head
+from p2pnode.clients.chainview import Head
+from p2pnode.clients.payments import delete as end_entries
+from p2pnode.clients.payments import latest_ms
 from p2pnode.gateway.desk import Desk, build_entry_id
 from p2pnode.gateway.faults import HttpFault
 from p2pnode.gateway.orders import bad_request, parse_number, read_query
-from p2pnode.payments import delete as end_entries
-from p2pnode.payments import latest_ms
 
 LIST_MAX = 1_000
 LIST_DEFAULT = 100

@@ -9,11 +9,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from economics.blob import parse_blob_id
+from p2pnode.content.quilt import Quilt, QuiltFile, build_patch_id, build_quilt
 from p2pnode.gateway.bodies import receive, verify_announced
 from p2pnode.gateway.desk import Desk
 from p2pnode.gateway.forms import Form, Part
 from p2pnode.gateway.orders import QUILT_PARAMETERS, parse_wanted, read_query
-from p2pnode.quilt import Quilt, QuiltFile, build_patch_id, build_quilt
 
 WHAT = "a form"
 

@@ -14,6 +14,9 @@ from starlette.routing import Route
 
 from economics.blob import BlobId, build_blob_id_text, parse_blob_id
 from economics.errors import Rejected
+from p2pnode.content.manifest import Manifest
+from p2pnode.content.quilt import Entry, Index, build_patch_id, parse_patch_id
+from p2pnode.content.views import SliceView
 from p2pnode.errors import InputError
 from p2pnode.gateway.answers import UNTOLD, Resource, answer, clean_type, guess_type, name_file
 from p2pnode.gateway.contents import Contents
@@ -21,9 +24,6 @@ from p2pnode.gateway.faults import HttpFault
 from p2pnode.gateway.orders import bad_request, parse_flag, read_query
 from p2pnode.gateway.page import CONTENT_SECURITY, STYLE
 from p2pnode.gateway.services import Services
-from p2pnode.manifest import Manifest
-from p2pnode.quilt import Entry, Index, build_patch_id, parse_patch_id
-from p2pnode.views import SliceView
 
 READ_PARAMETERS = ("strict_consistency_check", "skip_consistency_check", "filename")
 NUMBER_DIGITS_MAX = 20

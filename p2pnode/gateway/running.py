@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import trio
 
-from p2pnode.cache import QUOTA_BYTES, SegmentCache
 from p2pnode.errors import InputError
 from p2pnode.gateway.access import ANYBODY, Access, load_token
 from p2pnode.gateway.app import create_app
@@ -19,7 +18,8 @@ from p2pnode.gateway.server import Bounds, open_server
 from p2pnode.gateway.services import Limits, Services
 from p2pnode.home import Home
 from p2pnode.keys import Key
-from p2pnode.peer import Peer, choose_listen, open_peer
+from p2pnode.peering.cache import QUOTA_BYTES, SegmentCache
+from p2pnode.peering.peer import Peer, choose_listen, open_peer
 from p2pnode.wallet import read_wallet
 
 log = logging.getLogger("p2pnode.gateway")

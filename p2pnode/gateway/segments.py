@@ -10,13 +10,13 @@ import trio
 
 from economics.blob import BlobId, Header
 from economics.errors import Rejected
-from p2pnode.cache import CachedSegment, SegmentCache
-from p2pnode.download import Reader
+from p2pnode.clients.download import Reader
+from p2pnode.content.views import Write, verify_range
 from p2pnode.errors import InconsistentBlob, NetworkError, NodeError, Unavailable
 from p2pnode.gateway.flights import Flights
 from p2pnode.network.host import sole_exception
-from p2pnode.swarm import Swarm
-from p2pnode.views import Write, verify_range
+from p2pnode.peering.cache import CachedSegment, SegmentCache
+from p2pnode.peering.swarm import Swarm
 
 log = logging.getLogger("p2pnode.gateway")
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import trio
 
 from economics.blob import BlobId
-from p2pnode.chainview import Head
+from p2pnode.clients.chainview import Head
+from p2pnode.clients.session import Session
 from p2pnode.errors import NodeError
 from p2pnode.gateway.access import Access
 from p2pnode.gateway.blobs import Blobs
 from p2pnode.home import Home
 from p2pnode.keys import Key
-from p2pnode.session import Session
 
 HEAD_S = 10.0
 HEAD_OLD_S = 60.0

@@ -23,8 +23,8 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from p2pnode.coding.kernel import load_kernel
 from p2pnode.errors import NodeError
-from p2pnode.kernel import load_kernel
 from scripts.benchmarks.chain import bench_chain
 from scripts.benchmarks.challenges import bench_challenges
 from scripts.benchmarks.codec import bench_codec

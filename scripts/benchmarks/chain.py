@@ -24,13 +24,13 @@ from economics.transactions import (
     least_fee,
 )
 from p2pnode import testnet
+from p2pnode.clients.payments import Order
+from p2pnode.clients.publish import Publisher
+from p2pnode.clients.session import Session, open_session
+from p2pnode.content.sources import FileSource
 from p2pnode.keys import Key, load_key
 from p2pnode.network.frames import build_header, receive_message
 from p2pnode.network.stream import Stream
-from p2pnode.payments import Order
-from p2pnode.publish import Publisher
-from p2pnode.session import Session, open_session
-from p2pnode.sources import FileSource
 from scripts.benchmarks.network import node_cpu, run_cli, running_testnet, settled_idle
 from scripts.benchmarks.timing import MIB, Row, random_bytes, seconds_of
 from tests.simulation.batch import play_all

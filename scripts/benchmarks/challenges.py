@@ -19,15 +19,15 @@ from economics.geometry import SEGMENT_BYTES, faulty_max
 from economics.ledger import Ledger
 from economics.nodes import Outcome, Round, Tally
 from economics.transactions import Transaction
-from p2pnode.answers import Answers
-from p2pnode.audit import JITTER, Auditor
-from p2pnode.codec import Codec
-from p2pnode.executor import Executor
-from p2pnode.kernel import load_kernel
+from p2pnode.auditing.answers import Answers
+from p2pnode.auditing.audit import JITTER, Auditor
+from p2pnode.auditing.rounds import Rounds, draw
+from p2pnode.coding.codec import Codec
+from p2pnode.coding.kernel import load_kernel
+from p2pnode.consensus.executor import Executor
 from p2pnode.members import Members
 from p2pnode.network.frames import Incoming, build_header
-from p2pnode.rounds import Rounds, draw
-from p2pnode.store import SliverStore
+from p2pnode.slivers.store import SliverStore
 from scripts.benchmarks.timing import MIB, Row, random_bytes
 from tests.p2pnode.reseated import Reseated
 from tests.small import OPERATORS, make_pairs

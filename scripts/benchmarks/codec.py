@@ -7,8 +7,8 @@ import zfec
 
 from economics.blob import SegmentMetadata, join_leaves, leaf, sliver_hash
 from economics.geometry import SEGMENT_BYTES, Code
-from p2pnode.codec import Codec
-from p2pnode.kernel import Kernel, load_kernel
+from p2pnode.coding.codec import Codec
+from p2pnode.coding.kernel import Kernel, load_kernel
 from scripts.benchmarks.timing import MIB, Row, random_bytes, seconds_of
 
 

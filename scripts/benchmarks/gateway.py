@@ -16,8 +16,8 @@ import trio
 from economics.blob import parse_blob_id
 from p2pnode import testnet
 from p2pnode.client import connect
-from p2pnode.quilt import QuiltFile, build_patch_id, build_quilt
-from p2pnode.sources import BytesSource
+from p2pnode.content.quilt import QuiltFile, build_patch_id, build_quilt
+from p2pnode.content.sources import BytesSource
 from scripts.benchmarks.network import run_cli, running_testnet
 from scripts.benchmarks.timing import MIB, REPEATS, Failed, Row, random_bytes
 

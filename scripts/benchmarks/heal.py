@@ -16,8 +16,8 @@ import trio
 from economics.crypto import NodeId
 from economics.genesis import parse_key
 from p2pnode import testnet
+from p2pnode.clients.session import STATUS_BYTES_MAX, open_session, parse_status
 from p2pnode.home import Home
-from p2pnode.session import STATUS_BYTES_MAX, open_session, parse_status
 from scripts.benchmarks.network import node_cpu, run_cli, running_testnet, settled_idle
 from scripts.benchmarks.timing import MIB, Failed, Row, random_bytes
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import trio
 
 from p2pnode import testnet
+from p2pnode.clients.session import open_session
 from p2pnode.home import Home
 from p2pnode.keys import load_key
-from p2pnode.session import open_session
 from scripts.benchmarks.timing import Row
 from scripts.soaking.fleet import Fleet, wait_until
 from scripts.soaking.load import Load

@@ -16,8 +16,8 @@ import psutil
 import trio
 
 from p2pnode import testnet
+from p2pnode.clients.session import open_session
 from p2pnode.network.frames import Header
-from p2pnode.session import open_session
 from scripts.benchmarks.timing import GIB, MIB, Failed, Row
 
 IDLE_S = 10.0

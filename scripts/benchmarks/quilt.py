@@ -11,13 +11,13 @@ import trio
 from economics.genesis import FROST_PER_WAL, Parameters
 from economics.geometry import SEGMENT_BYTES, Code
 from p2pnode import testnet
+from p2pnode.clients.payments import EPOCHS, Order
+from p2pnode.clients.publish import Published, Publisher
+from p2pnode.clients.session import Session, open_session
+from p2pnode.content.quilt import QuiltFile, build_quilt
+from p2pnode.content.sources import BytesSource, Source
+from p2pnode.content.views import BlobView, SliceView, read_all
 from p2pnode.errors import NodeError
-from p2pnode.payments import EPOCHS, Order
-from p2pnode.publish import Published, Publisher
-from p2pnode.quilt import QuiltFile, build_quilt
-from p2pnode.session import Session, open_session
-from p2pnode.sources import BytesSource, Source
-from p2pnode.views import BlobView, SliceView, read_all
 from p2pnode.wallet import load_wallet
 from scripts.benchmarks.network import running_testnet
 from scripts.benchmarks.timing import Failed, Row

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from economics.blob import leaf
 from economics.crypto import Digest, Level
 from economics.geometry import SEGMENT_BYTES, Code
-from p2pnode.codec import Codec, EncodedSegment, Kind
-from p2pnode.kernel import load_kernel
-from p2pnode.sliverfile import Pair
-from p2pnode.store import SliverStore
+from p2pnode.coding.codec import Codec, EncodedSegment, Kind
+from p2pnode.coding.kernel import load_kernel
+from p2pnode.slivers.sliverfile import Pair
+from p2pnode.slivers.store import SliverStore
 from scripts.benchmarks.timing import GIB, Row, random_bytes, seconds_of
 
 DISK_ROUNDS = 8

@@ -17,15 +17,15 @@ from typing import Any, BinaryIO
 import trio
 
 from economics.blob import BlobId, build_blob_id_text, parse_blob_id
+from p2pnode.content.sharing import Link
+from p2pnode.content.sources import FileSource
 from p2pnode.home import Home
 from p2pnode.keys import Key
-from p2pnode.mirror import Fetcher
 from p2pnode.network.host import open_network
 from p2pnode.network.stream import Stream
-from p2pnode.peer import SWITCH_S, open_peer
-from p2pnode.providers import Contact, build_contact, parse_contact
-from p2pnode.sharing import Link
-from p2pnode.sources import FileSource
+from p2pnode.peering.mirror import Fetcher
+from p2pnode.peering.peer import SWITCH_S, open_peer
+from p2pnode.peering.providers import Contact, build_contact, parse_contact
 from scripts.benchmarks.timing import GIB, MIB, Failed, Row, random_bytes
 from scripts.benchmarks.wire import make_certificate
 

@@ -22,10 +22,10 @@ import trio
 
 from economics.operations import EPOCHS_AHEAD_MAX
 from p2pnode import testnet
+from p2pnode.clients.session import Session, open_session
 from p2pnode.errors import InputError
 from p2pnode.home import Home
 from p2pnode.keys import load_key
-from p2pnode.session import Session, open_session
 from scripts.soaking.checks import check_databases, compare_chains, compare_headers, read_logs, wait_for_agreement
 from scripts.soaking.fleet import POLL_S, Fleet, NodeFailed
 from scripts.soaking.killing import Counts, Killer

@@ -16,10 +16,10 @@ from economics.crypto import Digest
 from economics.genesis import Genesis
 from economics.ledger import Ledger
 from economics.transactions import SignedTransaction
-from p2pnode.chain import ChainStore
-from p2pnode.chainsync import REPLY_BYTES_MAX
-from p2pnode.chainview import Outcome
-from p2pnode.session import Session
+from p2pnode.clients.chainview import Outcome
+from p2pnode.clients.session import Session
+from p2pnode.consensus.chain import ChainStore
+from p2pnode.consensus.chainsync import REPLY_BYTES_MAX
 from p2pnode.testnet import Network, home_of
 
 AGREE_S = 120.0

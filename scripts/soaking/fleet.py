@@ -17,8 +17,8 @@ from economics.genesis import build_key_text
 from economics.nodes import Handover, Seats
 from economics.slots import HANDOVER_SLOT, seats_slot, state_key
 from p2pnode import testnet
+from p2pnode.clients.session import Session
 from p2pnode.errors import NodeError
-from p2pnode.session import Session
 
 POLL_S = 0.1
 START_S_MAX = 60.0

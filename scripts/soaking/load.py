@@ -17,13 +17,13 @@ from economics.crypto import OwnerId
 from economics.errors import Rejected
 from economics.genesis import FROST_PER_WAL
 from economics.operations import EPOCHS_AHEAD_MAX
-from p2pnode.chainview import Outcome
+from p2pnode.clients.chainview import Outcome
+from p2pnode.clients.payments import Order
+from p2pnode.clients.publish import Publisher
+from p2pnode.clients.session import Session
+from p2pnode.content.sources import FileSource
 from p2pnode.errors import NodeError, TooSlow
 from p2pnode.keys import Key
-from p2pnode.payments import Order
-from p2pnode.publish import Publisher
-from p2pnode.session import Session
-from p2pnode.sources import FileSource
 
 ACCOUNTS = 12
 OWNERS = 2

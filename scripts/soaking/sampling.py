@@ -13,8 +13,8 @@ from collections.abc import Callable
 import trio
 
 from economics.errors import Rejected
+from p2pnode.clients.session import Session
 from p2pnode.errors import NodeError
-from p2pnode.session import Session
 from scripts.soaking.fleet import Fleet
 from scripts.soaking.load import Load, StoredBlob, flatten
 

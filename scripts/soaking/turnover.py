@@ -12,8 +12,8 @@ import trio
 
 from economics.crypto import NodeId
 from economics.genesis import parse_key
+from p2pnode.clients.session import STATUS_BYTES_MAX, parse_status
 from p2pnode.members import REQUEST_FAULTS
-from p2pnode.session import STATUS_BYTES_MAX, parse_status
 from scripts.soaking.fleet import POLL_S, Fleet, wait_until
 from scripts.soaking.load import Load
 

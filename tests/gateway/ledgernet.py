@@ -17,8 +17,11 @@ from economics.blob import BlobId, Header
 from economics.commitments import Certificate, ReservationId
 from economics.state import BlobEntry
 from economics.tree import StateKey
-from p2pnode.cache import SegmentCache
-from p2pnode.chainview import Make, Outcome
+from p2pnode.clients.chainview import Make, Outcome
+from p2pnode.clients.publish import Publisher
+from p2pnode.clients.session import Session
+from p2pnode.clients.upload import Stored
+from p2pnode.content.sources import Source, compute_header
 from p2pnode.errors import Unavailable
 from p2pnode.gateway.access import Access
 from p2pnode.gateway.app import create_app
@@ -27,10 +30,7 @@ from p2pnode.gateway.server import Bounds
 from p2pnode.gateway.services import Limits, Services
 from p2pnode.home import Home
 from p2pnode.keys import Key
-from p2pnode.publish import Publisher
-from p2pnode.session import Session
-from p2pnode.sources import Source, compute_header
-from p2pnode.upload import Stored
+from p2pnode.peering.cache import SegmentCache
 from tests.chain import key_of
 from tests.gateway.raw import Answer, ask, serving
 from tests.p2pnode.ledgerchain import LedgerChain

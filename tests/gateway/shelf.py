@@ -15,8 +15,8 @@ from economics.crypto import Digest, OwnerId
 from economics.slots import blob_key, invalid_slot, state_key
 from economics.state import BlobEntry, BlobSummary
 from economics.tree import StateKey
-from p2pnode.cache import SegmentCache
-from p2pnode.chainview import Head
+from p2pnode.clients.chainview import Head
+from p2pnode.clients.session import Session
 from p2pnode.errors import NodeError, PeerUnreachable, Unavailable
 from p2pnode.gateway.access import Access
 from p2pnode.gateway.app import create_app
@@ -24,8 +24,8 @@ from p2pnode.gateway.blobs import Blobs
 from p2pnode.gateway.server import Bounds, open_server
 from p2pnode.gateway.services import Limits, Services
 from p2pnode.home import Home
-from p2pnode.session import Session
-from p2pnode.swarm import Swarm
+from p2pnode.peering.cache import SegmentCache
+from p2pnode.peering.swarm import Swarm
 from tests.small import OWNER, Blob, certify, encode_blob, make_codec, make_genesis, make_statement
 
 GENESIS = make_genesis(segment_bytes=64 << 10)

@@ -15,12 +15,12 @@ import trio
 from economics.blob import build_blob_id_text, parse_blob_id
 from economics.genesis import parse_key
 from p2pnode import testnet
+from p2pnode.content.views import read_all
 from p2pnode.gateway.running import Gateway, Options, open_gateway, plain_owner
 from p2pnode.home import Home
-from p2pnode.peer import open_peer
+from p2pnode.peering.peer import open_peer
 from p2pnode.testing import open_testnet
 from p2pnode.testnet import Network
-from p2pnode.views import read_all
 from tests.gateway.raw import Answer, ask, get
 
 OPTIONS = Options(port=0, cache_bytes=32 << 20)

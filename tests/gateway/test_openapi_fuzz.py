@@ -27,9 +27,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from economics.blob import parse_blob_id
+from p2pnode.content.manifest import FolderBlob, FolderFile, Manifest
 from p2pnode.gateway.openapi import build_document
 from p2pnode.gateway.services import Limits
-from p2pnode.manifest import FolderBlob, FolderFile, Manifest
 from tests.gateway.ledgernet import BEARER, LedgerNet, open_gateway
 from tests.gateway.test_quilts import CAT, DOG, FORM, form
 

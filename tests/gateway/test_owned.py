@@ -8,8 +8,8 @@ import pytest
 from economics.arguments import Attributes
 from economics.blob import build_blob_id_text, parse_blob_id
 from economics.slots import entry_slot, state_key
+from p2pnode.clients.payments import latest_ms
 from p2pnode.gateway.owned import build_cursor
-from p2pnode.payments import latest_ms
 from tests.gateway.ledgernet import BEARER, GENESIS, Gateway, LedgerNet, open_gateway, reason_of
 from tests.small import OTHER_OWNER, OWNER
 

@@ -17,13 +17,13 @@ from economics.geometry import STORAGE_UNIT_BYTES
 from economics.operations import quote as price_of
 from economics.slots import entry_slot, state_key
 from economics.state import Reservation
+from p2pnode.clients.payments import Order, fee_of, reserve_for, send
+from p2pnode.clients.till import Till
+from p2pnode.content.sources import BytesSource, compute_blob_id
 from p2pnode.errors import TransactionFailed
 from p2pnode.gateway import bodies
 from p2pnode.gateway.services import Limits
 from p2pnode.keys import Key
-from p2pnode.payments import Order, fee_of, reserve_for, send
-from p2pnode.sources import BytesSource, compute_blob_id
-from p2pnode.till import Till
 from tests.chain import key_of, reservations_of
 from tests.gateway.ledgernet import BEARER, GENESIS, LedgerNet, open_gateway, reason_of
 from tests.gateway.raw import build, exchange, parse

@@ -8,12 +8,12 @@ import pytest
 import trio
 
 from economics.blob import parse_blob_id
+from p2pnode.content.quilt import Index, build_patch_id, read_index
 from p2pnode.gateway.forms import PARTS_MAX
 from p2pnode.gateway.services import Limits
-from p2pnode.quilt import Index, build_patch_id, read_index
+from tests.content.test_quilt import MemoryView
 from tests.gateway.ledgernet import BEARER, LedgerNet, open_gateway, reason_of
 from tests.gateway.raw import build, exchange, parse
-from tests.p2pnode.test_quilt import MemoryView
 
 BOUNDARY = "----------------------------d74496d66958873e"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}

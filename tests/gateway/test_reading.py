@@ -8,13 +8,13 @@ import pytest
 import trio
 
 from economics.blob import BlobId, Header, build_blob_id_text
+from p2pnode.content.manifest import FolderBlob, FolderFile, Manifest
+from p2pnode.content.quilt import QuiltFile, build_patch_id, build_quilt
+from p2pnode.content.sealed import SealedSource
+from p2pnode.content.sources import BytesSource
 from p2pnode.errors import InconsistentBlob, PeerUnreachable, Unavailable
 from p2pnode.gateway.answers import FOR_EVER, SANDBOX
 from p2pnode.gateway.services import Limits
-from p2pnode.manifest import FolderBlob, FolderFile, Manifest
-from p2pnode.quilt import QuiltFile, build_patch_id, build_quilt
-from p2pnode.sealed import SealedSource
-from p2pnode.sources import BytesSource
 from tests.gateway.raw import Answer, ask, build, exchange, get, parse
 from tests.gateway.shelf import GENESIS, Shelf, open_shelf
 from tests.small import Blob

@@ -8,7 +8,7 @@ from random import Random
 from economics.block import Block, BlockHeader, Finality, genesis_header, transactions_root
 from economics.crypto import Digest, Level, Signature, digest
 from economics.votes import Kind, VoteCertificate
-from p2pnode.chain import FinalBlock, StoredReceipt
+from p2pnode.consensus.chain import FinalBlock, StoredReceipt
 
 CHAIN = Digest(b"c" * 32)
 ROOT = Digest(b"r" * 32)

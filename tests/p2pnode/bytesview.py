@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from p2pnode.views import Write, verify_range
+from p2pnode.content.views import Write, verify_range
 
 
 @dataclass

@@ -10,11 +10,11 @@ from economics import cbor
 from economics.crypto import NodeId
 from economics.errors import Rejected
 from economics.genesis import Genesis
-from p2pnode.chainserver import ChainServer, refuse
+from p2pnode.consensus.chainserver import ChainServer, refuse
+from p2pnode.consensus.executor import Executor
+from p2pnode.consensus.mempool import Mempool
 from p2pnode.errors import NetworkError, PeerUnreachable
-from p2pnode.executor import Executor
 from p2pnode.members import Members
-from p2pnode.mempool import Mempool
 from p2pnode.network.frames import Incoming, receive_message_or_end, send_message
 from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream

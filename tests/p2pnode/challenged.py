@@ -14,11 +14,11 @@ from economics.crypto import Digest, NodeId
 from economics.genesis import Genesis
 from economics.ledger import Ledger
 from economics.nodes import Round, Tally
-from p2pnode.answers import Answers
-from p2pnode.audit import Auditor
-from p2pnode.executor import Executor
-from p2pnode.rounds import Rounds, Sheet, draw
-from p2pnode.store import SliverStore
+from p2pnode.auditing.answers import Answers
+from p2pnode.auditing.audit import Auditor
+from p2pnode.auditing.rounds import Rounds, Sheet, draw
+from p2pnode.consensus.executor import Executor
+from p2pnode.slivers.store import SliverStore
 from tests.chain import Chain
 from tests.p2pnode.reseated import Reseated
 from tests.p2pnode.server import MemoryNetwork, Server, make_members

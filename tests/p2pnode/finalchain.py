@@ -17,10 +17,10 @@ from economics.transactions import (
     least_fee,
 )
 from economics.votes import ZERO_HASH, Kind, Vote, VoteCertificate
-from p2pnode.chain import ChainStore
-from p2pnode.executor import Candidate, Executor
+from p2pnode.consensus.chain import ChainStore
+from p2pnode.consensus.executor import Candidate, Executor
+from p2pnode.consensus.snapshots import Snapshots
 from p2pnode.keys import Key
-from p2pnode.snapshots import Snapshots
 from tests.small import OPERATORS, make_genesis
 
 NEVER = 1 << 40

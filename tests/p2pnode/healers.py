@@ -17,13 +17,13 @@ from economics.crypto import NodeId
 from economics.genesis import Genesis
 from economics.ledger import Ledger
 from economics.nodes import Handover
-from p2pnode.healing import IN_FLIGHT_BYTES, Healing
+from p2pnode.mending.healing import IN_FLIGHT_BYTES, Healing
+from p2pnode.mending.peers import Peers
+from p2pnode.mending.proofs import Proofs
+from p2pnode.mending.throttle import Throttle
 from p2pnode.network.frames import Incoming
-from p2pnode.peers import Peers
-from p2pnode.proofs import Proofs
-from p2pnode.sliverfile import Pair
-from p2pnode.storage import Manner, Reply, send_honestly
-from p2pnode.throttle import Throttle
+from p2pnode.slivers.sliverfile import Pair
+from p2pnode.slivers.storage import Manner, Reply, send_honestly
 from tests.chain import Chain
 from tests.p2pnode.reseated import Reseated, seat
 from tests.p2pnode.server import MemoryNetwork, Server, make_members

@@ -14,11 +14,11 @@ from economics.crypto import NodeId, OwnerId
 from economics.errors import Rejected
 from economics.transactions import SignedTransaction
 from gossip.pubsub import Gossip, Ignored
-from p2pnode.executor import Executor
+from p2pnode.consensus.executor import Executor
+from p2pnode.consensus.participant import Participant
+from p2pnode.consensus.speech import speak_honestly
 from p2pnode.keys import Key
 from p2pnode.members import Members
-from p2pnode.participant import Participant
-from p2pnode.speech import speak_honestly
 from tests.p2pnode.finalchain import GENESIS, open_executor, sign
 from tests.p2pnode.member import Nobody, open_binding
 from tests.small import OTHER_OWNER, OWNER

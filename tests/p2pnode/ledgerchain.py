@@ -17,7 +17,7 @@ from economics.transactions import (
     least_fee,
 )
 from economics.tree import StateKey
-from p2pnode.chainview import Head, HistoryRow, Make, Outcome, Seating
+from p2pnode.clients.chainview import Head, HistoryRow, Make, Outcome, Seating
 from p2pnode.errors import TransactionFailed
 from p2pnode.keys import Key
 from tests.chain import reservations_of
@@ -27,7 +27,7 @@ NEVER = 1 << 40
 
 
 class LedgerChain:
-    """Fulfils `p2pnode.chainview.Chain`."""
+    """Fulfils `p2pnode.clients.chainview.Chain`."""
 
     def __init__(self, genesis: Genesis) -> None:
         self.genesis = genesis

@@ -14,17 +14,17 @@ from economics.crypto import DIGEST_BYTES, Digest, NodeId, Signature
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.votes import Kind, SignedVote, Vote
-from p2pnode.blockmaker import BlockMaker
+from p2pnode.consensus.blockmaker import BlockMaker
+from p2pnode.consensus.executor import Executor
+from p2pnode.consensus.journal import Binding, Journal
+from p2pnode.consensus.links import FrameType, Links
+from p2pnode.consensus.mempool import Mempool
+from p2pnode.consensus.speech import speak_honestly
+from p2pnode.consensus.validator import Validator
+from p2pnode.consensus.votelog import VoteLog
 from p2pnode.errors import PeerUnreachable
-from p2pnode.executor import Executor
-from p2pnode.journal import Binding, Journal
-from p2pnode.links import FrameType, Links
 from p2pnode.members import Members, Who
-from p2pnode.mempool import Mempool
 from p2pnode.network.stream import Stream
-from p2pnode.speech import speak_honestly
-from p2pnode.validator import Validator
-from p2pnode.votelog import VoteLog
 from tests.p2pnode.finalchain import GENESIS, open_executor
 from tests.small import OPERATORS
 

@@ -5,13 +5,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from economics.crypto import NodeId
-from p2pnode.chainclient import ChainClient
+from p2pnode.clients.chainclient import ChainClient
+from p2pnode.clients.session import Session, open_session
 from p2pnode.dialling import clock_ms
 from p2pnode.home import Home
 from p2pnode.members import DIAL_S, Members, Who
 from p2pnode.network.stream import Stream
 from p2pnode.protocols import chain_protocol
-from p2pnode.session import Session, open_session
 
 
 class OneNode(Members):

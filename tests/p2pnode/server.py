@@ -10,16 +10,16 @@ import trio
 from economics.blob import Root
 from economics.crypto import NodeId, Signature
 from economics.genesis import Genesis
-from p2pnode.admission import Admission, UploadLimits
-from p2pnode.certifier import Certifier, Entry
 from p2pnode.errors import NetworkError, PeerUnreachable
 from p2pnode.keys import Key
 from p2pnode.members import Members
 from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
-from p2pnode.serving import Serving
-from p2pnode.storage import Manner, StorageServer, send_honestly
-from p2pnode.store import SliverStore
+from p2pnode.slivers.admission import Admission, UploadLimits
+from p2pnode.slivers.certifier import Certifier, Entry
+from p2pnode.slivers.serving import Serving
+from p2pnode.slivers.storage import Manner, StorageServer, send_honestly
+from p2pnode.slivers.store import SliverStore
 from tests.chain import Chain
 from tests.small import OPERATORS, UPLOADER, make_codec, make_genesis
 from tests.streams import MemoryStream, as_stream, stream_pair

@@ -8,13 +8,13 @@ import trio
 from blake3 import blake3
 
 from economics.blob import BlobId
+from p2pnode.content.folders import Plan, plan
+from p2pnode.content.keyring import Sealer
+from p2pnode.content.manifest import Manifest
+from p2pnode.content.scan import scan
+from p2pnode.content.sources import Source
+from p2pnode.content.views import View, Write, verify_range
 from p2pnode.errors import Unavailable
-from p2pnode.folders import Plan, plan
-from p2pnode.keyring import Sealer
-from p2pnode.manifest import Manifest
-from p2pnode.scan import scan
-from p2pnode.sources import Source
-from p2pnode.views import View, Write, verify_range
 
 PIECE = 50_000
 

@@ -6,7 +6,7 @@ from economics.arguments import Operation, PutStake, RegisterNode, Unstake, node
 from economics.beginning import first_stake_id
 from economics.crypto import Digest, OwnerId
 from economics.genesis import FROST_PER_WAL
-from p2pnode.executor import Executor
+from p2pnode.consensus.executor import Executor
 from tests.p2pnode.finalchain import GENESIS as PLAIN
 from tests.p2pnode.finalchain import end_epoch, extend, sign
 from tests.p2pnode.member import node_of

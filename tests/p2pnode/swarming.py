@@ -10,12 +10,12 @@ import trio
 from economics.blob import BlobId, Header
 from economics.errors import Reason, Rejected
 from economics.geometry import Code
-from p2pnode.blobserver import PROTOCOL, STREAMS_PER_PEER, BlobServer, Holdings, refuse
 from p2pnode.network.frames import Incoming, build_header, receive_message_or_end, send_message
 from p2pnode.network.host import Network, open_network
 from p2pnode.network.stream import Stream
-from p2pnode.providers import Contact
-from p2pnode.swarm import Swarm
+from p2pnode.peering.blobserver import PROTOCOL, STREAMS_PER_PEER, BlobServer, Holdings, refuse
+from p2pnode.peering.providers import Contact
+from p2pnode.peering.swarm import Swarm
 from tests.small import KERNEL, Blob, make_blob
 
 CODE = Code(10, 20_000)

@@ -22,13 +22,13 @@ from p2pnode.backup import (
     restore,
     set_chain_aside,
 )
-from p2pnode.chain import ChainStore, DamagedChain
+from p2pnode.consensus.chain import ChainStore, DamagedChain
+from p2pnode.consensus.votelog import VoteLog
+from p2pnode.content.keyring import Keyring
+from p2pnode.content.sources import BytesSource
 from p2pnode.errors import ConfigError, DiskFailed, InputError
 from p2pnode.files import make_directory
 from p2pnode.home import Config, Home
-from p2pnode.keyring import Keyring
-from p2pnode.sources import BytesSource
-from p2pnode.votelog import VoteLog
 from p2pnode.wallet import create_wallet
 from tests.p2pnode.blocks import CHAIN, GENESIS_STATE, make_chain, make_changes, make_finality, state_after
 from tests.p2pnode.disk import run_on_disk

@@ -25,20 +25,20 @@ from economics.nodes import NodeEntry
 from economics.slots import node_slot, state_key
 from economics.transactions import build
 from p2pnode import testnet
-from p2pnode.chain import ChainStore
-from p2pnode.chainclient import ChainClient
+from p2pnode.clients.chainclient import ChainClient
+from p2pnode.clients.payments import Order
+from p2pnode.clients.publish import Publisher
+from p2pnode.clients.session import Session, open_session
+from p2pnode.clients.trust import trusted_genesis
+from p2pnode.consensus.chain import ChainStore
+from p2pnode.consensus.votelog import FRAME_BYTES, HEAD_BYTES
+from p2pnode.content.sources import FileSource
 from p2pnode.errors import ExitCode, NodeError
 from p2pnode.files import replace_synced
 from p2pnode.home import Config, Home
 from p2pnode.keys import Key, load_key
 from p2pnode.members import Refused
-from p2pnode.payments import Order
-from p2pnode.publish import Publisher
-from p2pnode.session import Session, open_session
-from p2pnode.sources import FileSource
 from p2pnode.testnet import Network
-from p2pnode.trust import trusted_genesis
-from p2pnode.votelog import FRAME_BYTES, HEAD_BYTES
 from tests.p2pnode.command import WAIT_S, Result, make_file, p2pnode, start, wait_for
 from tests.p2pnode.onenode import open_one
 

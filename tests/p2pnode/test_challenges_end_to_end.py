@@ -11,15 +11,15 @@ from economics.crypto import NodeId
 from economics.ledger import Ledger
 from economics.nodes import Marks
 from p2pnode.adversary import MANNERS, Behaviour
-from p2pnode.answers import Answers
-from p2pnode.audit import Auditor
-from p2pnode.executor import Executor
+from p2pnode.auditing.answers import Answers
+from p2pnode.auditing.audit import Auditor
+from p2pnode.auditing.onion import Onion
+from p2pnode.auditing.rounds import Rounds
+from p2pnode.consensus.executor import Executor
+from p2pnode.consensus.participant import Participant
 from p2pnode.members import Members
 from p2pnode.network.host import Network
-from p2pnode.onion import Onion
-from p2pnode.participant import Participant
 from p2pnode.protocols import storage_protocol
-from p2pnode.rounds import Rounds
 from tests.chain import Chain
 from tests.p2pnode.challenged import put_all
 from tests.p2pnode.finalchain import sign

@@ -12,7 +12,7 @@ import pytest
 import trio
 from click.testing import CliRunner
 
-import p2pnode.session
+import p2pnode.clients.session
 from economics.arguments import Attributes, Reserve
 from economics.blob import BlobId, build_blob_id_text
 from economics.commitments import Certificate
@@ -21,10 +21,10 @@ from economics.genesis import FROST_PER_WAL, build_key_text
 from economics.operations import EPOCHS_AHEAD_MAX
 from p2pnode.cli import storing
 from p2pnode.cli.main import cli, explain
+from p2pnode.clients.payments import EPOCHS, Order, reserve_for
 from p2pnode.errors import ExitCode, TransactionFailed
 from p2pnode.home import Home
 from p2pnode.keys import keep_secret
-from p2pnode.payments import EPOCHS, Order, reserve_for
 from tests.p2pnode.ledgerchain import LedgerChain
 from tests.small import BALANCE_FROST, OTHER_OWNER, OWNER, certify, make_blob, make_genesis, make_statement
 
@@ -57,7 +57,7 @@ def chain(monkeypatch: pytest.MonkeyPatch) -> LedgerChain:
     async def open_stand_in(home: Home, *, on_fault: object) -> AsyncIterator[StandIn]:
         yield StandIn(chain)
 
-    monkeypatch.setattr(p2pnode.session, "open_session", open_stand_in)
+    monkeypatch.setattr(p2pnode.clients.session, "open_session", open_stand_in)
     return chain
 
 

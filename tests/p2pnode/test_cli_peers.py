@@ -14,7 +14,7 @@ from p2pnode.errors import ExitCode
 from p2pnode.home import Home
 from p2pnode.keys import load_key
 from tests.p2pnode.command import WAIT_S, make_file, p2pnode, start, wait_for
-from tests.p2pnode.test_mirror import FILES, make_folder, read_folder
+from tests.peering.test_mirror import FILES, make_folder, read_folder
 
 LISTEN = ("--listen", "/ip4/127.0.0.1/tcp/0")
 

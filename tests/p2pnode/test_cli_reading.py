@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from economics.blob import parse_blob_id
+from p2pnode.content.keyring import Keyring
+from p2pnode.content.quilt import QuiltFile, build_quilt
+from p2pnode.content.resume import build_part_path
+from p2pnode.content.sharing import parse_link
+from p2pnode.content.sources import BytesSource, Source
 from p2pnode.errors import ExitCode
 from p2pnode.home import Home
-from p2pnode.keyring import Keyring
-from p2pnode.quilt import QuiltFile, build_quilt
-from p2pnode.resume import build_part_path
-from p2pnode.sharing import parse_link
-from p2pnode.sources import BytesSource, Source
 from p2pnode.testing import LocalTestnet
 from tests.p2pnode.command import make_file
 from tests.p2pnode.daily import Said, fields, run

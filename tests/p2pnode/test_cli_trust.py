@@ -9,9 +9,9 @@ from click.testing import CliRunner
 import p2pnode.node
 from economics.light import Trusted
 from p2pnode.cli.main import cli
+from p2pnode.clients.trust import trusted_genesis
 from p2pnode.errors import InputError
 from p2pnode.home import Home
-from p2pnode.trust import trusted_genesis
 from tests.small import make_genesis
 
 GENESIS = make_genesis()

@@ -11,19 +11,19 @@ from economics.blob import parse_blob_id
 from economics.commitments import ZERO_RESERVATION, Certificate, ReservationId
 from economics.committee import Committee
 from p2pnode import testnet
-from p2pnode.encoder import Encoder, open_encoder
+from p2pnode.clients.payments import Order, reserve_for
+from p2pnode.clients.session import Session, open_session
+from p2pnode.clients.upload import Deal, TooFewNodes, Uploader
+from p2pnode.coding.encoder import Encoder, open_encoder
+from p2pnode.content.sources import FileSource
 from p2pnode.errors import ExitCode
 from p2pnode.files import replace_synced
 from p2pnode.home import Config, Home
 from p2pnode.keys import load_key
 from p2pnode.network.frames import send_message
 from p2pnode.network.stream import Stream
-from p2pnode.payments import Order, reserve_for
-from p2pnode.session import Session, open_session
-from p2pnode.sliverfile import MAGIC
-from p2pnode.sources import FileSource
+from p2pnode.slivers.sliverfile import MAGIC
 from p2pnode.testnet import Network
-from p2pnode.upload import Deal, TooFewNodes, Uploader
 from p2pnode.wallet import create_wallet
 from tests.p2pnode.command import WAIT_S, finish, make_file, p2pnode, p2pnode_measured, start, wait_for, wait_for_height
 

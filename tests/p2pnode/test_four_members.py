@@ -15,12 +15,12 @@ from economics.genesis import Genesis
 from economics.ledger import Ledger
 from economics.transactions import SignedTransaction
 from economics.votes import Kind, SignedVote, Vote
-from p2pnode import chainsync as chainsync_module
+from p2pnode.clients.trust import trusted_genesis
+from p2pnode.consensus import chainsync as chainsync_module
+from p2pnode.consensus.links import FrameType, build_frame
+from p2pnode.consensus.speech import encode_message
 from p2pnode.errors import NetworkError
-from p2pnode.links import FrameType, build_frame
 from p2pnode.protocols import chain_protocol, consensus_protocol
-from p2pnode.speech import encode_message
-from p2pnode.trust import trusted_genesis
 from tests.p2pnode.chainnet import silent
 from tests.p2pnode.finalchain import Maker, open_executor, sign
 from tests.p2pnode.village import GENESIS, TO, join, network, pay, settle

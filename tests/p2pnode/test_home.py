@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from economics.crypto import OwnerId
-from p2pnode.admission import UploadLimits
 from p2pnode.errors import ConfigError
 from p2pnode.home import GENESIS_BYTES_MAX, Config, Home, parse_config
 from p2pnode.keys import Key
+from p2pnode.slivers.admission import UploadLimits
 from p2pnode.wallet import INTERACTIVE, create_wallet
 from tests.small import OTHER_OWNER, make_genesis
 

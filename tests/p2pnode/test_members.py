@@ -19,7 +19,7 @@ from p2pnode.errors import PeerUnreachable, ProtocolUnsupported, StreamBroken, T
 from p2pnode.members import REQUESTS_AT_ONCE, FaultKind, Members, Refused, ask_many, verify_reply
 from p2pnode.network.frames import Incoming, send_message
 from p2pnode.network.stream import Stream
-from p2pnode.storage import Reply
+from p2pnode.slivers.storage import Reply
 from tests.p2pnode.server import GENESIS, MemoryNetwork, Server, make_members
 from tests.small import OPERATORS
 

@@ -13,20 +13,20 @@ from trio.testing import MockClock
 
 from p2pnode.cli import peers as commands
 from p2pnode.cli.peers import store_all
+from p2pnode.clients.payments import Order
+from p2pnode.clients.publish import Published
+from p2pnode.content.sharing import Link
+from p2pnode.content.sources import BytesSource, FileSource, compute_header
 from p2pnode.errors import NetworkError, Unpaid
 from p2pnode.home import Home
 from p2pnode.keys import load_key
-from p2pnode.library import Library
-from p2pnode.mirror import Fetcher, share
-from p2pnode.payments import Order
-from p2pnode.peer import Peer, open_peer
-from p2pnode.publish import Published
-from p2pnode.sharing import Link
-from p2pnode.sources import BytesSource, FileSource, compute_header
+from p2pnode.peering.library import Library
+from p2pnode.peering.mirror import Fetcher, share
+from p2pnode.peering.peer import Peer, open_peer
 from p2pnode.testing import Nodes, open_testnet
 from p2pnode.testnet import home_of
 from tests.p2pnode.swarming import LOOPBACK
-from tests.p2pnode.test_mirror import FILES, make_folder, read_folder
+from tests.peering.test_mirror import FILES, make_folder, read_folder
 from tests.small import make_codec
 
 ORDER = Order(epochs=2, deletable=True)
@@ -105,7 +105,7 @@ class NoSession:
 async def test_storing_waits_for_the_network_longer_each_time_and_says_so(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("p2pnode.publish.Publisher", Flaky)
+    monkeypatch.setattr("p2pnode.clients.publish.Publisher", Flaky)
     monkeypatch.setattr(commands, "PAUSE_MAX_S", 4.0)
     peer: Any = type("P", (), {"session": NoSession})
     assert not isinstance(peer, Peer)

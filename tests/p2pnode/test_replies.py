@@ -6,9 +6,9 @@ import pytest
 
 from economics import cbor
 from economics.errors import Rejected
+from p2pnode.clients.session import parse_status
 from p2pnode.members import DETAIL_CHARS_MAX, Refused, verify_reply
 from p2pnode.network.frames import Incoming
-from p2pnode.session import parse_status
 
 
 def test_the_words_of_a_refusal_are_one_short_printable_line() -> None:

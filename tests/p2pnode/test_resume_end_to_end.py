@@ -12,9 +12,9 @@ import pytest
 from economics.blob import parse_blob_id
 from economics.geometry import Code
 from p2pnode import testnet
+from p2pnode.clients.payments import format_amount
+from p2pnode.content.resume import build_part_path
 from p2pnode.errors import ExitCode
-from p2pnode.payments import format_amount
-from p2pnode.resume import build_part_path
 from p2pnode.testnet import Network
 from tests.p2pnode.command import WAIT_S, finish, make_file, p2pnode, start, wait_for_height
 

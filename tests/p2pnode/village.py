@@ -14,13 +14,13 @@ from economics.errors import Rejected
 from economics.genesis import Genesis
 from economics.transactions import SignedTransaction
 from gossip.pubsub import Gossip, Ignored
+from p2pnode.consensus.participant import Participant
+from p2pnode.consensus.speech import speak_honestly
 from p2pnode.errors import NetworkError, PeerUnreachable
 from p2pnode.members import Members
 from p2pnode.network.host import Network
 from p2pnode.network.stream import Stream
-from p2pnode.participant import Participant
 from p2pnode.protocols import chain_protocol, consensus_protocol
-from p2pnode.speech import speak_honestly
 from tests.p2pnode.finalchain import GENESIS as PLAIN
 from tests.p2pnode.finalchain import open_executor, sign
 from tests.p2pnode.member import node_of, open_binding

@@ -1,0 +1,160 @@
+"""What a client stores and pays for: the orders of one wallet, a few at a time."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from economics.blob import BlobId
+from economics.crypto import OwnerId
+from economics.slots import blob_slot, state_key
+from economics.state import BlobEntry, BlobSummary
+from p2pnode.clients import payments
+from p2pnode.clients.calls import Progress, parse_epochs, progress_of
+from p2pnode.clients.payments import Deleted, Order
+from p2pnode.clients.publish import Published, Publisher
+from p2pnode.clients.session import Session
+from p2pnode.clients.shelf import Shelf
+from p2pnode.clients.till import Till
+from p2pnode.content.foldercache import FolderCache
+from p2pnode.content.folderstore import KEYS_AT_ONCE, FolderProgress, StoredFolder, store_folder
+from p2pnode.content.keyring import Keyring
+from p2pnode.content.manifest import Manifest, read_manifest
+from p2pnode.content.sources import Source
+from p2pnode.errors import ConfigError, InputError, Unavailable
+from p2pnode.home import Home
+from p2pnode.keys import Key
+from p2pnode.wallet import read_wallet
+
+STORES_AT_ONCE = 4
+"""Each has a stream to every node, which gives a client 16, and buffers for three encoded segments: some 100 MiB. A
+folder's has two of either."""
+
+
+class Depot:
+    """What the wallet of one home keeps in its network."""
+
+    def __init__(self, session: Session, home: Home, keyring: Keyring, owner: Key | OwnerId | None) -> None:
+        self._session = session
+        self._keyring = keyring
+        self._owner = owner
+        self._folders = FolderCache(home.folders_path)
+        self._shelf = Shelf(session, keyring)
+        self._till = Till()
+        self._turns = trio.CapacityLimiter(STORES_AT_ONCE)
+
+    @property
+    def owner(self) -> OwnerId | None:
+        """The account of the wallet; None for a home without one."""
+        return OwnerId(self._owner.public) if isinstance(self._owner, Key) else self._owner
+
+    def account(self) -> OwnerId:
+        """Return the account; raises `ConfigError` without a wallet."""
+        if self.owner is None:
+            raise ConfigError("this home has no wallet: make one with `p2pnode wallet new`")
+        return self.owner
+
+    def key(self) -> Key:
+        """Return what signs for the account; raises `ConfigError` where it is not to be had."""
+        self.account()
+        if not isinstance(self._owner, Key):
+            raise ConfigError("the wallet of this home is sealed: open the client with its passphrase")
+        return self._owner
+
+    def order(self, epochs: int, deletable: bool, max_cost_frost: int | None) -> Order:
+        epochs = parse_epochs(epochs)
+        return Order(epochs=epochs, deletable=bool(deletable), max_cost_frost=max_cost_frost, till=self._till)
+
+    async def publish(self, source: Source, order: Order, *, encrypt: bool, progress: Progress | None) -> Published:
+        """Store a source, sealed or not, and keep its key."""
+        owner = self.key()
+        async with self._turns:
+            sealed = await trio.to_thread.run_sync(self._keyring.seal, source) if encrypt else None
+            whole: Source = source if sealed is None else sealed
+            report = progress_of(progress, whole, self._session.genesis.code.segment_bytes)
+            publisher = Publisher(self._session, owner, order, report)
+            if sealed is not None:
+                publisher = replace(publisher, on_named=partial(self._keyring.remember, key=sealed.key))
+            return await publisher.publish(whole)
+
+    async def publish_folder(
+        self, directory: Path, order: Order, *, encrypt: bool, progress: Progress | None
+    ) -> StoredFolder:
+        """Store a folder, moving only what the blobs of its last time do not hold, and keep its key."""
+
+        def report(now: FolderProgress) -> None:
+            if progress is not None:
+                progress(now.stored, now.length)
+
+        owner = self.key()
+        async with self._turns:
+            previous = await self._previous(directory)
+            sealer = self._keyring if encrypt else None
+            publisher = Publisher(self._session, owner, order)
+            done = await store_folder(publisher, directory, previous=previous, sealer=sealer, report=report)
+            if done.key:
+                await trio.to_thread.run_sync(self._keyring.remember, done.blob_id, done.key)
+            await trio.to_thread.run_sync(self._folders.remember, directory, done.blob_id, done.key)
+        return done
+
+    async def _previous(self, directory: Path) -> Manifest | None:
+        """Return the manifest that a folder was stored as last; None where there is none any more."""
+        newest = await trio.to_thread.run_sync(self._folders.newest, directory)
+        if newest is None:
+            return None
+        blob_id, key = newest
+        try:
+            return await read_manifest(await self._shelf.open_sealed(blob_id, key or None))
+        except (Unavailable, InputError):  # it has expired, or the key is another's: all is stored anew
+            return None
+
+    async def claims(self) -> list[tuple[BlobEntry, int | None]]:
+        """Return what the wallet keeps, each with the blob's length; None where the chain does not show that yet."""
+        chain = self._session.chain
+        entries = await chain.entries(self.account())
+        lengths: dict[BlobId, int] = {}
+        ids = list(dict.fromkeys(entry.blob_id for entry in entries))
+        for at in range(0, len(ids), KEYS_AT_ONCE):
+            values = await chain.values([state_key(blob_slot(blob_id)) for blob_id in ids[at : at + KEYS_AT_ONCE]])
+            found = [BlobSummary.decode(value) for value in values if value is not None]
+            lengths |= {summary.blob_id: summary.length for summary in found}
+        return [(entry, lengths.get(entry.blob_id)) for entry in entries]
+
+    async def extend(self, blob_id: BlobId, end_epoch: int, *, max_cost_frost: int | None) -> BlobEntry:
+        """Have a blob of this wallet kept until `end_epoch` at least, and return the claim that lasts longest."""
+        owner, chain = self.key(), self._session.chain
+        async with self._till.blob(blob_id):
+            entry = (await payments.own_entries(chain, OwnerId(owner.public), blob_id))[0]
+            if entry.end_epoch >= end_epoch:
+                return entry
+            await payments.extend(
+                chain,
+                owner,
+                blob_id,
+                epochs=parse_epochs(end_epoch - entry.end_epoch),
+                max_cost_frost=max_cost_frost,
+                on_quote=lambda quoted: None,
+            )
+            return (await payments.own_entries(chain, OwnerId(owner.public), blob_id))[0]
+
+    async def delete(self, blob_id: BlobId) -> Deleted:
+        """End the claims of this wallet that can be ended."""
+        owner = self.key()
+        async with self._till.blob(blob_id):
+            done = await payments.delete(self._session.chain, owner, blob_id)
+            self._till.note_deleted(blob_id)
+        return done
+
+
+def load_owner(home: Home, passphrase: str | None) -> Key | OwnerId | None:
+    """Return the wallet's key; only its account where it is sealed and there is no passphrase; None without a wallet.
+
+    For worker threads. Raises `ConfigError` for a passphrase that does not open it.
+    """
+    if not home.owner_key_path.exists():
+        return None
+    held = read_wallet(home.owner_key_path)
+    if isinstance(held, Key):
+        return held
+    return held.public if passphrase is None else held.open(passphrase, home.owner_key_path)
