@@ -1,6 +1,6 @@
 """What the cut-off of an epoch fixes: who holds which shards in the next one, and on which terms it sells storage."""
 
-from economics import staking
+from economics import handover, staking
 from economics.apportionment import apportion, reseat
 from economics.committee import Committee
 from economics.crypto import NodeId
@@ -27,9 +27,9 @@ def sold_units(state: WorkingState, *, from_epoch: int) -> int:
 
 
 def _elect(state: WorkingState, committee: Committee, parameters: Parameters, *, sold_units: int) -> Committee:
-    """Return the next committee; the current one goes on while shards are on their way, or if the caps are too low."""
+    """Return the next committee; the current one goes on while shards are waited for, or if the caps are too low."""
     same = committee.in_epoch(committee.epoch + 1)
-    if not state.handover().is_done:
+    if handover.is_waited_for(state.handover(), next_epoch=same.epoch, parameters=parameters):
         return same
     stakes = staking.stakes_in(state, committee.epoch + 1)
     candidates: dict[NodeId, NodeEntry] = {}

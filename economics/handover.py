@@ -1,6 +1,8 @@
 """The handover: whether a new committee holds what was certified before it (facts: Walrus' epoch change, 2.7).
 
-Until a quorum of shards has reported, the source committee is read from and nobody else takes seats.
+Until a quorum of shards has reported, the source committee is read from too. Nobody else takes seats for a while; then
+seats are dealt anew, the handover has one more stage, and what was certified before each stage goes on being read from
+all that have had it since. No stage ends before the others: a quorum's reports are of all that is older.
 """
 
 from dataclasses import replace
@@ -8,9 +10,13 @@ from dataclasses import replace
 from economics.arguments import ReportSync
 from economics.committee import Committee
 from economics.crypto import NodeId
+from economics.genesis import Parameters
 from economics.nodes import Handover
 from economics.operations import Code, Context, Failed
 from economics.working import WorkingState
+
+STAGES_MAX = 4
+"""Committees beside the current one that a reader may have to ask: then seats wait for the handover after all."""
 
 
 def begin(state: WorkingState, before: Committee, committee: Committee, *, height: int) -> None:
@@ -22,15 +28,31 @@ def begin(state: WorkingState, before: Committee, committee: Committee, *, heigh
     if before.in_epoch(committee.epoch) == committee:
         return
     last = state.handover()
-    assert last.is_done, "seats are chosen only when the last handover is done"
     reported = {before.members[index].node for index in last.reporters}
     settled = tuple(
         index
         for index, member in enumerate(committee.members)
         if member.node in reported and set(committee.shards_of(index)) <= set(before.shards_of_node(member.node))
     )
-    fresh = Handover(since_epoch=committee.epoch, source_epoch=before.epoch, done_height=0, reporters=settled)
+    fresh = Handover(
+        since_epoch=committee.epoch,
+        source_epoch=before.epoch,
+        done_height=0,
+        reporters=settled,
+        older=last.stages,
+    )
     state.write(_ended_if_done(fresh, committee, height=height))
+
+
+def is_waited_for(handover: Handover, *, next_epoch: int, parameters: Parameters) -> bool:
+    """Return whether the seats of the next epoch stay as they are because shards are on their way.
+
+    Not for ever: members that will not or cannot take over what they were dealt keep nobody else out.
+    """
+    if handover.is_done:
+        return False
+    is_overdue = next_epoch - handover.since_epoch >= parameters.missed_epochs_max
+    return not is_overdue or len(handover.stages) >= STAGES_MAX
 
 
 def report(context: Context, operation: ReportSync, committee: Committee) -> None:
@@ -49,4 +71,4 @@ def report(context: Context, operation: ReportSync, committee: Committee) -> Non
 def _ended_if_done(handover: Handover, committee: Committee, *, height: int) -> Handover:
     if handover.is_done or committee.weight(handover.reporters) < committee.quorum:
         return handover
-    return replace(handover, source_epoch=handover.since_epoch, done_height=height)
+    return replace(handover, source_epoch=handover.since_epoch, done_height=height, older=())

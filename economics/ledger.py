@@ -250,12 +250,13 @@ class Ledger:
 
     def readers(self, blob: BlobSummary) -> tuple[Committee, ...]:
         """Return the committees whose members hold a blob, those who are sure to first."""
-        handover = self.handover
-        if handover.is_done or blob.certified_epoch >= handover.since_epoch:
-            return (self.committee,)
-        source = self.committee_of(handover.source_epoch)
-        assert source is not None, "the seats of a handover's source are kept"
-        return (source, self.committee)
+        return (*self.sources(blob.certified_epoch), self.committee)
+
+    def sources(self, certified_epoch: int) -> tuple[Committee, ...]:
+        """Return the committees but the current one that may hold what was certified in this epoch (`Handover`)."""
+        found = [self.committee_of(epoch) for epoch in self.handover.sources(certified_epoch)]
+        assert None not in found, "the seats of a handover's sources are kept"
+        return tuple(committee for committee in found if committee is not None)
 
     def entries_of(self, owner: OwnerId) -> list[BlobEntry]:
         """Return an owner's entries, ascending by blob ID and reservation."""
@@ -430,10 +431,11 @@ class Ledger:
         state = self._state
         state.put(terms_slot(epoch - 1), None)
         oldest = epoch - self.genesis.parameters.unbonding_epochs
-        kept = seats_slot(state.handover().source_epoch)
+        last = state.handover()
+        kept = {seats_slot(epoch) for epoch in (last.source_epoch, *(stage.source_epoch for stage in last.older))}
         for past in sorted(past for past in state.indexes.aging if past < oldest):
             for slot in sorted(state.indexes.aging.get(past)):
-                if slot != kept:
+                if slot not in kept:
                     state.put(slot, None)
 
     def verify_supply(self) -> None:

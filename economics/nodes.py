@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from struct import Struct
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from economics.committee import Committee
 from economics.crypto import DIGEST_BYTES, KEY_BYTES, Digest, NodeId, OwnerId
@@ -220,6 +220,13 @@ class Terms:
         return cls(*unpack(_TERMS, data, kind=cls.KIND, what="an epoch's terms"))  # type: ignore[arg-type]
 
 
+class Stage(NamedTuple):
+    """A part of a handover: what was certified before an epoch was held by the committee of an earlier one."""
+
+    since_epoch: int
+    source_epoch: int
+
+
 @dataclass(frozen=True, slots=True)
 class Handover:
     """Whether the committee holds what was certified before it: until then others are read from (FORMATS.md 18)."""
@@ -233,6 +240,8 @@ class Handover:
     """The height at which a quorum of shards had reported; 0 while it has not."""
     reporters: tuple[int, ...]
     """Members that hold all they owe of what was certified before `since_epoch`, ascending."""
+    older: tuple[Stage, ...] = ()
+    """What had not been handed over when seats were dealt anew, the oldest first."""
 
     @property
     def slot(self) -> Slot:
@@ -242,17 +251,37 @@ class Handover:
     def is_done(self) -> bool:
         return self.source_epoch == self.since_epoch
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is being handed over, the oldest first; none once all is."""
+        return () if self.is_done else (*self.older, Stage(self.since_epoch, self.source_epoch))
+
+    def sources(self, certified_epoch: int) -> list[int]:
+        """Return the epochs whose committees may hold what was certified then, beside the current one.
+
+        The first is sure to; the others hold it as far as their members have reported.
+        """
+        return [stage.source_epoch for stage in self.stages if certified_epoch < stage.since_epoch]
+
     def encode(self) -> bytes:
         head = _HANDOVER.pack(self.KIND, self.since_epoch, self.source_epoch, self.done_height, len(self.reporters))
-        return head + _encode_indices(self.reporters)
+        older = b"".join(epoch.to_bytes(8, "big") for stage in self.older for epoch in stage)
+        return head + _encode_indices(self.reporters) + older
 
     @classmethod
     def decode(cls, data: bytes) -> "Handover":
         fields = open_fields(data, kind=cls.KIND, what="a handover")
         since, source, height = (fields.take_int(8) for _ in range(3))
         reporters = _take_indices(fields)
-        fields.end()
-        return cls(since, source, height, reporters)
+        older: list[Stage] = []
+        while fields.left:
+            older.append(Stage(fields.take_int(8), fields.take_int(8)))
+        found = cls(since, source, height, reporters, tuple(older))
+        epochs = [epoch for stage in found.stages for epoch in reversed(stage)]
+        is_fit = epochs == sorted(epochs) and all(stage.source_epoch < stage.since_epoch for stage in found.stages)
+        if not is_fit or (older and found.is_done):
+            raise Rejected(Reason.MALFORMED, "the stages of a handover follow each other")
+        return found
 
 
 def _encode_indices(indices: Sequence[int]) -> bytes:

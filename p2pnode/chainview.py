@@ -64,6 +64,9 @@ class Seating:
     since_epoch: int
     """Since when exactly these members hold exactly these shards."""
     terms: Terms
+    older: tuple[tuple[int, Committee], ...] = ()
+    """(epoch, who holds what was certified before it), the oldest first, of handovers that were not done before the
+    one from the source began."""
 
     @property
     def is_handed_over(self) -> bool:
@@ -71,11 +74,15 @@ class Seating:
 
     @property
     def committees(self) -> tuple[Committee, ...]:
-        return (self.current,) if self.source is None else (self.source, self.current)
+        return (*(holders for _, holders in self._stages), self.current)
 
     def readers(self, certified_epoch: int) -> tuple[Committee, ...]:
         """Return whom to ask for a blob that was certified in this epoch, one committee after the other."""
-        return (self.current,) if certified_epoch >= self.since_epoch else self.committees
+        return (*(holders for since, holders in self._stages if certified_epoch < since), self.current)
+
+    @property
+    def _stages(self) -> tuple[tuple[int, Committee], ...]:
+        return (*self.older, *(() if self.source is None else ((self.since_epoch, self.source),)))
 
 
 class Chain(Protocol):

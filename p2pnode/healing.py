@@ -307,10 +307,12 @@ async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
 
 
 def others(ledger: Ledger, node: NodeId) -> list[NodeId]:
-    """Return the members of the current committee and of the one that still holds what was certified before it."""
-    source = ledger.committee_of(ledger.handover.source_epoch)
-    members = (*ledger.committee.members, *(() if source is None else source.members))
-    return [other for other in dict.fromkeys(member.node for member in members) if other != node]
+    """Return the members of the current committee and of those that still hold what was certified before it."""
+    handover = ledger.handover
+    epochs = [ledger.epoch, handover.source_epoch, *(stage.source_epoch for stage in reversed(handover.older))]
+    committees = [committee for epoch in epochs if (committee := ledger.committee_of(epoch)) is not None]
+    nodes = dict.fromkeys(member.node for committee in committees for member in committee.members)
+    return [other for other in nodes if other != node]
 
 
 def seats_of(ledger: Ledger) -> tuple[object, ...]:

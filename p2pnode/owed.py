@@ -143,9 +143,9 @@ class Surveyor:
 
 def past_committees(ledger: Ledger, since: int) -> Iterator[Committee]:
     """Yield the committees whose holders have had what was certified in epoch `since`, newest first."""
+    handover = ledger.handover
     epochs = {*range(max(since, ledger.epoch - ledger.genesis.parameters.unbonding_epochs), ledger.epoch + 1)}
-    if ledger.handover.source_epoch >= since:
-        epochs.add(ledger.handover.source_epoch)
+    epochs |= {epoch for epoch in (handover.source_epoch, *handover.sources(since)) if epoch >= since}
     for epoch in sorted(epochs, reverse=True):
         if (committee := ledger.committee_of(epoch)) is not None:
             yield committee
@@ -160,10 +160,5 @@ def holders(ledger: Ledger, shard: int, since: int) -> list[NodeId]:
 def helpers(ledger: Ledger, shard: int, since: int) -> list[NodeId]:
     """Return whom to ask for symbols of a shard: while a handover lasts, who is sure to have them before who may."""
     found = holders(ledger, shard, since)
-    handover = ledger.handover
-    if handover.is_done or since >= handover.since_epoch:
-        return found
-    source = ledger.committee_of(handover.source_epoch)
-    assert source is not None  # the state keeps it
-    sure = source.members[source.holder(shard)].node
-    return [sure, *(node for node in found if node != sure)]
+    sure = [source.members[source.holder(shard)].node for source in ledger.sources(since)[:1]]
+    return [*sure, *(node for node in found if node not in sure)]

@@ -15,11 +15,11 @@ from economics.state import System
 from economics.tree import StateKey
 from p2pnode.chainview import Seating
 
-VERSION = 1
+VERSION = 2
 KEYS_AT_ONCE = 64
 """A member proves no more in one reply."""
-BUDGET = cbor.Budget(size_max=1 << 20, depth_max=4, elements_max=1 << 14)
-"""Two committees of 256 members with 8 addresses each."""
+BUDGET = cbor.Budget(size_max=1 << 21, depth_max=4, elements_max=1 << 14)
+"""Five committees of 256 members with 8 addresses each."""
 
 Prove = Callable[[Sequence[StateKey]], Awaitable[tuple[bytes | None, ...]]]
 """Returns the values of these keys, each proven under a recent header; None where the state has none."""
@@ -40,16 +40,18 @@ async def prove_seating(prove: Prove, trusted: Trusted) -> Seating | None:
         return None
     handover = Handover.decode(handed)
     addresses = _addresses(entries) | await _find_addresses(prove, wanted[len(first) :])
-    source = None
-    if not handover.is_done:
-        (seats,) = await prove([state_key(seats_slot(handover.source_epoch))])
-        if seats is None:
-            return None
-        source = Seats.decode(seats).committee
-        left = [member.node for member in source.members if current.index_of(member.node) is None]
-        addresses |= await _find_addresses(prove, left)
-        source = with_addresses(source, addresses)
-    return Seating(with_addresses(current, addresses), source, handover.since_epoch, Terms.decode(terms))
+    found = Seating(with_addresses(current, addresses), None, handover.since_epoch, Terms.decode(terms))
+    if handover.is_done:
+        return found
+    seats = await prove([state_key(seats_slot(stage.source_epoch)) for stage in handover.stages])
+    sources = [Seats.decode(value).committee for value in seats if value is not None]
+    if len(sources) < len(seats):
+        return None
+    left = {member.node for source in sources for member in source.members} - addresses.keys()
+    addresses |= await _find_addresses(prove, sorted(left))
+    sources = [with_addresses(source, addresses) for source in sources]
+    older = tuple((stage.since_epoch, source) for stage, source in zip(handover.older, sources, strict=False))
+    return replace(found, source=sources[-1], older=older)
 
 
 def _addresses(entries: Sequence[bytes | None]) -> dict[NodeId, tuple[str, ...]]:
@@ -84,6 +86,7 @@ def encode_seating(seating: Seating, *, root: Digest) -> bytes:
     return cbor.encode(
         {
             "addresses": known,
+            "older": [[since, source.encode()] for since, source in seating.older],
             "root": bytes(root),
             "since_epoch": seating.since_epoch,
             "source": b"" if seating.source is None else seating.source.encode(),
@@ -98,6 +101,7 @@ def decode_seating(data: bytes, trusted: Trusted) -> Seating | None:
     match cbor.decode(data, budget=BUDGET):
         case {
             "addresses": list(known),
+            "older": list(older),
             "root": bytes(root),
             "since_epoch": int(since),
             "source": bytes(source),
@@ -112,9 +116,18 @@ def decode_seating(data: bytes, trusted: Trusted) -> Seating | None:
                 with_addresses(Committee.decode(source), addresses) if source else None,
                 since,
                 Terms.decode(terms),
+                tuple(_parse_older(row, addresses) for row in older),
             )
         case _:
             raise Rejected(Reason.MALFORMED, "not what a home remembers of a committee")
+
+
+def _parse_older(row: Any, addresses: Mapping[NodeId, tuple[str, ...]]) -> tuple[int, Committee]:
+    match row:
+        case [int(since), bytes(source)]:
+            return since, with_addresses(Committee.decode(source), addresses)
+        case _:
+            raise Rejected(Reason.MALFORMED, "a stage is an epoch and a committee")
 
 
 def _parse_known(row: Any) -> tuple[NodeId, tuple[str, ...]]:

@@ -385,8 +385,12 @@ def indices(members: list[int]) -> bytes:
     return u(2, len(members)) + b"".join(u(2, member) for member in members)
 
 
-def handover(since: int, source: int, done: int, reporters: list[int]) -> bytes:
-    return u(1, 13) + u(8, since) + u(8, source) + u(8, done) + indices(reporters)
+def handover(
+    since: int, source: int, done: int, reporters: list[int], older: tuple[tuple[int, int], ...] = ()
+) -> bytes:
+    """The older stages: since and source."""
+    stages = b"".join(u(8, epoch) for stage in older for epoch in stage)
+    return u(1, 13) + u(8, since) + u(8, source) + u(8, done) + indices(reporters) + stages
 
 
 def round_of(
@@ -646,6 +650,7 @@ def state_values() -> dict[str, bytes]:
         "terms": terms(3, 4, 5, 6),
         "stake": stake(one, key, member, 4, 5, 0, 6),
         "handover": handover(3, 2, 40, [0, 2]),
+        "staged_handover": handover(9, 8, 0, [1], ((2, 1), (5, 4))),
         "round": round_of((3, 4, 50, 60), blob, [(0, 1, 2, 3, 4), (2, 5, 6, 7, 8)], [1, 3]),
         "standing": standing(3, 4, [(4, 3, 2, 1), (0, 0, 0, 65_535)]),
         "beacon": beacon(member, (one, 3), (blob, 5), (2, 4)),

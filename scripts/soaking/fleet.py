@@ -55,7 +55,7 @@ class Fleet:
         self.crowded_at = -1.0
         """When more than f shards were last down: then nothing is promised."""
         self._others: tuple[Committee, ...] = ()
-        """The next committee once it is fixed, and while shards are handed over the one before."""
+        """The next committee once it is fixed, and while shards are handed over those before."""
         self._due: dict[int, float] = {}
         """When a node that is down is started, or one that is stopped goes on."""
         self._stopped: set[int] = set()
@@ -137,7 +137,7 @@ class Fleet:
         handover, later = await self.client.chain.values(keys)
         following = [] if later is None else [Seats.decode(later).committee]
         self.committee = seating.current
-        self._others = (*following, *([] if seating.source is None else [seating.source]))
+        self._others = (*following, *seating.committees[:-1])
         self.handover = self.handover if handover is None else Handover.decode(handover)
 
     def _note_crowd(self) -> None:

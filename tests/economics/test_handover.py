@@ -11,7 +11,7 @@ from economics.committee import Committee
 from economics.crypto import NodeId
 from economics.genesis import FROST_PER_WAL as WAL
 from economics.ledger import Code
-from economics.nodes import Handover
+from economics.nodes import Handover, Stage
 from economics.state import BlobSummary
 from tests.chain import Chain, key_of, make_id
 from tests.small import OPERATORS, OTHER_OWNER, OWNER, make_genesis
@@ -214,3 +214,39 @@ class TestLongHandover:
         chain.end_epochs(6)
         assert chain.ledger.committee_of(0) is not None
         assert [epoch for epoch in range(7) if chain.ledger.committee_of(epoch)] == [0, 4, 5, 6]
+
+    def test_seats_are_dealt_anew_after_as_many_epochs_as_a_node_may_be_away(self, chain: Chain) -> None:
+        assert chain.run(OWNER, Unstake(first_stake_id(OLD[2]), 0)) is Code.OK
+        assert register(chain) is Code.OK
+        assert chain.run(OTHER_OWNER, PutStake(NEW, 30 * WAL)) is Code.OK
+        chain.end_epochs(7)
+        first = chain.ledger.committee
+        assert first.index_of(OLD[2]) == 0
+        chain.end_epoch()
+        ledger = chain.ledger
+        assert [ledger.committee.index_of(node) for node in (OLD[2], NEW)] == [None, 3]
+        assert ledger.handover == Handover(8, 7, 0, (), older=(Stage(1, 0),))
+        source = ledger.committee_of(0)
+        assert ledger.readers(blob(0)) == (source, first, ledger.committee)
+        assert ledger.readers(blob(7)) == (first, ledger.committee)
+        assert ledger.readers(blob(8)) == (ledger.committee,)
+
+    def test_it_is_done_at_once_with_all_that_was_to_be_handed_over_before(self, chain: Chain) -> None:
+        assert report(chain, 2) is Code.OK
+        assert register(chain) is Code.OK
+        assert chain.run(OTHER_OWNER, PutStake(NEW, 30 * WAL)) is Code.OK
+        chain.end_epochs(11)
+        ledger = chain.ledger
+        assert ledger.handover.stages == (Stage(1, 0), Stage(8, 7))
+        assert [epoch for epoch in range(12) if ledger.committee_of(epoch)] == [0, 7, 9, 10, 11]
+        told = [index for index in range(5) if index not in ledger.handover.reporters]
+        for index in told[:-1]:
+            assert not ledger.handover.is_done
+            key = next(key for key in OPERATORS if key.public == ledger.committee.members[index].node)
+            assert chain.run(key, ReportSync(11)) is Code.OK
+        assert ledger.handover.is_done
+        assert (ledger.handover.older, ledger.handover.done_height) == ((), ledger.height)
+        assert ledger.readers(blob(0)) == (ledger.committee,)
+        chain.end_epochs(14)
+        assert [epoch for epoch in range(15) if chain.ledger.committee_of(epoch)][-3:] == [12, 13, 14]
+        assert chain.ledger.committee_of(0) is None

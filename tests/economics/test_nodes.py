@@ -8,7 +8,7 @@ import pytest
 from economics.committee import Committee, Member
 from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason
-from economics.nodes import Handover, Outcome, Seats, Tally
+from economics.nodes import Handover, Outcome, Seats, Stage, Tally
 from economics.state import decode_value
 from tests import reference
 from tests.refusals import reason
@@ -50,6 +50,26 @@ def test_a_count_of_more_than_there_is_is_refused(kind: str, at: int) -> None:
 def test_a_handover_is_done_when_its_source_is_the_committee_itself() -> None:
     assert Handover(3, 3, 9, (0,)).is_done
     assert not Handover(3, 2, 0, (0,)).is_done
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        reference.handover(9, 9, 3, [], ((2, 1),)),
+        reference.handover(9, 8, 0, [], ((2, 1), (2, 1))),
+        reference.handover(9, 8, 0, [], ((5, 4), (2, 1))),
+        reference.handover(9, 4, 0, [], ((5, 4),)),
+        reference.handover(9, 8, 0, [], ((2, 3),)),
+    ],
+)
+def test_stages_of_a_handover_that_do_not_follow_each_other_are_refused(data: bytes) -> None:
+    assert reason(decode_value, data) is Reason.MALFORMED
+
+
+def test_what_was_certified_before_a_stage_is_with_its_source_and_all_later_ones() -> None:
+    going = Handover(9, 8, 0, (), (Stage(2, 1), Stage(5, 4)))
+    assert [going.sources(epoch) for epoch in (1, 2, 4, 5, 8, 9)] == [[1, 4, 8], [4, 8], [4, 8], [8], [8], []]
+    assert Handover(9, 9, 3, ()).sources(1) == []
 
 
 def test_seats_live_in_the_slot_of_their_epoch() -> None:

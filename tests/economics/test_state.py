@@ -21,6 +21,7 @@ from economics.nodes import (
     Phase,
     Round,
     Seats,
+    Stage,
     Stake,
     Standing,
     Tally,
@@ -62,6 +63,7 @@ VALUES: dict[str, Value] = {
     "terms": Terms(3, capacity_units=4, storage_frost_per_unit=5, write_frost_per_unit=6),
     "stake": Stake(StakeId(ONE), OWNER, NODE, Phase.UNBONDING, frost=5, shares=0, turn_epoch=6),
     "handover": Handover(since_epoch=3, source_epoch=2, done_height=40, reporters=(0, 2)),
+    "staged_handover": Handover(9, 8, done_height=0, reporters=(1,), older=(Stage(2, 1), Stage(5, 4))),
     "round": Round(3, 4, 50, 60, Digest(BLOB), (Tally(0, 1, 2, 3, 4), Tally(2, 5, 6, 7, 8)), reporters=(1, 3)),
     "standing": Standing(3, 4, (Marks(challenged=4, passed=3, bad=2, unreported=1), Marks(unreported=65_535))),
     "beacon": Beacon(NODE, ONE, 3, next_tip=Digest(BLOB), next_epoch=5, revealed_epoch=2, revealed_round=4),
@@ -84,7 +86,7 @@ def test_a_value_is_its_frozen_bytes_and_is_read_back(name: str) -> None:
 
 def test_every_kind_has_a_vector() -> None:
     assert set(VALUES) == set(FROZEN)
-    assert [value.KIND for value in VALUES.values()] == list(range(1, 18))
+    assert list(dict.fromkeys(value.KIND for value in VALUES.values())) == list(range(1, 18))
 
 
 def test_the_keys_that_a_light_client_asks_for_are_those_of_the_values() -> None:
@@ -96,7 +98,8 @@ def test_the_keys_that_a_light_client_asks_for_are_those_of_the_values() -> None
 @pytest.mark.parametrize("name", VALUES)
 def test_a_byte_less_or_more_is_no_value(name: str) -> None:
     data = frozen(name)
-    for other in (*(data[:size] for size in range(len(data))), data + b"\0"):
+    whole = {len(data) - 16, len(data) - 32} if name == "staged_handover" else set()  # with fewer stages
+    for other in (*(data[:size] for size in range(len(data)) if size not in whole), data + b"\0"):
         assert reason(decode_value, other) is Reason.MALFORMED
 
 

@@ -42,6 +42,9 @@ class Reseated:
     def committee_of(self, epoch: int) -> Committee | None:
         return self.committees.get(epoch)
 
+    def sources(self, certified_epoch: int) -> tuple[Committee, ...]:
+        return tuple(self.committees[epoch] for epoch in self.handover.sources(certified_epoch))
+
     def is_invalid(self, blob_id: BlobId) -> bool:
         return blob_id in self.invalid
 

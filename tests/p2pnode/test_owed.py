@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from economics.crypto import NodeId
-from economics.nodes import Handover
+from economics.nodes import Handover, Stage
 from p2pnode import owed
+from p2pnode.healing import others
 from p2pnode.owed import Surveyor, Want, helpers, holders
 from tests.p2pnode.healers import Town
 from tests.p2pnode.test_healing import FOUR
@@ -124,3 +125,18 @@ class TestHolders:
         assert helpers(town.ledger, 0, 2) == [NODES[2]]
         town.view.handover = Handover(2, 2, 9, (0, 1, 2))
         assert helpers(town.ledger, 0, 0) == [NODES[2], NODES[1], NODES[0]]
+
+    def test_of_every_stage_of_a_handover_are_known_however_old(self, tmp_path: Path) -> None:
+        """Shard 0 goes on to the fourth node long after; what is older than a stage is first with its source."""
+        town = self.town_of(tmp_path)
+        for epoch in range(3, 40):
+            town.view.committees[epoch] = town.view.committees[2].in_epoch(epoch)
+        town.seat(3, 1, 2, 3, epoch=40)
+        town.view.epoch, town.view.handover = 40, Handover(40, 39, 0, (), (Stage(1, 0), Stage(2, 1)))
+        for forgotten in (2, 3, 4):
+            del town.view.committees[forgotten]
+        assert holders(town.ledger, 0, 0) == [NODES[3], NODES[2], NODES[1], NODES[0]]
+        assert helpers(town.ledger, 0, 0) == [NODES[0], NODES[3], NODES[2], NODES[1]]
+        assert helpers(town.ledger, 0, 1) == [NODES[1], NODES[3], NODES[2]]
+        assert helpers(town.ledger, 0, 2) == [NODES[2], NODES[3]]
+        assert others(town.ledger, NODES[3]) == [NODES[1], NODES[2], NODES[0]]

@@ -150,6 +150,18 @@ def test_the_chain_does_not_wait_for_who_is_off_or_has_no_seat(seed: int) -> Non
     assert not result.is_unbounded
 
 
+@pytest.mark.parametrize("seed", [118, 172])
+def test_seats_go_on_changing_hands_where_nobody_says_that_it_has_taken_over(seed: int) -> None:
+    """All invariants hold with three stages of a handover, and restarts and lost disks in them."""
+    mixed = draw_mixed(seed)
+    parameters = replace(mixed.parameters, missed_epochs_max=1)
+    simulation = Simulation(replace(mixed, report_ms=1_000_000_000, parameters=parameters))
+    assert simulation.run().reseated == 3
+    ledgers = [shell.chain.ledger for shell in simulation.shells.values()]
+    assert {len(ledger.handover.stages) for ledger in ledgers} == {3}
+    assert len(ledgers[0].sources(0)) == 3
+
+
 def test_who_has_no_seat_and_never_asks_is_missed() -> None:
     """The bound of L4 is one: 422 with a node that does not catch up."""
     simulation = Simulation(draw_mixed(422))
