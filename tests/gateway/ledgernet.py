@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,15 +190,17 @@ class Gateway:
 
     async def leaves_nothing(self) -> bool:
         """Return whether no body has a file, with or without a name, once what is under way has ended."""
-        with trio.move_on_after(10):
+        with trio.move_on_after(30):
             while self._spooled():  # noqa: ASYNC110 - a closed file has no event
                 await trio.sleep(0.01)
         return not self._spooled()
 
     def _spooled(self) -> list[str]:
-        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-        opened = [name for name in map(os.readlink, links) if name.startswith(str(self.spool))]
-        return [*os.listdir(self.spool), *opened]
+        opened: list[str] = []
+        for link in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                opened.append(os.readlink(link))
+        return [*os.listdir(self.spool), *(name for name in opened if name.startswith(str(self.spool)))]
 
 
 def reason_of(answer: Answer, status: int) -> str:

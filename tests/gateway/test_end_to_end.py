@@ -81,7 +81,7 @@ async def test_a_blob_is_stored_read_missed_found_and_deleted(tmp_path: Path) ->
                 while statuses[-1] == 503:  # the chain goes on when the nodes that came back have met
                     statuses.append((await ask(port, "DELETE", f"/v1/blobs/{first}", bearer)).status)
                 assert statuses[-1] in (200, 404), statuses  # 404 where it was done by a call that heard of it too late
-                assert (await get(port, f"/v1/blobs/{first}")).status == 410
+                await until(410, port, f"/v1/blobs/{first}")
             stranger = Home(tmp_path / "stranger")
             stranger.put_genesis(home.load_genesis())
             async with open_gateway(stranger, None, replace(OPTIONS, shares=False)) as gateway:
