@@ -90,7 +90,7 @@ class Recipe:
     header: Header
     parts: tuple[Part, ...]
     digests: bytes | None
-    """Of a sealed blob: the BLAKE3 hash of each MiB of its plain bytes."""
+    """Of a sealed blob: the BLAKE3 hash of each 256 KiB of its plain bytes."""
 
     def build_source(self, key: bytes | None) -> Source:
         """Return the blob's bytes. Raises `InputError` for a sealed one whose key is not known."""
