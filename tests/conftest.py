@@ -3,6 +3,7 @@
 Those of real processes are only as many as the tests need: each costs five seconds of both cores to start.
 """
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from p2pnode.testnet import Network
 
 settings.register_profile("p2pnode", deadline=None, derandomize=True)
 settings.load_profile("p2pnode")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["p2pnode.pytest_plugin"]
 """As an installed p2pnode has pytest load it; whichever is first, it is loaded once."""

@@ -30,14 +30,6 @@ async def manage(opened: Opened) -> AsyncIterator[Opened]:
     opened.is_closed = True
 
 
-@pytest.fixture(autouse=True)
-def _heard() -> Iterator[None]:
-    """Ctrl-C is heard also where the tests were started in the background, by a shell that has it ignored there."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture
 def portal() -> Iterator[Portal[Opened]]:
     opened = Portal(partial(manage, Opened()), name="a portal")
