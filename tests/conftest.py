@@ -23,6 +23,11 @@ pytest_plugins = ["p2pnode.pytest_plugin"]
 """As an installed p2pnode has pytest load it; whichever is first, it is loaded once."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have what takes longest begin first: with two workers the other one goes on with all the rest."""
+    items.sort(key=lambda item: "simulation/test_simulation.py" not in item.nodeid)
+
+
 @pytest.fixture(scope="module")
 def adversarial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     """7 nodes with 21 shards, f = 6: one lies, one drips, and so no other may fail."""

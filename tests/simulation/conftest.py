@@ -1,6 +1,6 @@
-"""The windows of seeds are played beside the other tests, which often wait for processes: the cores have time left.
+"""The windows of seeds are played beside the tests of other files, which often wait for processes: cores have time left.
 
-They yield to everything else, and are asked for their results when it is their turn.
+They begin first (tests/conftest.py) and yield to everything else.
 """
 
 import os
@@ -41,18 +41,8 @@ class Windows:
         self._pool.join()
 
 
-WINDOWS = pytest.StashKey[Windows]()
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    if (
-        any("windows" in getattr(item, "fixturenames", ()) for item in session.items)
-        and not session.config.option.collectonly
-    ):
-        session.stash[WINDOWS] = Windows()
-
-
 @pytest.fixture(scope="session")
-def windows(request: pytest.FixtureRequest) -> Iterator[Windows]:
-    yield request.session.stash[WINDOWS]
-    request.session.stash[WINDOWS].close()
+def windows() -> Iterator[Windows]:
+    opened = Windows()
+    yield opened
+    opened.close()
