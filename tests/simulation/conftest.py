@@ -1,4 +1,4 @@
-"""The windows of seeds are played beside the tests of other files, which often wait for processes: cores have time left.
+"""The windows of seeds are played beside the tests of other files, which often wait for processes: cores have time.
 
 They begin first (tests/conftest.py) and yield to everything else.
 """
