@@ -22,7 +22,7 @@ PURE = {
 ROOMS = {
     "libp2p": {"p2pnode/network/", "dht/discovery.py", "gossip/pubsub.py"},
     "multiaddr": {"p2pnode/network/", "dht/discovery.py", "gossip/pubsub.py"},
-    "zfec": {"p2pnode/kernel.py"},
+    "zfec": {"p2pnode/coding/kernel.py"},
     "cbor2": {"economics/cbor.py"},
     "click": {"p2pnode/cli/"},
     "rich": {"p2pnode/progress.py"},

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import p2pnode.node
+import p2pnode.dialling
 from economics.light import Trusted
 from p2pnode.cli.main import cli
 from p2pnode.clients.trust import trusted_genesis
@@ -22,7 +22,7 @@ MADE = trusted_genesis(GENESIS)
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setattr(Home, "load_genesis", lambda home: GENESIS)
-    monkeypatch.setattr(p2pnode.node, "clock_ms", lambda: GENESIS.time_ms + UNBONDING_MS)
+    monkeypatch.setattr(p2pnode.dialling, "clock_ms", lambda: GENESIS.time_ms + UNBONDING_MS)
     return Home(tmp_path / "home")
 
 

@@ -88,7 +88,7 @@ def test_bad_input_is_named_and_loses_nothing(adversarial: Network, tmp_path: Pa
     blob_id = p2pnode("store", kept, home=home).out.decode().strip()
     outside = p2pnode("read", blob_id, "--range", "10-", home=home)
     assert (outside.code, outside.out) == (ExitCode.INPUT, b"")
-    assert "the blob has 10 bytes" in outside.err
+    assert "there are 10 bytes, counted from 0" in outside.err
     assert p2pnode("store", tmp_path / "missing", home=home).code == ExitCode.INPUT
     assert p2pnode("read", blob_id, "-o", tmp_path / "no" / "folder", home=home).code == ExitCode.INPUT
 
