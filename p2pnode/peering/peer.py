@@ -116,11 +116,6 @@ class Growing:
         return (self._blob_id,)
 
 
-def code_of(home: Home) -> Code:
-    """Return the code under which a home makes blobs."""
-    return home.load_genesis().code if home.genesis_path.exists() else Code(SHARDS_WITHOUT_CHAIN)
-
-
 def choose_listen() -> tuple[str, ...]:
     """Return where to listen unless told otherwise: at the usual port, or any if that is in use."""
     with socket.socket() as probe:
