@@ -38,6 +38,8 @@ NONCE_S = 3.0
 """For members to tell a nonce once the first has: those who are slow must not hold up the rest."""
 NONCES_AHEAD_MAX = 256
 """Of the nonce that is proven: 64 wait at a member, and some blocks may be final but not proven yet."""
+IN_FLIGHT_MAX = 32
+"""Transactions of one account: half of what members let wait, so that another client of its finds room."""
 SETTLE_S = 5.0
 """For what an account has under way to be shown by a final header: some blocks, or never if it cannot be executed."""
 SUBMIT_S = 10.0
@@ -46,15 +48,40 @@ EXPIRY_AHEAD = 600
 """Heights for which a client's transaction holds: a minute of full blocks, hours of an idle chain."""
 
 
+class _Sender:
+    """What one account has under way here: transactions are signed one after the other and waited for together."""
+
+    def __init__(self) -> None:
+        self.room = trio.CapacityLimiter(IN_FLIGHT_MAX)
+        self.turn = trio.Lock()
+        """Held from asking for the next nonce until members have the transaction that uses it."""
+        self.next_nonce = 0
+        """At least: by what this client has sent, which not all members may have yet."""
+        self.own_since = 0
+        """The first nonce of those before `next_nonce` that this client alone has used."""
+        self._spent = 0
+
+    def note_sent(self, nonce: int) -> None:
+        if nonce != self.next_nonce:
+            self.own_since = nonce
+        self.next_nonce = nonce + 1
+
+    def note_spent(self, nonce: int) -> None:
+        """A final block holds it."""
+        self._spent = max(self._spent, nonce + 1)
+        self.next_nonce = max(self.next_nonce, self._spent)
+
+    def note_lost(self) -> None:
+        """One may never be in a block, and what comes after it waits for its nonce: members know which is next."""
+        self.next_nonce = self._spent
+
+
 class ChainClient(ChainReader):
     """One client's view of the chain, with what accounts have and send."""
 
     def __init__(self, *, members: Members, cache: Path, clock_ms: Callable[[], int]) -> None:
         super().__init__(members=members, cache=cache, clock_ms=clock_ms)
-        self._spent: dict[OwnerId, int] = {}
-        """The nonce after the last transaction of which this client knows the outcome."""
-        self._turns: dict[OwnerId, trio.Lock] = {}
-        """One transaction of an account at a time: the next one's nonce is known when members know this one's."""
+        self._senders: dict[OwnerId, _Sender] = {}
 
     # --- what an owner has ---------------------------------------------------------------------------------------
 
@@ -62,6 +89,14 @@ class ChainClient(ChainReader):
         """Return an account, proven, as its own transactions left it."""
         await self._settle(owner)
         return await self.account(owner)
+
+    async def settle_others(self, owner: OwnerId) -> None:
+        """Wait as long for what other clients of an account have sent, and an earlier process of this one."""
+        target = await self._next_nonce(owner)
+        sender = self._senders.get(owner)
+        if sender is not None and sender.next_nonce == target:
+            target = sender.own_since
+        await self._settle_until(owner, target)
 
     async def owned(self, owner: OwnerId) -> list[Reservation | BlobEntry | Stake]:
         """Return an owner's reservations, entries and stakes, each proven; a member could leave some out.
@@ -83,7 +118,9 @@ class ChainClient(ChainReader):
     async def _settle(self, owner: OwnerId) -> None:
         """Wait until what can be proven shows an account's transactions that a member has or waits for; not for long:
         a final block shows what the blocks before it did."""
-        target = await self._next_nonce(owner)
+        await self._settle_until(owner, await self._next_nonce(owner))
+
+    async def _settle_until(self, owner: OwnerId, target: int) -> None:
         with trio.move_on_after(SETTLE_S):
             while (await self.account(owner)).nonce < target:  # noqa: ASYNC110 - members tell only when asked
                 await trio.sleep(SETTLE_S / 50)
@@ -124,18 +161,24 @@ class ChainClient(ChainReader):
 
     async def settle(self, key: Key, operation: Operation | Make, *, deadline_s: float = 30.0) -> Outcome:
         """Do the same, and return the outcome whatever its code; raises `TransactionFailed` only if nobody takes it."""
-        async with self._turns.setdefault(OwnerId(key.public), trio.Lock()):
-            return await self._settle_now(key, operation, deadline_s=deadline_s)
-
-    async def _settle_now(self, key: Key, operation: Operation | Make, *, deadline_s: float) -> Outcome:
-        signed = await self.sign(key, operation)
-        try:
-            await self.submit(signed)
-        except Refused as fault:
-            raise TransactionFailed(str(fault.reason), fee_frost=0) from fault
-        outcome = await self.wait(signed.hash, deadline_s=deadline_s)
-        if outcome.fee_frost:  # without one it may have had no effect
-            self._spent[signed.transaction.sender] = signed.transaction.nonce + 1
+        sender = self._senders.setdefault(OwnerId(key.public), _Sender())
+        async with sender.room:
+            async with sender.turn:
+                signed = await self.sign(key, operation)
+                try:
+                    await self.submit(signed)
+                except Refused as fault:
+                    raise TransactionFailed(str(fault.reason), fee_frost=0) from fault
+                sender.note_sent(signed.transaction.nonce)
+            try:
+                outcome = await self.wait(signed.hash, deadline_s=deadline_s)
+            except TooSlow:
+                sender.note_lost()
+                raise
+        if outcome.fee_frost:
+            sender.note_spent(signed.transaction.nonce)
+        else:  # it may have had no effect
+            sender.note_lost()
         return outcome
 
     async def sign(self, key: Key, wanted: Operation | Make) -> SignedTransaction:
@@ -164,7 +207,8 @@ class ChainClient(ChainReader):
         if not told:
             raise NetworkError("no member told the account's nonce")
         middle = middle_of(told)
-        return max(min(middle, proven + NONCES_AHEAD_MAX), proven, self._spent.get(owner, 0))
+        known = self._senders[owner].next_nonce if owner in self._senders else 0
+        return max(min(middle, proven + NONCES_AHEAD_MAX), proven, known)
 
     async def submit(self, signed: SignedTransaction) -> None:
         """Give a transaction to members of whom one is honest; raises a refusal if none takes it."""

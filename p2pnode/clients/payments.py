@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import trio
@@ -179,28 +180,38 @@ async def reserve_for(chain: Chain, key: Key, *, units: int, order: Order) -> Re
     It is taken in the order's till, and whoever fills it or gives up says so there. Raises `Unpaid` before anything is
     paid, `TransactionFailed` where the network has no such storage.
     """
-    async with order.till.buying:
-        reserved = await _find_or_buy(chain, key, units=units, order=order)
-        order.till.take(reserved.reservation)
+    owner, till = OwnerId(key.public), order.till
+    with ExitStack() as stack:
+        async with till.looking:
+            seating = await chain.seats()
+            reserved = await _find(chain, owner, seating, units=units, order=order)
+            if reserved is None:
+                stack.enter_context(till.buying())
+        if reserved is None:
+            reserved = await _buy_soon(chain, key, seating, units=units, order=order)
+        till.take(reserved.reservation)
     return reserved
 
 
-async def _find_or_buy(chain: Chain, key: Key, *, units: int, order: Order) -> Reserved:
-    owner = OwnerId(key.public)
-    seating = await chain.seats()
-    epoch = seating.current.epoch
+async def _find(chain: Chain, owner: OwnerId, seating: Seating, *, units: int, order: Order) -> Reserved | None:
+    """Return unused storage that is large enough, once the owner agrees to what certifying costs."""
     free = [] if order.till.is_empty else await _find_free(chain, owner, order.till)
-    held = best_reservation(free, epoch=epoch, units=units, epochs=order.epochs)
-    if held is not None:
-        await _agree(chain, owner, Quote(0, 0, certify_fee(chain.genesis, seating.current)), order)
-        return Reserved(held.reservation, held.end_epoch, 0, held.units - units)
+    held = best_reservation(free, epoch=seating.current.epoch, units=units, epochs=order.epochs)
+    if held is None:
+        return None
+    await _agree(chain, owner, Quote(0, 0, certify_fee(chain.genesis, seating.current)), order)
+    return Reserved(held.reservation, held.end_epoch, 0, held.units - units)
+
+
+async def _buy_soon(chain: Chain, key: Key, seating: Seating, *, units: int, order: Order) -> Reserved:
+    """Buy storage; once more where the epoch ended meanwhile."""
     try:
         return await _buy(chain, key, seating, units=units, order=order)
     except TransactionFailed as fault:
-        seating = await chain.seats(fresh=True)
-        if fault.code != "wrong_epochs" or seating.current.epoch == epoch:
+        fresh = await chain.seats(fresh=True)
+        if fault.code != "wrong_epochs" or fresh.current.epoch == seating.current.epoch:
             raise
-        return await _buy(chain, key, seating, units=units, order=order)
+        return await _buy(chain, key, fresh, units=units, order=order)
 
 
 async def _find_free(chain: Chain, owner: OwnerId, till: Till) -> list[Reservation]:

@@ -103,11 +103,14 @@ class Publisher:
         """
         blob_id = await trio.to_thread.run_sync(compute_blob_id, source, self.client.genesis.code)
         await trio.to_thread.run_sync(self.on_named, blob_id)
-        till = self.order.till
+        owner, till = OwnerId(self.key.public), self.order.till
         async with till.blob(blob_id):
             was_stored = till.was_stored(blob_id)
-            await self.chain.settled_account(OwnerId(self.key.public))  # what an earlier call certified shows from here
+            await self.chain.settle_others(owner)  # what an earlier call certified shows from here
             live = await (find_blob(self.chain, blob_id) if was_stored else self.chain.blob(blob_id))
+            if live is not None:
+                await self.chain.settled_account(owner)  # and from here what this client has deleted since
+                live = await self.chain.blob(blob_id)
             published = await self._keep(live) if live is not None else await self._publish(source, blob_id)
             till.note_stored(blob_id)
         return published

@@ -1,11 +1,11 @@
-"""Keeps apart the blobs that one owner stores at once: one purchase after the other, nothing taken or stored twice.
+"""Keeps apart the blobs that one owner stores at once: nothing is taken or stored twice.
 
 Whoever stores more than one blob at a time gives all its orders the same till. It asks nobody and pays nothing.
 """
 
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 import trio
@@ -28,8 +28,9 @@ class Till:
     """What one owner is buying, filling and storing right now."""
 
     def __init__(self) -> None:
-        self.buying = trio.Lock()
-        """Held from looking for storage until it is found or bought: what another bought must not look unused."""
+        self.looking = trio.Lock()
+        """Held from looking for storage until it is taken, or found that it has to be bought."""
+        self._buyers = 0
         self._taken: set[ReservationId] = set()
         self._left: dict[ReservationId, int] = {}
         """Units that blobs certified lately have left of their reservations."""
@@ -47,11 +48,23 @@ class Till:
 
     @property
     def is_empty(self) -> bool:
-        """Return whether the owner had no unused storage just now, and has come by none here since."""
-        return trio.current_time() < self._empty_until
+        """Return whether looking for unused storage is in vain: there was none just now, and none has come since.
+
+        While some is being bought nobody looks: it must not look unused before its buyer takes it.
+        """
+        return self._buyers > 0 or trio.current_time() < self._empty_until
 
     def note_empty(self) -> None:
         self._empty_until = trio.current_time() + EMPTY_S
+
+    @contextmanager
+    def buying(self) -> Iterator[None]:
+        """Keep others from looking while the block lasts; by its end what was bought is taken."""
+        self._buyers += 1
+        try:
+            yield
+        finally:
+            self._buyers -= 1
 
     def take(self, reservation: ReservationId) -> None:
         assert reservation not in self._taken

@@ -1,5 +1,6 @@
 """A client while committees change: the newest one is asked, whoever leads there, and who holds what is proven."""
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +12,11 @@ import trio.testing
 from economics.arguments import ReportSync, Transfer
 from economics.crypto import Digest, NodeId, OwnerId
 from economics.transactions import SignedTransaction
-from p2pnode.clients.chainclient import ChainClient
+from p2pnode.clients import chainclient as module
+from p2pnode.clients.chainclient import IN_FLIGHT_MAX, ChainClient
 from p2pnode.clients.chainview import Outcome, Seating
 from p2pnode.consensus.executor import Executor
+from p2pnode.errors import TooSlow
 from tests.p2pnode.chainnet import ChainNet, Handler, serve
 from tests.p2pnode.finalchain import end_epoch, extend, open_executor, sign
 from tests.p2pnode.member import node_of
@@ -213,3 +216,83 @@ async def test_transactions_of_one_account_go_one_after_the_other(
     first = sent[0].transaction.nonce
     assert [signed.transaction.nonce for signed in sent] == [first, first + 1, first + 2]
     assert executor.ledger.account(OwnerId(OWNER.public)).nonce == first + 3
+
+
+class Sending(Asking):
+    """A client whose transactions members take and forget, and that hears of their blocks when the test says so."""
+
+    def __init__(self, home: Path, executor: Executor, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(home, executor, range(8), nursery)
+        self.nonces: list[int] = []
+        self.final = trio.Event()
+        monkeypatch.setattr(self.client, "submit", self.take)
+        monkeypatch.setattr(self.client, "wait", self.hear)
+
+    async def take(self, signed: SignedTransaction) -> None:
+        self.nonces.append(signed.transaction.nonce)
+
+    async def hear(self, tx_hash: Digest, *, deadline_s: float) -> Outcome:
+        with trio.move_on_after(deadline_s):
+            await self.final.wait()
+            return Outcome(tx_hash, self.executor.head.height, 0, "ok", 1)
+        raise TooSlow("not in a final block")
+
+    async def send(self, amount: int) -> None:
+        await self.client.transact(OWNER, Transfer(OwnerId(OTHER_OWNER.public), amount))
+
+
+async def test_transactions_of_one_account_wait_for_their_blocks_together(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are sent at once: no more than a client may have under way."""
+    count = IN_FLIGHT_MAX + 3
+    async with trio.open_nursery() as nursery:
+        sending = Sending(tmp_path, executor, nursery, monkeypatch)
+        first = executor.ledger.account(OwnerId(OWNER.public)).nonce
+        async with trio.open_nursery() as calls:
+            for amount in range(count):
+                calls.start_soon(sending.send, amount)
+            with trio.fail_after(60):
+                while len(sending.nonces) < IN_FLIGHT_MAX:
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+            assert sending.nonces == list(range(first, first + IN_FLIGHT_MAX))
+            sending.final.set()
+        nursery.cancel_scope.cancel()
+    assert sending.nonces == list(range(first, first + count))
+
+
+async def test_a_transaction_that_is_in_no_block_leaves_its_nonce_to_the_next(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came after it would wait for it in vain."""
+    async with trio.open_nursery() as nursery:
+        sending = Sending(tmp_path, executor, nursery, monkeypatch)
+        first = executor.ledger.account(OwnerId(OWNER.public)).nonce
+        with pytest.raises(TooSlow):
+            await sending.client.transact(OWNER, Transfer(OwnerId(OTHER_OWNER.public), 1), deadline_s=0)
+        sending.final.set()
+        await sending.send(2)
+        await sending.send(3)
+        nursery.cancel_scope.cancel()
+    assert sending.nonces == [first, first, first + 1]
+
+
+async def test_what_another_client_sent_is_waited_for_and_what_this_one_did_is_not(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = OwnerId(OWNER.public)
+    monkeypatch.setattr(module, "SETTLE_S", math.inf)
+    await extend(executor)
+    async with trio.open_nursery() as nursery:
+        sending = Sending(tmp_path, executor, nursery, monkeypatch)
+        nursery.start_soon(sending.send, 1)
+        with trio.fail_after(60):
+            while not sending.nonces:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            await sending.client.settle_others(owner)
+        for amount in (2, 3):
+            await extend(executor, sign(executor.ledger, OWNER, Transfer(OwnerId(OTHER_OWNER.public), amount)))
+        with trio.move_on_after(1) as waiting:
+            await sending.client.settle_others(owner)
+        assert waiting.cancelled_caught
+        nursery.cancel_scope.cancel()

@@ -18,11 +18,11 @@ from economics.commitments import ReservationId
 from economics.crypto import OwnerId
 from economics.state import Account, BlobEntry, BlobSummary
 from p2pnode.clients.chainview import Outcome
-from p2pnode.clients.payments import Order, Reserved
+from p2pnode.clients.payments import Order, Reserved, delete
 from p2pnode.clients.publish import Publisher, _Reserving
 from p2pnode.clients.session import Session
 from p2pnode.clients.upload import Stored, TooFewNodes
-from p2pnode.content.sources import BytesSource, compute_blob_id
+from p2pnode.content.sources import BytesSource, Source, compute_blob_id
 from p2pnode.errors import SpaceError, TransactionFailed
 from p2pnode.keys import Key
 from tests.chain import key_of, reservations_of
@@ -136,15 +136,39 @@ async def test_a_blob_is_named_before_anything_is_paid_or_sent(net: Net) -> None
     assert not reservations_of(net.ledger, key_of(OWNER))
 
 
+async def test_what_this_client_has_just_deleted_is_stored_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its block is final before any header shows that the blob is gone."""
+
+    class Behind(Net):
+        shown: BlobSummary | None = None
+
+        async def settled_account(self, owner: OwnerId) -> Account:
+            self.shown = None
+            return await super().settled_account(owner)
+
+        async def blob(self, blob_id: BlobId) -> BlobSummary | None:
+            return self.shown or await super().blob(blob_id)
+
+    async def store_anew(self: Publisher, source: Source, blob_id: BlobId) -> str:
+        return "stored anew"
+
+    monkeypatch.setattr(Publisher, "_publish", store_anew)
+    net = Behind()
+    await net.transact(OWNER, Certify(net.stored(await net.reserve(), 1).certificate))
+    net.shown = net.ledger.blob(ID)
+    assert net.shown is not None
+    await delete(net, OWNER, ID)
+    assert str(await net.publisher().publish(BytesSource(BLOB.data))) == "stored anew"
+
+
 async def test_what_an_earlier_call_has_just_stored_is_not_paid_again() -> None:
     """Its block is final before any header shows the state after it."""
 
     class Behind(Net):
         is_settled = False
 
-        async def settled_account(self, owner: OwnerId) -> Account:
+        async def settle_others(self, owner: OwnerId) -> None:
             self.is_settled = True
-            return await super().settled_account(owner)
 
         async def blob(self, blob_id: BlobId) -> BlobSummary | None:
             return await super().blob(blob_id) if self.is_settled else None

@@ -1,6 +1,7 @@
 """One owner's blobs at once: no storage is taken twice, and whoever wants the same blob waits."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -87,6 +88,27 @@ class TestReservations:
             nursery.start_soon(buy)
             nursery.start_soon(buy)
         assert len(set(found)) == 2
+        assert len(reservations_of(chain.ledger, key_of(OWNER))) == 2
+
+    async def test_are_bought_at_once(self) -> None:
+        """Each waits for its block, not for the other's."""
+
+        class Slow(LedgerChain):
+            buying = 0
+            both = trio.Event()
+
+            async def transact(self, *args: object, **options: object):  # type: ignore[no-untyped-def]
+                self.buying += 1
+                if self.buying == 2:
+                    self.both.set()
+                await self.both.wait()
+                return await super().transact(*args, **options)  # type: ignore[arg-type]
+
+        chain, order = Slow(make_genesis()), Order(epochs=3)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(partial(reserve_for, chain, OWNER, units=10, order=order))
         assert len(reservations_of(chain.ledger, key_of(OWNER))) == 2
 
     def test_one_that_was_filled_is_free_once_the_chain_shows_what_is_left_of_it(self) -> None:

@@ -106,6 +106,9 @@ class LedgerChain:
     async def settled_account(self, owner: OwnerId) -> Account:
         return await self.account(owner)
 
+    async def settle_others(self, owner: OwnerId) -> None:
+        pass
+
     async def blob(self, blob_id: BlobId) -> BlobSummary | None:
         return self.ledger.blob(blob_id)
 
