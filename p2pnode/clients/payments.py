@@ -180,7 +180,11 @@ async def reserve_for(chain: Chain, key: Key, *, units: int, order: Order) -> Re
     paid, `TransactionFailed` where the network has no such storage.
     """
     async with order.till.buying:
-        reserved = await _find_or_buy(chain, key, units=units, order=order)
+        try:
+            reserved = await _find_or_buy(chain, key, units=units, order=order)
+        except BaseException:  # a purchase that breaks off may come to its end without us: the next call looks for it
+            order.till.note_change()
+            raise
         order.till.take(reserved.reservation)
     return reserved
 

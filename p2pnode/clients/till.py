@@ -53,6 +53,10 @@ class Till:
     def note_empty(self) -> None:
         self._empty_until = trio.current_time() + EMPTY_S
 
+    def note_change(self) -> None:
+        """Have unused storage be looked for again: the owner may have come by some."""
+        self._empty_until = -math.inf
+
     def take(self, reservation: ReservationId) -> None:
         assert reservation not in self._taken
         self._taken.add(reservation)
@@ -61,14 +65,14 @@ class Till:
         """Have a reservation be free again that nothing was certified under; one that is not taken is left alone."""
         if reservation in self._taken:
             self._taken.remove(reservation)
-            self._empty_until = -math.inf
+            self.note_change()
 
     def fill(self, reservation: ReservationId, *, units_left: int) -> None:
         """Have the rest of a reservation be free again, now that a blob was certified under it."""
         self._taken.discard(reservation)
         _remember(self._left, reservation, units_left)
         if units_left:
-            self._empty_until = -math.inf
+            self.note_change()
 
     @asynccontextmanager
     async def blob(self, blob_id: BlobId) -> AsyncIterator[None]:
@@ -88,7 +92,7 @@ class Till:
 
     def note_deleted(self, blob_id: BlobId) -> None:
         """Forget a blob whose storage came back."""
-        self._empty_until = -math.inf
+        self.note_change()
         self._stored.pop(blob_id, None)
 
     def was_stored(self, blob_id: BlobId) -> bool:
