@@ -13,6 +13,7 @@ from p2pnode.content.quilt import QuiltFile, build_patch_id, build_quilt
 from p2pnode.content.sealed import SealedSource
 from p2pnode.content.sources import BytesSource
 from p2pnode.errors import InconsistentBlob, PeerUnreachable, Unavailable
+from p2pnode.gateway import blobs as module
 from p2pnode.gateway.answers import FOR_EVER, SANDBOX
 from p2pnode.gateway.services import Limits
 from tests.gateway.raw import Answer, ask, build, exchange, get, parse
@@ -272,6 +273,23 @@ async def test_410_is_what_was_deleted_here_though_it_was_cached(tmp_path: Path)
         opened.services.note_stored(blob_id, "text/plain")
         answer = await get(opened.port, url(blob_id))
         assert (answer.status, answer.headers["content-type"]) == (200, "text/plain")
+
+
+async def test_what_was_deleted_here_and_stored_elsewhere_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob that only this gateway remembers stays 410 all the same: it was there."""
+    monkeypatch.setattr(module, "FRESH_S", 0.0)
+    shelf = Shelf()
+    blob_id = shelf.put(DATA)
+    live, certificate = shelf.live.pop(blob_id), shelf.certificates.pop(blob_id)
+    shelf.lose(blob_id)
+    async with open_shelf(shelf, tmp_path) as opened:
+        await opened.services.note_deleted(blob_id)
+        assert (await get(opened.port, url(blob_id))).status == 410
+        shelf.put(DATA)
+        shelf.live[blob_id], shelf.certificates[blob_id] = live, certificate
+        assert (await get(opened.port, url(blob_id))).body == DATA
 
 
 async def test_what_was_certified_just_now_is_not_gone(tmp_path: Path) -> None:
