@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from economics.blob import BlobId, Header, Root, build_blob_id_text
 from p2pnode.coding.codec import Codec
+from p2pnode.content.contents import WrongFolder
 from p2pnode.content.sealed import FRAME_BYTES, FRONT_BYTES, SEALED_FRAME_BYTES, SealedSource
 from p2pnode.content.sources import Source
 from p2pnode.content.views import View
@@ -43,10 +44,6 @@ class Saved:
 
 class _Missing(Exception):
     """The part file ends before these bytes."""
-
-
-class _OtherBytes(InputError):
-    """The blob is not what whoever named it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +95,7 @@ async def save(
             await trio.to_thread.run_sync(_verify_hash, source, content_hash)
         await trio.to_thread.run_sync(_put_in_place, source, part)
     except BaseException as fault:
-        if isinstance(fault, InconsistentBlob | _OtherBytes) or not os.fstat(handle).st_size:
+        if isinstance(fault, InconsistentBlob | WrongFolder) or not os.fstat(handle).st_size:
             part.unlink()  # nobody can ever go on with it
         raise
     finally:
@@ -203,7 +200,7 @@ def _verify_hash(source: _PartSource, content_hash: bytes) -> None:
     for start in range(0, source.length, HASH_BYTES):
         hashed.update(source.read(start, min(start + HASH_BYTES, source.length)))
     if hashed.digest() != content_hash:
-        raise _OtherBytes(f"{source.path.name!r} is not what the folder says: its maker was wrong, or means harm")
+        raise WrongFolder(f"{source.path.name!r} is not what the folder says: its maker was wrong, or means harm")
 
 
 def _put_in_place(source: _PartSource, part: Path) -> None:
