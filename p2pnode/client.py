@@ -245,7 +245,7 @@ class Client:
             if path is None:
                 return await self._shelf.save(parse_blob(blob_id), place)
             view = await self._shelf.open(parse_blob(blob_id), path)
-            with output_file(place) as sink:
+            async with output_file(place) as sink:
                 return await write_to(view, sink)
 
     async def read_folder(

@@ -216,6 +216,6 @@ async def _copy(view: View, request: Request, sink: BinaryIO, report: Report) ->
         await copy(sink)
         await trio.to_thread.run_sync(sink.flush)
     else:
-        with output_file(request.output) as file:
+        async with output_file(request.output) as file:
             await copy(file)
     return Fetched(done)

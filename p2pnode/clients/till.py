@@ -57,12 +57,19 @@ class Till:
     def note_empty(self) -> None:
         self._empty_until = trio.current_time() + EMPTY_S
 
+    def note_change(self) -> None:
+        """Have unused storage be looked for again: the owner may have come by some."""
+        self._empty_until = -math.inf
+
     @contextmanager
     def buying(self) -> Iterator[None]:
         """Keep others from looking while the block lasts; by its end what was bought is taken."""
         self._buyers += 1
         try:
             yield
+        except BaseException:  # what breaks off may come to its end without us: the next call looks for it
+            self.note_change()
+            raise
         finally:
             self._buyers -= 1
 
@@ -74,14 +81,14 @@ class Till:
         """Have a reservation be free again that nothing was certified under; one that is not taken is left alone."""
         if reservation in self._taken:
             self._taken.remove(reservation)
-            self._empty_until = -math.inf
+            self.note_change()
 
     def fill(self, reservation: ReservationId, *, units_left: int) -> None:
         """Have the rest of a reservation be free again, now that a blob was certified under it."""
         self._taken.discard(reservation)
         _remember(self._left, reservation, units_left)
         if units_left:
-            self._empty_until = -math.inf
+            self.note_change()
 
     @asynccontextmanager
     async def blob(self, blob_id: BlobId) -> AsyncIterator[None]:
@@ -101,7 +108,7 @@ class Till:
 
     def note_deleted(self, blob_id: BlobId) -> None:
         """Forget a blob whose storage came back."""
-        self._empty_until = -math.inf
+        self.note_change()
         self._stored.pop(blob_id, None)
 
     def was_stored(self, blob_id: BlobId) -> bool:

@@ -25,12 +25,13 @@ from economics.commitments import (
 from economics.committee import Committee
 from economics.crypto import SIGNATURE_BYTES, OwnerId, Signature
 from economics.errors import Reason, Rejected
+from economics.genesis import build_key_text
 from p2pnode.coding.codec import EncodedSegment
 from p2pnode.coding.encoder import Encoder, Slot
 from p2pnode.content.sources import Source, read_segments
 from p2pnode.errors import NetworkError, SpaceError
 from p2pnode.keys import Key
-from p2pnode.members import REQUEST_FAULTS, Fault, Members, Refused, give_up, verify_reply
+from p2pnode.members import REQUEST_FAULTS, Fault, Members, Refused, give_up, kind_of, verify_reply
 from p2pnode.network import frames
 from p2pnode.network.frames import receive_message, send_message
 from p2pnode.network.host import sole_exception
@@ -44,6 +45,11 @@ TAIL_S = 3.0
 EXPIRY_HEIGHTS = 20_000
 """How long nodes are bound by an upload that never reaches the chain: half an hour of full blocks, days of idle."""
 assert EXPIRY_HEIGHTS < EXPIRY_AHEAD_MAX
+
+
+def is_lack(fault: Exception) -> bool:
+    """Return whether a member lacks what the upload needs there: no fault of its own, but the user is to know."""
+    return isinstance(fault, Refused) and fault.reason is Reason.NOT_FOUND
 
 
 class TooFewNodes(NetworkError):
@@ -149,8 +155,8 @@ class Uploader:
         self.sent_bytes = 0
         self.present_segments = 0
         self._parts: dict[int, _Part] = {}
-        self._not_found: dict[int, Refused] = {}
-        """Members that lack what the upload needs there: no fault of theirs, but the user is to know."""
+        self._dropped: dict[int, Exception] = {}
+        """Members that take no part any more, and why: what they did before this upload does not count."""
         self._in_flight: list[_InFlight] = []
         self._signatures: dict[int, Signature] = {}
         self._statement: tuple[OwnerStatement, Signature, Header] | None = None
@@ -187,7 +193,7 @@ class Uploader:
             committed=self.committee.weight(self._signatures),
             sent_bytes=self.sent_bytes,
             present_segments=self.present_segments,
-            faults=tuple(self.members.faults.values()),
+            faults=tuple(self._fault(member) for member, why in self._dropped.items() if not is_lack(why)),
         )
 
     async def _encode_all(self, source: Source) -> list[Root]:
@@ -281,15 +287,19 @@ class Uploader:
     def _too_few(self) -> NetworkError | SpaceError:
         if self.committee.weight(self._parts.keys() | self._ended) >= self.committee.quorum:
             return EpochEnded("an epoch ended while the file was stored: store it again, it sends what moved")
-        known = [str(fault) for fault in self.members.faults.values()]
-        faults = "; ".join([*known, *(f"node {member} refused: {why}" for member, why in self._not_found.items())])
+        faults = "; ".join(str(self._fault(member)) for member in self._dropped)
         message = (
             f"members with {self.committee.weight(self._parts)} shards take part, {self.committee.quorum} are needed "
             f"({faults}). What was sent is kept: run the same command again when more nodes are up"
         )
-        full = [fault for fault in self.members.faults.values() if fault.detail.startswith(Reason.OVER_BUDGET)]
-        unpaid = any(fault.detail.startswith(Reason.UNPAID) for fault in self.members.faults.values())
-        return SpaceError(message) if full else TooFewNodes(message, unpaid=unpaid or bool(self._not_found))
+        reasons = {why.reason for why in self._dropped.values() if isinstance(why, Refused)}
+        if Reason.OVER_BUDGET in reasons:
+            return SpaceError(message)
+        return TooFewNodes(message, unpaid=not reasons.isdisjoint((Reason.UNPAID, Reason.NOT_FOUND)))
+
+    def _fault(self, member: int) -> Fault:
+        why = self._dropped[member]
+        return Fault(member, build_key_text(self.members.node_of(member)), kind_of(why), str(why))
 
     async def _wait_for_slot(self) -> None:
         while not self.encoder.has_free_slot:
@@ -316,9 +326,8 @@ class Uploader:
         if isinstance(fault, Refused) and fault.reason is Reason.WRONG_EPOCH:
             self._ended.add(member)
         else:
+            self._dropped[member] = fault
             self.members.blame(member, fault)
-        if isinstance(fault, Refused) and fault.reason is Reason.NOT_FOUND:
-            self._not_found[member] = fault
         part = self._parts.pop(member, None)
         if part is not None:
             part.scope.cancel()

@@ -30,6 +30,10 @@ class NoKey(InputError):
     """A blob is sealed, and nobody here knows its key."""
 
 
+class WrongFolder(InputError):
+    """A file is not what its folder says: the folder's maker was wrong, or means harm."""
+
+
 class Kind(StrEnum):
     """What a blob is."""
 
@@ -158,13 +162,16 @@ async def find_key(view: View, keys: Keys, blob_id: BlobId) -> bytes | None:
 
 
 async def open_folder_file(open_blob: OpenBlob, manifest: Manifest, file: FolderFile) -> View:
-    """Return the plain bytes of a folder's file, which may be in a sealed blob."""
+    """Return the plain bytes of a folder's file, which may be in a sealed blob.
+
+    Raises `WrongKey` and `WrongFolder`, as reading does, and what `open_blob` does.
+    """
     blob = manifest.blobs[file.blob]
     view = await open_blob(blob.blob_id)
     if blob.key:
         view = SealedView(view, blob.key)
     if view.length != blob.length:
-        raise InputError(f"the folder is wrong about the blob that {file.path!r} is in: it has {view.length} bytes")
+        raise WrongFolder(f"the folder is wrong about the blob that {file.path!r} is in: it has {view.length} bytes")
     return HashedView(SliceView(view, file.offset, file.length), file.content_hash, file.path)
 
 
@@ -201,7 +208,7 @@ class HashedView:
         if self.length:
             await self.inner.read(pass_on)
         if hashed.digest() != self.content_hash:
-            raise InputError(f"{self.name!r} is not what the folder says: its maker was wrong, or means harm")
+            raise WrongFolder(f"{self.name!r} is not what the folder says: its maker was wrong, or means harm")
 
 
 async def read_prefix(view: View) -> bytes:

@@ -268,8 +268,13 @@ def verify_manifest(manifest: Manifest) -> None:
         manifest.verify()
     except Rejected as fault:
         raise InputError(f"this is not a folder: {fault.detail}") from fault
+    verify_names(manifest)
+
+
+def verify_names(manifest: Manifest) -> None:
+    """Raise `InputError` for a name that a restore itself writes."""
     for path in (*(file.path for file in manifest.files), *manifest.empty):
-        if f"{path}/".find(f"{PART_SUFFIX}/") >= 0:
+        if f"{PART_SUFFIX}/" in f"{path}/":
             raise InputError(f"the folder has {path!r}, a name that only unfinished downloads have")
 
 

@@ -7,8 +7,9 @@ A whole blob goes through a part file beside it, which outlives any kill and is 
 import contextlib
 import fcntl
 import os
+import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from blake3 import blake3
 
 from economics.blob import BlobId, Header, Root, build_blob_id_text
 from p2pnode.coding.codec import Codec
+from p2pnode.content.contents import WrongFolder
 from p2pnode.content.sealed import FRAME_BYTES, FRONT_BYTES, SEALED_FRAME_BYTES, SealedSource
 from p2pnode.content.sources import Source
 from p2pnode.content.views import View
@@ -43,10 +45,6 @@ class Saved:
 
 class _Missing(Exception):
     """The part file ends before these bytes."""
-
-
-class _OtherBytes(InputError):
-    """The blob is not what whoever named it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +94,10 @@ async def save(
             await _fill(view, source, kept, report)
         if content_hash is not None:
             await trio.to_thread.run_sync(_verify_hash, source, content_hash)
-        await trio.to_thread.run_sync(_put_in_place, source, part)
+        await trio.to_thread.run_sync(_put_in_place, handle, part, path)
     except BaseException as fault:
-        if isinstance(fault, InconsistentBlob | _OtherBytes) or not os.fstat(handle).st_size:
-            part.unlink()  # nobody can ever go on with it
+        if isinstance(fault, InconsistentBlob | WrongFolder) or not os.fstat(handle).st_size:
+            part.unlink(missing_ok=True)  # nobody can ever go on with it
         raise
     finally:
         os.close(handle)
@@ -108,8 +106,12 @@ async def save(
 
 def build_part_path(path: Path, blob_id: BlobId) -> Path:
     """Return where a blob on its way to `path` is kept; a name that has no room for it is cut."""
-    end = f".{build_blob_id_text(blob_id)[:ID_CHARACTERS]}.part"
-    name, room = path.name, NAME_BYTES_MAX - 1 - len(end)
+    return _beside(path, build_blob_id_text(blob_id)[:ID_CHARACTERS])
+
+
+def _beside(path: Path, tag: str) -> Path:
+    name, end = path.name, f".{tag}.part"
+    room = NAME_BYTES_MAX - 1 - len(end)
     if len(os.fsencode(name)) > room:
         name = os.fsencode(name)[:room].decode(errors="ignore")
     return path.with_name(f".{name}{end}")
@@ -203,33 +205,35 @@ def _verify_hash(source: _PartSource, content_hash: bytes) -> None:
     for start in range(0, source.length, HASH_BYTES):
         hashed.update(source.read(start, min(start + HASH_BYTES, source.length)))
     if hashed.digest() != content_hash:
-        raise _OtherBytes(f"{source.path.name!r} is not what the folder says: its maker was wrong, or means harm")
+        raise WrongFolder(f"{source.path.name!r} is not what the folder says: its maker was wrong, or means harm")
 
 
-def _put_in_place(source: _PartSource, part: Path) -> None:
-    with _faults_named(source.path):
-        os.fsync(source.handle)
-        part.replace(source.path)
-        sync_directory(source.path.parent)
-
-
-@contextlib.contextmanager
-def output_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes its name only when all of it is written; what is there before stays until then."""
-    verify_target(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two readers of one file do not write into each other
+def _put_in_place(handle: int, part: Path, path: Path) -> None:
     with _faults_named(path):
-        file = part.open("wb")
+        os.fsync(handle)
+        part.replace(path)
+        sync_directory(path.parent)
+
+
+@contextlib.asynccontextmanager
+async def output_file(path: Path) -> AsyncIterator[BinaryIO]:
+    """Open a file that takes its name only when all of it is written; what is there before stays until then.
+
+    Raises `InputError`, `SpaceError`.
+    """
+    verify_target(path)
+    part = _beside(path, secrets.token_hex(ID_CHARACTERS // 2))  # two who write one file do not write into each other
+    with _faults_named(path):
+        file = part.open("xb")
     try:
         with file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with _faults_named(path):
+                file.flush()
+            await trio.to_thread.run_sync(_put_in_place, file.fileno(), part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    part.replace(path)
-    sync_directory(path.parent)
 
 
 def write_views(sink: BinaryIO, views: list[memoryview]) -> None:

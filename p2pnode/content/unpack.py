@@ -1,21 +1,23 @@
 """Puts all files of a quilt into a folder: the quilt beside them first, as it can be continued, then they out of it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 from blake3 import blake3
 
-from economics.blob import BlobId, Header
+from economics.blob import BlobId, Header, build_blob_id_text
 from economics.crypto import DIGEST_BYTES
 from economics.errors import Rejected
 from p2pnode.coding.codec import Codec
 from p2pnode.content.manifest import FolderBlob, FolderFile, Manifest
-from p2pnode.content.placing import Restored
+from p2pnode.content.placing import Restored, verify_names
 from p2pnode.content.quilt import Index
 from p2pnode.content.restore import restore
-from p2pnode.content.resume import save
+from p2pnode.content.resume import build_part_path, save
+from p2pnode.content.scan import PART_SUFFIX
 from p2pnode.content.sources import FileSource, Source
 from p2pnode.content.views import View, Write, verify_range
 from p2pnode.errors import InputError
@@ -55,23 +57,29 @@ async def unpack(
     anything is fetched where the names are no paths below a folder, and what `save` and `restore` do.
     """
     draft = build_folder(index, header.blob_id, view.length)
-    try:
-        await trio.to_thread.run_sync(lambda: target.mkdir(parents=True, exist_ok=True))
-    except OSError as fault:
-        raise InputError(f"cannot use {target}: {fault.strerror}") from fault
-    whole = target / ".quilt"
+    whole = target / f".{build_blob_id_text(header.blob_id)}{PART_SUFFIX}"
+    await trio.to_thread.run_sync(take_up, whole, header.blob_id)
     await save(view, whole, header=header, codec=codec, key=key, report=report)
+    source = await trio.to_thread.run_sync(FileSource.open, whole)
+    manifest = await trio.to_thread.run_sync(hash_files, draft, source)
+
+    async def open_whole(blob_id: BlobId, key: bytes | None) -> View:
+        await trio.lowlevel.checkpoint()
+        return SourceView(source)
+
+    restored = await restore(manifest, target, open_whole)
+    await trio.to_thread.run_sync(lambda: whole.unlink(missing_ok=True))
+    return restored
+
+
+def take_up(whole: Path, blob_id: BlobId) -> None:
+    """Make the folder, and what an earlier call fetched whole the part that the next one checks and goes on with."""
     try:
-        source = await trio.to_thread.run_sync(FileSource.open, whole)
-        manifest = await trio.to_thread.run_sync(hash_files, draft, source)
-
-        async def open_whole(blob_id: BlobId, key: bytes | None) -> View:
-            await trio.lowlevel.checkpoint()
-            return SourceView(source)
-
-        return await restore(manifest, target, open_whole)
-    finally:
-        whole.unlink(missing_ok=True)
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            whole.replace(build_part_path(whole, blob_id))
+    except OSError as fault:
+        raise InputError(f"cannot use {whole.parent}: {fault.strerror}") from fault
 
 
 def build_folder(index: Index, blob_id: BlobId, length: int) -> Manifest:
@@ -82,6 +90,7 @@ def build_folder(index: Index, blob_id: BlobId, length: int) -> Manifest:
         made.verify()
     except Rejected as fault:
         raise InputError(f"these files make no folder ({fault.detail}): read them one by one, ID/NAME") from fault
+    verify_names(made)
     return made
 
 

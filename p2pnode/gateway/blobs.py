@@ -4,6 +4,7 @@ Whether a blob was never stored, is gone, is wrong or is only out of reach just 
 """
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ log = logging.getLogger("p2pnode.gateway")
 
 KNOWN_MAX = 4_096
 FRESH_S = 60.0
-"""For which what the chain said of a blob holds: what was deleted elsewhere is found gone after this at the latest."""
+"""For which what the chain said of a blob holds: one that was deleted elsewhere is found gone after this at the latest,
+unless all of it is in the cache, and one that was deleted here and stored again elsewhere is found again."""
 CERTIFICATE_S = 5.0
 """For a member to show a blob's certificate: members are asked one after the other."""
 PEERS_ASKING_MAX = 8
@@ -63,7 +65,8 @@ class Blobs:
         self.swarm = swarm
         self.segments = Segments(session.reader, cache, nursery, swarm)
         self._known: OrderedDict[BlobId, tuple[Known, float]] = OrderedDict()
-        self._gone: OrderedDict[BlobId, None] = OrderedDict()
+        self._gone: OrderedDict[BlobId, float] = OrderedDict()
+        """Blobs that were deleted through this gateway, and until when the chain need not be asked."""
         self._types: OrderedDict[BlobId, str] = OrderedDict()
         """Content types that were put on chain through this gateway: by another entry, maybe, than the first."""
         self._lookups: Flights[BlobId, Known] = Flights(nursery)
@@ -83,7 +86,7 @@ class Blobs:
     def forget(self, blob_id: BlobId) -> None:
         """Remember that a blob is deleted, and drop what is cached of it; for a worker thread is `cache.drop`."""
         self._known.pop(blob_id, None)
-        self._gone[blob_id] = None
+        self._gone[blob_id] = trio.current_time() + FRESH_S
         if len(self._gone) > KNOWN_MAX:
             self._gone.popitem(last=False)
         self.segments.forget(blob_id)
@@ -114,7 +117,7 @@ class Blobs:
         Raises `HttpFault`: 404 if nobody has it and the chain does not know it, 410 if it was certified and is owed no
         more, 422 if it is proven wrong, 503 if it cannot be told or read now.
         """
-        if blob_id in self._gone:
+        if trio.current_time() < self._gone.get(blob_id, -math.inf):
             raise gone(blob_id)
         known, until = self._known.get(blob_id, (None, 0.0))
         if known is not None and trio.current_time() < until:
@@ -208,7 +211,7 @@ class Blobs:
             case None:
                 raise unavailable(f"the network does not answer, so nobody knows of this blob: {fault}") from fault
             case (None, _) if isinstance(fault, Unavailable):
-                raise missing(blob_id) from fault
+                raise (gone if blob_id in self._gone else missing)(blob_id) from fault
             case (None, _):
                 raise unavailable(f"too few nodes answer to tell whether the blob was ever stored: {fault}") from fault
             case _:

@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 from economics.blob import BlobId
+from p2pnode.content.contents import open_folder_file
 from p2pnode.content.manifest import FolderFile, Manifest, NotAFolder, read_manifest
 from p2pnode.content.quilt import Index, NotAQuilt, read_index
-from p2pnode.content.sealed import SealedView
-from p2pnode.content.views import SliceView, View
+from p2pnode.content.views import View
 from p2pnode.gateway.blobs import Blobs
 from p2pnode.gateway.faults import HttpFault
 from p2pnode.gateway.flights import Flights
@@ -78,10 +78,8 @@ class Contents:
 
     async def file_view(self, manifest: Manifest, file: FolderFile, *, strict: bool = False) -> View:
         """Return the plain bytes of a file in a folder, whose manifest has the keys of what is sealed in it."""
-        blob = manifest.blobs[file.blob]
-        view: View = self.blobs.view(await self.blobs.find(blob.blob_id), strict=strict)
-        if blob.key:
-            view = SealedView(view, blob.key)
-        if view.length != blob.length:
-            raise HttpFault(404, "the folder is damaged: it says another length than a blob of it has", "NOT_A_FOLDER")
-        return SliceView(view, file.offset, file.length)
+
+        async def open_blob(blob_id: BlobId) -> View:
+            return self.blobs.view(await self.blobs.find(blob_id), strict=strict)
+
+        return await open_folder_file(open_blob, manifest, file)

@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from economics.errors import Rejected
+from p2pnode.content.contents import WrongFolder
+from p2pnode.content.sealed import WrongKey
 from p2pnode.errors import (
     ConfigError,
     InconsistentBlob,
@@ -84,6 +86,8 @@ def classify(fault: Exception) -> HttpFault:
             return fault
         case InconsistentBlob():
             return HttpFault(422, str(fault), "INVALID_BLOB")
+        case WrongFolder() | WrongKey():  # the keys that a gateway has are those in folders
+            return HttpFault(404, str(fault), "NOT_A_FOLDER")
         case InputError():
             return HttpFault(400, str(fault), "INVALID_INPUT")
         case Unpaid():

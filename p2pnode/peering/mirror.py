@@ -153,7 +153,7 @@ class Fetcher:
             view = content.view
         if output is None:
             return Got(await copy(view, sink, report), is_sealed=is_sealed)
-        with output_file(output) as file:
+        async with output_file(output) as file:
             return Got(await copy(view, file, report))
 
     async def _get_blob(self, content: Content, output: Path, report: Report) -> Got:

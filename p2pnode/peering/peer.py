@@ -157,6 +157,7 @@ def telling(discovery: Discovery, swarm: Swarm | None) -> Tell:
 async def keep_announcing(discovery: Discovery, server: BlobServer) -> None:
     """Tell the DHT what is served here, as it comes and goes."""
     announced: set[BlobId] = set()
+    is_full = False
 
     def list_all() -> set[BlobId]:
         return {blob_id for holdings in list(server.holdings) for blob_id in holdings.blob_ids()}
@@ -165,12 +166,16 @@ async def keep_announcing(discovery: Discovery, server: BlobServer) -> None:
         present = await trio.to_thread.run_sync(list_all)
         for blob_id in announced - present:
             discovery.withdraw(blob_id)
+        announced &= present
         try:
             for blob_id in present - announced:
                 await discovery.provide(blob_id)
+                announced.add(blob_id)
+            is_full = False
         except DiscoveryError as fault:
-            log.warning("not all blobs are announced: %s", fault)
-        announced = present
+            if not is_full:
+                log.warning("not all blobs are announced: %s", fault)
+            is_full = True
         await trio.sleep(ANNOUNCE_S)
 
 

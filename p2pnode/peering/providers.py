@@ -31,7 +31,8 @@ REQUESTS_AT_ONCE = 4
 """To one provider: one is on its way while another is read from its disk; it has room for 8 streams of a peer."""
 PAUSE_S = 0.5
 STRIKES_MAX = 5
-"""A provider that fails is asked again after 0.5, 1, 2, 4 s: it may have been restarted; then no more in this run."""
+"""A provider that fails is asked again after 0.5, 1, 2, 4 s: it may have been restarted; then no more until all are
+forgiven."""
 REFUSALS_MAX = 20
 """In a row, each after a pause: whoever is always over its budget serves nobody."""
 LACKS_MAX = 8
@@ -42,6 +43,8 @@ LACKS_IN_A_ROW_MAX = 24
 RATED_BYTES = 65_536
 """What less than this takes is the way there and back, and says nothing of a rate."""
 ADDRESS_CHARS_MAX = 300
+KNOWN_MAX = 4_096
+"""Peers remembered: anybody can make up more, for as long as a gateway runs."""
 
 Contact = tuple[NodeId, tuple[str, ...]]
 """A node, and where it may be dialled; nowhere for one that the DHT is to find."""
@@ -79,6 +82,13 @@ class Provider:
     """Segments that it said it has not: how often, and until when it is not asked again."""
     lacks_in_a_row: Counter[BlobId] = field(default_factory=Counter)
     idle: list[Stream] = field(default_factory=list)
+
+    def forgive(self) -> None:
+        """Forget what it did and what it had not."""
+        self.room, self.paused_until, self.strikes, self.refusals = REQUESTS_AT_ONCE, 0.0, 0, 0
+        self.is_slow = self.is_excluded = False
+        self.lacks.clear()
+        self.lacks_in_a_row.clear()
 
     def note_good(self, blob_id: BlobId, size: int, seconds: float) -> None:
         if size >= RATED_BYTES:
@@ -155,9 +165,26 @@ class Providers:
 
     def get(self, node: NodeId, addresses: Sequence[str] = ()) -> Provider:
         """Return a peer, known from here on, with these addresses besides those that it has."""
+        if node not in self._known:
+            self._make_room()
         provider = self._known.setdefault(node, Provider(node))
         provider.addresses = tuple(dict.fromkeys((*provider.addresses, *addresses)))[:8]
         return provider
+
+    def _make_room(self) -> None:
+        """Forget the peer that has been known longest of those with nothing under way, if there are too many."""
+        if len(self._known) >= KNOWN_MAX:
+            spare = (node for node, one in self._known.items() if not one.in_flight and not one.idle)
+            if (node := next(spare, None)) is not None:
+                del self._known[node]
+                self.faults.pop(node, None)
+
+    def forgive(self) -> None:
+        """Give every peer another chance but those that lied."""
+        for provider in self._known.values():
+            fault = self.faults.get(provider.node)
+            if fault is None or fault.kind is not FaultKind.WRONG_BYTES:
+                provider.forgive()
 
     def best_rate(self) -> float | None:
         """Return the bytes per second of the best peer's requests, None before any was answered."""

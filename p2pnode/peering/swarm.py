@@ -1,11 +1,13 @@
 """Blobs from peers that have them, several asked at once; from the members' slivers where no peer gives a segment.
 
 A segment is passed on when it encodes to its root, which the blob's ID binds: so it matters to nobody who sent it.
-Whoever sends anything else is named and never asked again in this run. Whoever stalls keeps nobody waiting: another one
+Whoever sends anything else is named and never asked again in this run; whoever is away or has nothing is asked again
+after a minute, between two requests. Whoever stalls keeps nobody waiting: another one
 is asked for the same segment, and the first answer counts. Peers come from the caller (`--peer`, a link), from the DHT,
 and from peers that were asked; anybody may say that he has a blob, and none of them costs more than a request.
 """
 
+import math
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
@@ -44,6 +46,8 @@ LOOK_FIRST_S = 1.0
 LOOK_AGAIN_S = 30.0
 """While a blob is read, the DHT is asked for further peers: first when that has gone on for a second, as a walk costs
 more than a small blob, and then so often."""
+FORGIVE_S = 60.0
+"""A peer that was away, or had not what was asked, is given another chance after so long: a gateway runs for months."""
 
 T = TypeVar("T")
 
@@ -74,6 +78,8 @@ class Swarm:
         self._searches: OrderedDict[BlobId, Search] = OrderedDict()
         self._checking = trio.CapacityLimiter(min(CHECKS_MAX, os.cpu_count() or 1))
         self._matrices: list[bytearray] = []
+        self._pursuits = 0
+        self._forgiven_at = -math.inf
         self.add_peers(peers)
 
     def add_peers(self, peers: Iterable[Contact]) -> None:
@@ -161,7 +167,18 @@ class Swarm:
         return data
 
     async def _pursue(self, want: Want[T], *, ahead: int) -> tuple[T, Provider | None]:
-        return await Pursuit(want, self.providers, self.discovery, ahead=ahead, checking=self._checking).run()
+        self._forgive()
+        self._pursuits += 1
+        try:
+            return await Pursuit(want, self.providers, self.discovery, ahead=ahead, checking=self._checking).run()
+        finally:
+            self._pursuits -= 1
+
+    def _forgive(self) -> None:
+        """Give peers another chance, now and then, while nobody counts on what is known of them."""
+        if not self._pursuits and trio.current_time() - self._forgiven_at > FORGIVE_S:
+            self._forgiven_at = trio.current_time()
+            self.providers.forgive()
 
     async def _from_members(self, reader: Reader, header: Header, index: int) -> bytes | bytearray:
         """Put a segment together from slivers; one that does not encode to its root is its writer's doing."""

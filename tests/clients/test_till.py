@@ -152,6 +152,28 @@ class TestReservations:
         await trio.sleep(module.EMPTY_S)
         assert (await buy())[1] == 6
 
+    async def test_one_whose_purchase_was_broken_off_is_found_by_the_next_call(self) -> None:
+        """An upload that fails ends the purchase beside it, whose transaction may be on its way."""
+
+        class Lost(LedgerChain):
+            is_lost = True
+
+            async def transact(self, *args: object, **options: object):  # type: ignore[no-untyped-def]
+                outcome = await super().transact(*args, **options)  # type: ignore[arg-type]
+                if self.is_lost:
+                    await trio.sleep_forever()
+                return outcome
+
+        chain, order = Lost(make_genesis()), Order(epochs=3)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(reserve_for, chain, OWNER, units=10, order=order))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        chain.is_lost = False
+        bought = reservations_of(chain.ledger, key_of(OWNER))
+        found = await reserve_for(chain, OWNER, units=10, order=order)
+        assert [(one.reservation, 0) for one in bought] == [(found.reservation, found.cost_frost)]
+
     async def test_what_is_left_of_one_that_was_held_is_told(self) -> None:
         chain, order = LedgerChain(make_genesis()), Order(epochs=3)
         bought = await reserve_for(chain, OWNER, units=10, order=order)

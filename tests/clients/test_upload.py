@@ -12,7 +12,8 @@ import trio
 import trio.testing
 
 from economics.arguments import Certify, Reserve
-from economics.commitments import ReservationId
+from economics.commitments import ZERO_RESERVATION, ReservationId
+from economics.errors import Reason
 from economics.genesis import Genesis
 from economics.ledger import Code
 from p2pnode.clients.upload import (
@@ -28,9 +29,9 @@ from p2pnode.clients.upload import (
 from p2pnode.coding.codec import Kind
 from p2pnode.coding.encoder import Encoder, open_encoder
 from p2pnode.content.sources import FileSource
-from p2pnode.errors import InputError, NodeError, SpaceError, Unpaid
+from p2pnode.errors import InputError, NodeError, PeerUnreachable, SpaceError, Unpaid
 from p2pnode.keys import Key
-from p2pnode.members import FaultKind
+from p2pnode.members import FaultKind, Refused
 from p2pnode.network.stream import Stream
 from p2pnode.slivers.storage import Reply, send_honestly
 from tests.chain import Chain
@@ -240,6 +241,22 @@ class TestReservation:
                     await run.make_uploader(encoder, OWNER).run(FileSource(run.file, 10), borrow)
         assert [server.signed for server in run.servers] == [[]] * 4
 
+    async def test_that_is_refused_is_told_whatever_members_did_in_calls_before(self, tmp_path: Path) -> None:
+        """A client that stays open stores again: who refuses now may have been away an hour ago."""
+        async with open_run(tmp_path) as run:
+            run.file.write_bytes(content(10))
+            for member in range(4):
+                run.members.blame(member, PeerUnreachable("an hour ago"))
+
+            async def reserve_nothing() -> Deal:
+                return run.deal(ZERO_RESERVATION)
+
+            async with open_encoder(make_codec(FOUR), length=10) as encoder:
+                with pytest.raises(TooFewNodes, match="nobody signs for what is not paid") as caught:
+                    await run.make_uploader(encoder, OWNER).run(FileSource(run.file, 10), reserve_nothing)
+        assert caught.value.unpaid
+        assert "an hour ago" not in str(caught.value)
+
 
 class TestEpochs:
     def fall_behind(self, run: Run, *members: int) -> None:
@@ -410,6 +427,15 @@ class TestFailure:
             error = await failure(run, content(4600))
         assert isinstance(error, SpaceError)
         assert str(error).count("over_budget: the quota of 1000 bytes is used up") == 2
+
+    async def test_says_what_failed_now_and_not_what_did_in_calls_before(self, tmp_path: Path) -> None:
+        async with open_run(tmp_path) as run:
+            run.members.blame(1, Refused(Reason.OVER_BUDGET, "full an hour ago", retry=True))
+            assert (await run.store(content(4500))).faults == ()
+            run.network.down = {1, 3}
+            error = await failure(run, content(4600))
+        assert isinstance(error, TooFewNodes)
+        assert str(error).count("unreachable: no answer") == 2
 
     async def test_keeps_what_was_sent_for_the_next_try(self, tmp_path: Path) -> None:
         async with open_run(tmp_path) as run:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -258,30 +259,56 @@ async def test_a_target_that_is_no_file_is_refused_and_left_alone(tmp_path: Path
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for special in (pipe, tmp_path):
-        with pytest.raises(InputError), output_file(special):
-            pass
+        with pytest.raises(InputError):
+            async with output_file(special):
+                pass
         with pytest.raises(InputError):
             await run(MemoryView(), special)
     assert pipe.is_fifo()
     assert names(tmp_path) == ["pipe"]
 
 
-def test_an_output_that_begins_anew_replaces_a_file_only_when_it_is_whole(tmp_path: Path) -> None:
+async def test_an_output_that_begins_anew_replaces_a_file_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def fail() -> None:
-        with output_file(path) as sink:
+    async def fail() -> None:
+        async with output_file(path) as sink:
             sink.write(b"half")
             raise KeyError
 
     with pytest.raises(KeyError):
-        fail()
+        await fail()
     assert (path.read_bytes(), names(tmp_path)) == (b"old", ["file"])
-    with output_file(path) as sink:
+    async with output_file(path) as sink:
         sink.write(b"new")
         assert path.read_bytes() == b"old"
     assert (path.read_bytes(), names(tmp_path)) == (b"new", ["file"])
+
+
+async def test_two_tasks_of_one_program_do_not_write_into_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    async with output_file(path) as slow:
+        slow.write(b"slow and ")
+        slow.flush()
+        async with output_file(path) as quick:
+            quick.write(b"quick")
+        assert path.read_bytes() == b"quick"
+        slow.write(b"whole")
+    assert (path.read_bytes(), names(tmp_path)) == (b"slow and whole", ["file"])
+
+
+async def test_an_output_whose_folder_goes_away_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    async def write() -> None:
+        async with output_file(folder / "file") as sink:
+            sink.write(b"bytes")
+            shutil.rmtree(folder)
+
+    with pytest.raises(InputError, match=f"cannot write {folder}/file"):
+        await write()
 
 
 @pytest.mark.parametrize("name", ["f" * 255, "\N{SNOWMAN}" * 85])

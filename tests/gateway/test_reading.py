@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 import trio
+from blake3 import blake3
 
 from economics.blob import BlobId, Header, build_blob_id_text
 from p2pnode.content.manifest import FolderBlob, FolderFile, Manifest
@@ -13,6 +14,7 @@ from p2pnode.content.quilt import QuiltFile, build_patch_id, build_quilt
 from p2pnode.content.sealed import SealedSource
 from p2pnode.content.sources import BytesSource
 from p2pnode.errors import InconsistentBlob, PeerUnreachable, Unavailable
+from p2pnode.gateway import blobs as module
 from p2pnode.gateway.answers import FOR_EVER, SANDBOX
 from p2pnode.gateway.services import Limits
 from tests.gateway.raw import Answer, ask, build, exchange, get, parse
@@ -272,6 +274,23 @@ async def test_410_is_what_was_deleted_here_though_it_was_cached(tmp_path: Path)
         opened.services.note_stored(blob_id, "text/plain")
         answer = await get(opened.port, url(blob_id))
         assert (answer.status, answer.headers["content-type"]) == (200, "text/plain")
+
+
+async def test_what_was_deleted_here_and_stored_elsewhere_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob that only this gateway remembers stays 410 all the same: it was there."""
+    monkeypatch.setattr(module, "FRESH_S", 0.0)
+    shelf = Shelf()
+    blob_id = shelf.put(DATA)
+    live, certificate = shelf.live.pop(blob_id), shelf.certificates.pop(blob_id)
+    shelf.lose(blob_id)
+    async with open_shelf(shelf, tmp_path) as opened:
+        await opened.services.note_deleted(blob_id)
+        assert (await get(opened.port, url(blob_id))).status == 410
+        shelf.put(DATA)
+        shelf.live[blob_id], shelf.certificates[blob_id] = live, certificate
+        assert (await get(opened.port, url(blob_id))).body == DATA
 
 
 async def test_what_was_certified_just_now_is_not_gone(tmp_path: Path) -> None:
@@ -577,17 +596,19 @@ async def test_what_is_in_no_quilt_is_not_found(tmp_path: Path) -> None:
         assert error_of(await get(opened.port, "/v1/blobs/by-quilt-patch-id/abc"))[0] == 400
 
 
-def put_folder(shelf: Shelf) -> BlobId:
-    plain = b"<h1>index</h1>" + b"body { color: red }"
-    secret = SealedSource(BytesSource(b"what was sealed"), b"k" * 32)
+def put_folder(shelf: Shelf, *, style: bytes = b"body { color: red }") -> BlobId:
+    """Store a folder whose style sheet is said to be 19 bytes of red."""
+    index, sealed = b"<h1>index</h1>", b"what was sealed"
+    plain = index + style
+    secret = SealedSource(BytesSource(sealed), b"k" * 32)
     blobs = (
         FolderBlob(shelf.put(plain), len(plain)),
         FolderBlob(shelf.put(secret.read(0, secret.length)), 15, b"k" * 32),
     )
     files = (
-        FolderFile("index.html", 14, False, b"\x01" * 32, 0, 0),
-        FolderFile("style/main.css", 19, False, b"\x02" * 32, 0, 14),
-        FolderFile("style/secret", 15, True, b"\x03" * 32, 1, 0),
+        FolderFile("index.html", 14, False, blake3(index).digest(), 0, 0),
+        FolderFile("style/main.css", 19, False, blake3(b"body { color: red }").digest(), 0, 14),
+        FolderFile("style/secret", 15, True, blake3(sealed).digest(), 1, 0),
     )
     return shelf.put(Manifest(blobs, files, ("void",)).encode())
 
@@ -612,6 +633,14 @@ async def test_a_folder_is_a_site(tmp_path: Path) -> None:
         assert (await get(opened.port, f"{base}/void/")).status == 200
         for path in ("no", "style/no", "../x", "%2e%2e/%2e%2e/etc/passwd", "style//main.css", "/etc/passwd", "a%00b"):
             assert error_of(await get(opened.port, f"{base}/{path}"))[2] == "FILE_NOT_FOUND"
+
+
+async def test_a_file_that_is_not_what_the_folder_says_is_not_given(tmp_path: Path) -> None:
+    shelf = Shelf()
+    base = f"/v1/blobs/by-folder-id/{build_blob_id_text(put_folder(shelf, style=b'body { color: tan }'))}"
+    async with open_shelf(shelf, tmp_path) as opened:
+        assert error_of(await get(opened.port, f"{base}/style/main.css")) == (404, "NOT_FOUND", "NOT_A_FOLDER")
+        assert (await get(opened.port, f"{base}/index.html")).status == 200
 
 
 async def test_what_is_no_folder_is_not_found(tmp_path: Path) -> None:

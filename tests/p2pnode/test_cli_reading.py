@@ -139,7 +139,7 @@ def test_a_quilt_is_restored_as_a_folder_too(home: Path, folder: Path, tmp_path:
     (folder / "a.txt").write_text("in a quilt\n", encoding="utf-8")
     for words in ((), ("--encrypt",)):
         quilt, target = run(home, "store", "--quilt", *words, folder).last, tmp_path / f"back{len(words)}"
-        part = build_part_path(target / ".quilt", parse_blob_id(quilt))
+        part = build_part_path(target / f".{quilt}.p2pnode-part", parse_blob_id(quilt))
         part.parent.mkdir()
         part.write_bytes(b"damaged")
         done = run(home, "read", quilt, "-o", target)

@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 
+from dht.discovery import Discovery, DiscoveryError
 from economics.blob import BlobId, Header
 from economics.genesis import build_key_text
 from economics.geometry import Code
@@ -23,12 +24,24 @@ from p2pnode.network.frames import Incoming, send_message
 from p2pnode.network.stream import Stream
 from p2pnode.peering import peer as peers
 from p2pnode.peering import providers, pursuit
-from p2pnode.peering.blobserver import PROTOCOL
+from p2pnode.peering.blobserver import PROTOCOL, BlobServer
 from p2pnode.peering.library import Library
 from p2pnode.peering.peer import Growing, Peer, choose_listen, open_peer
 from p2pnode.peering.providers import Contact
 from tests.p2pnode.server import MemoryNetwork, Server, make_members
-from tests.p2pnode.swarming import BLOB, BLOB_ID, LOOPBACK, Shown, collect, header_then, lie, open_swarm, right, serve
+from tests.p2pnode.swarming import (
+    BLOB,
+    BLOB_ID,
+    CODE,
+    LOOPBACK,
+    Shown,
+    collect,
+    header_then,
+    lie,
+    open_swarm,
+    right,
+    serve,
+)
 from tests.small import OPERATORS, encode_blob, make_codec, make_genesis, make_pairs
 
 SIZE = 300_000
@@ -110,6 +123,40 @@ class TestWithoutAnyNetwork:
             open_one(tmp_path / "b", contact(server), listen=()) as reader,
         ):
             assert await read(reader, header.blob_id) == bytes(SIZE)
+
+    async def test_what_found_no_room_in_the_dht_is_announced_once_there_is_some(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Narrow:
+            def __init__(self) -> None:
+                self.said: set[bytes] = set()
+                self.refused = trio.Event()
+                self.said_again = trio.Event()
+
+            async def provide(self, blob_id: bytes) -> None:
+                await trio.lowlevel.checkpoint()
+                if self.said:
+                    self.refused.set()
+                    raise DiscoveryError("full")
+                self.said.add(blob_id)
+                if self.refused.is_set():
+                    self.said_again.set()
+
+            def withdraw(self, blob_id: bytes) -> None:
+                self.said.remove(blob_id)
+
+        monkeypatch.setattr(peers, "ANNOUNCE_S", 0.01)
+        blobs = [encode_blob(CODE, bytes([number])) for number in range(2)]
+        shown, narrow = Shown(*blobs), Narrow()
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(peers.keep_announcing, cast(Discovery, narrow), BlobServer(shown))
+                await narrow.refused.wait()
+                (first,) = narrow.said
+                del shown.blobs[BlobId(first)]
+                await narrow.said_again.wait()
+                nursery.cancel_scope.cancel()
+        assert narrow.said == set(shown.blobs)
 
     async def test_who_serves_keeps_its_key_and_who_only_reads_has_another_each_time(self, tmp_path: Path) -> None:
         async with open_one(tmp_path / "a") as one:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import trio
 
+from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from economics.genesis import build_key_text
 from p2pnode.errors import NetworkError, NodeError, StreamBroken, Unavailable
@@ -13,6 +14,7 @@ from p2pnode.members import FaultKind
 from p2pnode.network.frames import Incoming, build_header, send_message
 from p2pnode.network.stream import Patience, Stream
 from p2pnode.peering import blobserver, providers
+from p2pnode.peering import swarm as swarms
 from p2pnode.peering.blobserver import PROTOCOL, refuse
 from p2pnode.peering.providers import REQUESTS_AT_ONCE
 from p2pnode.peering.swarm import Swarm
@@ -254,6 +256,43 @@ async def test_a_peer_that_comes_back_is_asked_on() -> None:
             read.append(await collect(swarm))
         done.set()
     assert read == [BLOB.data]
+
+
+async def test_who_had_nothing_is_asked_again_after_a_while_and_a_liar_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lies = 0
+
+    async def count_lies(stream: Stream, message: Incoming) -> None:
+        nonlocal lies
+        lies += 1
+        await lie(stream, message)
+
+    late = Shown(BLOB, only=())
+    async with serve(1, late) as one, serve(2, header_then(count_lies)) as liar:
+        async with open_swarm(one.contact, liar.contact) as swarm:
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    await collect(swarm)
+                late.only = None
+            told = lies
+            monkeypatch.setattr(swarms, "FORGIVE_S", 0.0)
+            assert await collect(swarm) == BLOB.data
+            assert lies == told
+            assert faults_of(swarm) == {build_key_text(liar.network.node_id): FaultKind.WRONG_BYTES}
+
+
+async def test_only_so_many_peers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may tell of peers that there are not, for as long as a gateway runs."""
+    monkeypatch.setattr(providers, "KNOWN_MAX", 3)
+    async with open_swarm() as swarm:
+        busy = swarm.providers.get(NodeId(bytes(32)))
+        busy.in_flight = 1
+        told = [swarm.providers.get(NodeId(bytes([number]) * 32)) for number in range(1, 5)]
+        swarm.providers.blame(told[-1], StreamBroken("away"))
+        assert list(swarm.providers._known.values()) == [busy, *told[-2:]]
+        assert swarm.providers.get(NodeId(bytes([5]) * 32)) not in told
+        assert len(swarm.providers._known) == 3
 
 
 async def test_nobody_has_it() -> None:
