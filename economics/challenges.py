@@ -43,17 +43,18 @@ def current_round(state: WorkingState) -> Round | None:
 
 
 def begin_block(state: WorkingState, header: BlockHeader, *, committee: Committee, parameters: Parameters) -> bool:
-    """Do what comes before a block's transactions: begin a round if one is due, then take the leader's reveal.
+    """Do what comes before a block's transactions: take the leader's reveal, then begin a round if one is due.
 
-    Returns whether a round began. In this order, so that the leader who begins it has no say in its seed.
+    Returns whether a round began. In this order, as all others have mostly revealed long before a round ends: nobody
+    but the leader who begins the next one may know what it asks for while that can still be had from others.
     """
     system = state.system()
     number = round_number(header.time_ms, system=system, parameters=parameters)
+    beacon.reveal(state, header, committee, number=number)
     due = _is_due(state, number, epoch=system.epoch, parameters=parameters)
     if due:
         _close(state, committee, epoch=system.epoch)
-        state.write(_begun(header, number, system=system, committee=committee))
-    beacon.reveal(state, header, committee, number=number)
+        state.write(_begun(header, number, system=state.system(), committee=committee))
     return due
 
 
