@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from economics import beacon
+from economics import beacon, handover
 from economics.arguments import ReportAudit
 from economics.blob import BlobId, Root
 from economics.block import BlockHeader
@@ -17,9 +17,9 @@ from economics.crypto import Digest, Level, NodeId, digest
 from economics.genesis import Parameters
 from economics.geometry import Code as Geometry
 from economics.geometry import faulty_max
-from economics.nodes import Handover, Marks, Round, Standing, Tally
+from economics.nodes import Marks, Round, Standing, Tally
 from economics.operations import Code, Context, Failed
-from economics.slots import HANDOVER_SLOT, ROUND_SLOT, STANDING_SLOT
+from economics.slots import ROUND_SLOT, STANDING_SLOT
 from economics.state import System
 from economics.working import WorkingState
 
@@ -59,10 +59,10 @@ def begin_block(state: WorkingState, header: BlockHeader, *, committee: Committe
 
 
 def _is_due(state: WorkingState, number: int, *, epoch: int, parameters: Parameters) -> bool:
-    """Numbers may be skipped; while shards are on their way nobody is challenged."""
-    handover, last = state.get(HANDOVER_SLOT), current_round(state)
-    assert isinstance(handover, Handover)
-    if parameters.challenge_rounds == 0 or not handover.is_done:
+    """Numbers may be skipped; while shards are on their way nobody is challenged, unless that is overdue."""
+    going, last = state.handover(), current_round(state)
+    waits = not going.is_done and not handover.is_overdue(going, epoch=epoch, parameters=parameters)
+    if parameters.challenge_rounds == 0 or waits:
         return False
     return last is None or (last.epoch, last.number) < (epoch, number)
 

@@ -17,7 +17,7 @@ from economics.challenges import Owed
 from economics.crypto import Digest, Level, digest
 from economics.geometry import Code as Geometry
 from economics.geometry import faulty_max
-from economics.nodes import NO_COMMITMENT, Beacon, Handover, Marks, Outcome, Round, Tally
+from economics.nodes import NO_COMMITMENT, Beacon, Handover, Marks, Outcome, Round, Stage, Tally
 from economics.operations import Code, Failed
 from economics.state import System
 from tests import reference
@@ -76,6 +76,19 @@ class TestRounds:
         assert not apply(rounds, 0)
         rounds.state.write(Handover(since_epoch=1, source_epoch=1, done_height=2, reporters=()))
         assert apply(rounds, 1)
+
+    def test_an_overdue_handover_holds_up_none(self) -> None:
+        """Counted from its oldest stage on: seats that are dealt anew meanwhile give nobody another respite."""
+        overdue = 1 + PARAMETERS.missed_epochs_max
+        went_on = Handover(since_epoch=1, source_epoch=0, done_height=0, reporters=())
+        staged = Handover(overdue - 1, overdue - 2, 0, (), older=(Stage(1, 0),))
+        for going in (went_on, staged):
+            began = []
+            for epoch in (overdue - 1, overdue):
+                rounds = Rounds.begin((1, 1, 1, 1), epoch=epoch)
+                rounds.state.write(going)
+                began.append(apply(rounds, 0))
+            assert began == [False, True], going
 
     def test_a_network_may_have_none(self) -> None:
         rounds = Rounds.begin((1, 1, 1, 1))
