@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from economics import beacon
+from economics import beacon, handover
 from economics.arguments import ReportAudit
 from economics.blob import BlobId, Root
 from economics.block import BlockHeader
@@ -17,9 +17,9 @@ from economics.crypto import Digest, Level, NodeId, digest
 from economics.genesis import Parameters
 from economics.geometry import Code as Geometry
 from economics.geometry import faulty_max
-from economics.nodes import Handover, Marks, Round, Standing, Tally
+from economics.nodes import Marks, Round, Standing, Tally
 from economics.operations import Code, Context, Failed
-from economics.slots import HANDOVER_SLOT, ROUND_SLOT, STANDING_SLOT
+from economics.slots import ROUND_SLOT, STANDING_SLOT
 from economics.state import System
 from economics.working import WorkingState
 
@@ -43,25 +43,26 @@ def current_round(state: WorkingState) -> Round | None:
 
 
 def begin_block(state: WorkingState, header: BlockHeader, *, committee: Committee, parameters: Parameters) -> bool:
-    """Do what comes before a block's transactions: begin a round if one is due, then take the leader's reveal.
+    """Do what comes before a block's transactions: take the leader's reveal, then begin a round if one is due.
 
-    Returns whether a round began. In this order, so that the leader who begins it has no say in its seed.
+    Returns whether a round began. In this order, as all others have mostly revealed long before a round ends: nobody
+    but the leader who begins the next one may know what it asks for while that can still be had from others.
     """
     system = state.system()
     number = round_number(header.time_ms, system=system, parameters=parameters)
+    beacon.reveal(state, header, committee, number=number)
     due = _is_due(state, number, epoch=system.epoch, parameters=parameters)
     if due:
         _close(state, committee, epoch=system.epoch)
-        state.write(_begun(header, number, system=system, committee=committee))
-    beacon.reveal(state, header, committee, number=number)
+        state.write(_begun(header, number, system=state.system(), committee=committee))
     return due
 
 
 def _is_due(state: WorkingState, number: int, *, epoch: int, parameters: Parameters) -> bool:
-    """Numbers may be skipped; while shards are on their way nobody is challenged."""
-    handover, last = state.get(HANDOVER_SLOT), current_round(state)
-    assert isinstance(handover, Handover)
-    if parameters.challenge_rounds == 0 or not handover.is_done:
+    """Numbers may be skipped; while shards are on their way nobody is challenged, unless that is overdue."""
+    going, last = state.handover(), current_round(state)
+    waits = not going.is_done and not handover.is_overdue(going, epoch=epoch, parameters=parameters)
+    if parameters.challenge_rounds == 0 or waits:
         return False
     return last is None or (last.epoch, last.number) < (epoch, number)
 

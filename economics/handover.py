@@ -55,6 +55,14 @@ def is_waited_for(handover: Handover, *, next_epoch: int, parameters: Parameters
     return not is_overdue or len(handover.stages) >= STAGES_MAX
 
 
+def is_overdue(handover: Handover, *, epoch: int, parameters: Parameters) -> bool:
+    """Return whether members are challenged though shards are on their way: they have been for too long.
+
+    Else who holds up a handover would never be missed, and keep its seat for ever.
+    """
+    return bool(handover.stages) and epoch - handover.stages[0].since_epoch >= parameters.missed_epochs_max
+
+
 def report(context: Context, operation: ReportSync, committee: Committee) -> None:
     """Take a member's word that it holds all it owes; after the handover is done it still lets old holders delete."""
     index, handover = committee.index_of(NodeId(context.sender)), context.state.handover()

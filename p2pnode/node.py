@@ -20,7 +20,7 @@ from economics.consensus import Quiet
 from economics.crypto import NodeId
 from economics.genesis import Genesis, build_key_text
 from economics.ledger import Ledger
-from gossip.pubsub import Gossip, open_gossip
+from gossip.pubsub import Bucket, Gossip, Ignored, open_gossip
 from p2pnode.adversary import MANNERS, Behaviour, speaker
 from p2pnode.auditing.answers import Answers
 from p2pnode.auditing.audit import Auditor
@@ -70,6 +70,9 @@ log = logging.getLogger("p2pnode.node")
 
 BATCH_SECONDS_PER_MEMBER = 0.1
 """A gossip message costs each node 5 ms of CPU (scripts/bench): one batch per max(1 s, members / 10 s)."""
+BATCHES_BURST = 8
+BATCHES_SHARE = 2
+"""Batches of one member that are checked and passed on: this many times what it sends at its own pace."""
 
 SWITCH_S = 0.0005
 """How long a worker thread may keep the interpreter while the trio thread wants it. Each of its system calls gives it
@@ -111,6 +114,8 @@ class Node:
             committee=executor.ledger.committee,
             committee_of=lambda epoch: executor.ledger.committee_of(epoch),
         )
+        self._batches: dict[NodeId, Bucket] = {}
+        """What members of this epoch and its neighbours may still gossip."""
         self.watch: Watch | None = None
         self.participant: Participant | None = None
         self.upkeep: Upkeep | None = None
@@ -177,11 +182,25 @@ class Node:
     async def handle_own_commitment(self, entry: CommitmentEntry) -> None:
         await self._count(entry, own=True)
 
-    def verify_gossip(self, peer: NodeId, data: bytes) -> None:
-        """Raise `Rejected` for a batch that must not be passed on."""
-        self.certifier.verify_batch(data, height=self.executor.height)
+    def verify_gossip(self, author: NodeId, data: bytes) -> None:
+        """Raise `Rejected` for a batch that must not be passed on, `Ignored` for one of too many."""
+        entries = self.certifier.open_batch(data, author=author)
+        if not self._budget_of(author).take():
+            raise Ignored("more batches of one member than it has to send")
+        self.certifier.verify_batch(entries, height=self.executor.height)
 
-    async def handle_gossip(self, peer: NodeId, data: bytes) -> None:
+    def _budget_of(self, author: NodeId) -> Bucket:
+        """Return a member's budget of batches: each costs every node up to 15 ms."""
+        if author not in self._batches:
+            self._batches[author] = Bucket(burst=BATCHES_BURST, per_s=BATCHES_SHARE / self._batch_s)
+        return self._batches[author]
+
+    @property
+    def _batch_s(self) -> float:
+        """Seconds from one batch of this node's to the next."""
+        return max(1.0, BATCH_SECONDS_PER_MEMBER * len(self.executor.ledger.committee.members))
+
+    async def handle_gossip(self, author: NodeId, data: bytes) -> None:
         for entry in parse_batch(data, chain_id=self.genesis.chain_id):
             if entry[2].epoch == self.certifier.committee.epoch:
                 await self._count(entry, own=False)
@@ -204,12 +223,13 @@ class Node:
         while True:
             await self.executor.wait_epoch_beyond(self.certifier.committee.epoch)
             self.certifier.begin_epoch(self.executor.ledger.committee)
+            self._batches.clear()
             await self.server.sign_again()
 
     async def gossip_commitments(self, gossip: Gossip) -> None:
         """Send own commitments in batches, only when there is news."""
         while True:
-            await trio.sleep(max(1.0, BATCH_SECONDS_PER_MEMBER * len(self.executor.ledger.committee.members)))
+            await trio.sleep(self._batch_s)
             batch = self.certifier.take_batch()
             if batch is not None:
                 await gossip.publish(commitments_topic(self.genesis), batch)

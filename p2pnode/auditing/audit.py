@@ -262,7 +262,10 @@ class _Audit:
         return True
 
     async def _leaves(self, metadata: SegmentMetadata, root: Root, kind: Kind, index: int) -> bytes:
-        """Return the leaves of one of the member's slivers, as its commitment binds them; raises `REQUEST_FAULTS`."""
+        """Return the leaves of one of the member's slivers, as its commitment binds them; raises `REQUEST_FAULTS`.
+
+        Who is too busy is asked again: anybody can make a node so, and it would pay for a writer's contradiction.
+        """
         header: dict[str, cbor.Value] = {
             "count": 0,
             "first": 0,
@@ -271,6 +274,13 @@ class _Audit:
             "op": "sliver",
             "root": root,
         }
-        _, leaves = await self.members.request(self.target, header, size_max=DIGEST_BYTES * self.code.n)
+        while True:
+            try:
+                _, leaves = await self.members.request(self.target, header, size_max=DIGEST_BYTES * self.code.n)
+                break
+            except Refused as fault:
+                if fault.reason is not Reason.OVER_BUDGET:
+                    raise
+            await trio.sleep(self.auditor.rounds.window_s / RETRIES)
         self.auditor.codec.check_leaves(metadata, kind, index, leaves)
         return leaves

@@ -1,4 +1,5 @@
-"""Garbage: blobs that nobody owes any more, and slivers of shards that are other nodes' now. Each after a grace.
+"""Garbage: blobs that nobody owes any more, proofs against those that have ended, and slivers of shards that are other
+nodes' now. Each after a grace.
 
 What a final state does not owe may be owed again within the grace: an upload under way relies on what is here, and a
 node that lags serves readers still. Slivers of a moved shard go only when its present holder has reported to hold them.
@@ -44,6 +45,8 @@ class Collect:
         self._ledger = ledger
         self._dead_since: dict[BlobId, int] = {}
         self._moved_since: dict[tuple[Root, int], int] = {}
+        self._proven_since: dict[BlobId, int] = {}
+        """Proofs against blobs that have no entry: one may have megabytes, and its blob cost next to nothing."""
 
     async def run(self, advanced: Callable[[], trio.Event]) -> None:
         """Collect in each epoch: what is noticed in one is deleted when the grace has passed."""
@@ -59,22 +62,31 @@ class Collect:
         ledger = self._ledger()
         wanted = {statement.blob_id for statement in self.admission.live_statements().values()}
         records = self.store.records()
-        dead, moved = await trio.to_thread.run_sync(self._notice, ledger, records, wanted)
+        dead, moved, proven = await trio.to_thread.run_sync(self._notice, ledger, records, wanted)
         for blob_id in dead:
             await self._drop_blob(blob_id, records[blob_id])
         for at in range(0, len(moved), STEP):
             await trio.to_thread.run_sync(self._drop_files, moved[at : at + STEP])
+        for blob_id in proven:
+            await trio.to_thread.run_sync(self.store.proofs.drop, blob_id)
 
     def _notice(
         self, ledger: Ledger, records: Mapping[BlobId, BlobRecord], wanted: set[BlobId]
-    ) -> tuple[list[BlobId], list[tuple[Root, int]]]:
-        """Return what may go now, and remember the rest with its epoch; for a worker thread."""
+    ) -> tuple[list[BlobId], list[tuple[Root, int]], list[BlobId]]:
+        """Return the blobs, files and proofs that may go now, and remember the rest with its epoch; for a worker
+        thread."""
         live = {blob.blob_id for blob in ledger.live_blobs()} | wanted
         dead = {blob_id: ledger.epoch for blob_id in records if blob_id not in live}
         moved = dict.fromkeys(self._moved_out(ledger), ledger.epoch)
         self._dead_since = {blob_id: self._dead_since.get(blob_id, now) for blob_id, now in dead.items()}
         self._moved_since = {key: self._moved_since.get(key, now) for key, now in moved.items()}
-        return _past_grace(self._dead_since, ledger.epoch), _past_grace(self._moved_since, ledger.epoch)
+        ended = {blob_id: ledger.epoch for blob_id in self.store.proofs.known() if ledger.blob(blob_id) is None}
+        self._proven_since = {blob_id: self._proven_since.get(blob_id, now) for blob_id, now in ended.items()}
+        return (
+            _past_grace(self._dead_since, ledger.epoch),
+            _past_grace(self._moved_since, ledger.epoch),
+            _past_grace(self._proven_since, ledger.epoch),
+        )
 
     def _moved_out(self, ledger: Ledger) -> list[tuple[Root, int]]:
         """Return the files of shards that this node holds neither now nor next, and whose holder has reported."""

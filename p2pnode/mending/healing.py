@@ -22,7 +22,7 @@ from p2pnode.coding.recovery import InconsistencyProof
 from p2pnode.errors import SpaceError
 from p2pnode.members import REQUEST_FAULTS
 from p2pnode.mending.owed import Survey, Surveyor, Want, holders
-from p2pnode.mending.peers import Peers
+from p2pnode.mending.peers import PAGE_BYTES_PER_S, Patience, Peers
 from p2pnode.mending.repair import Inconsistent, Repair, padding_proof
 from p2pnode.mending.throttle import Throttle
 from p2pnode.network.host import sole_exception
@@ -235,22 +235,27 @@ class Healing:
             left = [want for want in left if self.store.missing(want.root, [want.shard])]
 
     async def _take_over(self, epoch: int, node: NodeId, shard: int, wants: Sequence[Want]) -> None:
-        """Ask one node for pairs of one shard, page by page, until it fails."""
+        """Ask one node for pairs of one shard, page by page, until it fails or is too slow."""
+        patience = Patience()
         for page in self._pages([[want] for want in wants]):
             size = sum(map(self._item_bytes, page))
             async with self.throttle.taken(size):
                 await trio.to_thread.run_sync(self.store.verify_room, self._files_bytes(page))
                 try:
-                    await self._take_page(epoch, node, shard, page, size)
+                    await self._take_page(epoch, node, shard, page, size, patience)
                 except REQUEST_FAULTS as fault:
+                    self.peers.members.blame(node, fault)
                     log.info("shard %d is not had from its holder: %s", shard, fault)
                     return
 
-    async def _take_page(self, epoch: int, node: NodeId, shard: int, page: Sequence[Want], size: int) -> None:
+    async def _take_page(
+        self, epoch: int, node: NodeId, shard: int, page: Sequence[Want], size: int, patience: Patience
+    ) -> None:
         request: dict[str, cbor.Value] = {"epoch": epoch, "op": "pairs", "shard": shard}
         while page:
-            roots = [want.root for want in page]
+            roots, begin = [want.root for want in page], trio.current_time()
             items, received = await self.peers.ask_items(node, request, roots, size_max=size)
+            spent_s = trio.current_time() - begin
             self.peers.traffic.transfer_bytes += received
             held = [(want, item) for want, (item,) in zip(page, items, strict=False) if item]
             try:
@@ -264,6 +269,7 @@ class Healing:
                     await self._condemn(Inconsistent(want, proof))
             await self._store(made)
             page = page[len(items) :]
+            patience.spend(spent_s, earned_s=received / PAGE_BYTES_PER_S)
 
     def _check(self, want: Want, item: memoryview) -> tuple[SegmentMetadata, Want, Pair]:
         """Return the pair that an item holds, both slivers re-expanded; raises `Rejected`. For a worker thread."""

@@ -27,6 +27,26 @@ log = logging.getLogger("p2pnode.mending.peers")
 ANSWER_S = 20.0
 FLOOR_BYTES_PER_S = 64 << 10
 """A reply has `ANSWER_S`, and for its bytes what a slow home line needs."""
+PAGE_BYTES_PER_S = 256 << 10
+"""Who gives whole pairs more slowly is left: the symbols of all others together come faster."""
+HEADER_S = 0.1
+"""What a header is worth of the time that one node has: all others may have it too."""
+
+
+@dataclass(slots=True)
+class Patience:
+    """Time that one node has for all that it is asked about: what it gives earns back what it takes.
+
+    Without it a node that gives one thing at a time, each just before a deadline, holds up all healing.
+    """
+
+    left_s: float = ANSWER_S
+
+    def spend(self, seconds: float, *, earned_s: float) -> None:
+        """Raise `TooSlow` once there is none left."""
+        self.left_s = min(ANSWER_S, self.left_s - seconds + earned_s)
+        if self.left_s <= 0:
+            raise TooSlow("too little for the time that it takes")
 
 
 @dataclass(slots=True)
@@ -128,15 +148,20 @@ class Peers:
         found: dict[BlobId, Header] = {}
         for node in self._in_any_order(nodes):
             left = [blob_id for blob_id in wanted if blob_id not in found]
+            patience = Patience()
             while left:
                 try:
-                    answered = await self._headers_of(node, left[:ITEMS_MAX], found)
-                except REQUEST_FAULTS:
+                    answered = await self._headers_of(node, left[:ITEMS_MAX], found, patience)
+                except REQUEST_FAULTS as fault:
+                    self.members.blame(node, fault)
                     break
                 left = left[answered:]
         return found
 
-    async def _headers_of(self, node: NodeId, wanted: Sequence[BlobId], found: dict[BlobId, Header]) -> int:
+    async def _headers_of(
+        self, node: NodeId, wanted: Sequence[BlobId], found: dict[BlobId, Header], patience: Patience
+    ) -> int:
+        begin, known = trio.current_time(), len(found)
         size_max = HEADERS_BYTES_MAX + HEADER_BYTES_MAX + ITEMS_MAX * LENGTH_BYTES
         items, size = await self.ask_items(node, {"op": "headers"}, wanted, size_max=size_max)
         self.traffic.metadata_bytes += size
@@ -151,6 +176,8 @@ class Peers:
         except Rejected as fault:
             self.exclude(node, f"the header of {build_blob_id_text(wanted[0])[:8]} or of one after it: {fault}")
             raise
+        earned_s = HEADER_S * (len(found) - known) + size / FLOOR_BYTES_PER_S
+        patience.spend(trio.current_time() - begin, earned_s=earned_s)
         return len(items)
 
     async def metadata(self, nodes: Iterable[NodeId], root: Root) -> SegmentMetadata:

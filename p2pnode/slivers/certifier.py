@@ -4,13 +4,13 @@ The batch that nodes gossip is only a container (FORMATS.md 7): each commitment 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from economics import cbor
 from economics.commitments import STATEMENT_BYTES, Certificate, Commitment, OwnerStatement
 from economics.committee import Committee
-from economics.crypto import SIGNATURE_BYTES, Digest, Signature
+from economics.crypto import SIGNATURE_BYTES, Digest, NodeId, Signature
 from economics.errors import Reason, Rejected
 from gossip.pubsub import Ignored
 
@@ -83,26 +83,45 @@ class Certifier:
         self.committee = committee
         self._tallies.clear()
 
-    def verify_batch(self, data: bytes, *, height: int) -> list[Entry]:
-        """Return the entries of a batch that are of this epoch; raises `Rejected` if a signature does not hold.
+    def open_batch(self, data: bytes, *, author: NodeId) -> list[Entry]:
+        """Return the entries of a batch, all of them its author's own; checks no signature.
 
-        Raises `Ignored` for a batch of the next epoch while its committee is not known here.
-        Those of the epoch before or after are left out: their sender is at another block, which is no offence. Their
-        signatures are checked all the same: a batch is passed on whole, and may be counted when the epoch has ended.
+        Raises `Rejected`, as others' commitments could be put together anew without end, each time a message to check
+        and to pass on; `Ignored` for a batch of an epoch whose committee is not known here, or that is long over.
         """
         entries = parse_batch(data, chain_id=self.chain_id)
+        for _, _, commitment, _ in entries:
+            if self._near(commitment.epoch).index_of(author) != commitment.signer:
+                raise Rejected(Reason.UNKNOWN_SIGNER, "a batch with another member's commitment")
+        return entries
+
+    def verify_batch(self, entries: Sequence[Entry], *, height: int) -> list[Entry]:
+        """Return the entries of an opened batch that are of this epoch; raises `Rejected` for a forged signature.
+
+        Those of the epoch before or after are left out: their sender is at another block, which is no offence. Their
+        signatures are checked all the same: a batch is passed on whole, and may be counted when the epoch has ended.
+        Raises `Ignored` for a statement that does not hold at this height: at the sender's it may.
+        """
         for statement, statement_signature, commitment, signature in entries:
             tally = self._tallies.get(statement.hash)
             if tally is None or tally.statement_signature != statement_signature:
-                statement.verify(statement_signature, height=height)
+                try:
+                    statement.verify(statement_signature, height=height)
+                except Rejected as fault:
+                    if fault.reason in (Reason.EXPIRED, Reason.TOO_FAR_AHEAD):
+                        raise Ignored(fault.detail) from fault
+                    raise
             commitment.verify(signature, committee=self._near(commitment.epoch))
         return [entry for entry in entries if entry[2].epoch == self.committee.epoch]
 
     def _near(self, epoch: int) -> Committee:
-        """Return the committee of this epoch or the one before or after; this one's for any other, which refuses it."""
-        if abs(epoch - self.committee.epoch) != 1:
+        """Return the committee of this epoch or the one before or after; raises `Ignored` for any other.
+
+        Whoever is at another block, which is no offence, may know more of that epoch than this node.
+        """
+        if epoch == self.committee.epoch:
             return self.committee
-        near = self._committee_of(epoch)
+        near = self._committee_of(epoch) if abs(epoch - self.committee.epoch) == 1 else None
         if near is None:
             raise Ignored(f"of epoch {epoch}, whose committee is not known here")
         return near

@@ -1,5 +1,6 @@
 """What a node keeps of a blob besides its slivers: header, what it signed for, certificate; proofs against writers."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +100,16 @@ class ProofFiles:
 
     def read(self, blob_id: BlobId) -> bytes | None:
         """Return the proof that is known of a blob."""
-        return (self._directory / build_blob_id_text(blob_id)).read_bytes() if blob_id in self._known else None
+        if blob_id not in self._known:
+            return None
+        with suppress(FileNotFoundError):  # dropped at this moment
+            return (self._directory / build_blob_id_text(blob_id)).read_bytes()
+        return None
+
+    def drop(self, blob_id: BlobId) -> None:
+        """Forget the proof that is known of a blob."""
+        self._known.discard(blob_id)
+        (self._directory / build_blob_id_text(blob_id)).unlink(missing_ok=True)
 
     def known(self) -> frozenset[BlobId]:
         """Return the blobs whose writer is known to have encoded them wrongly."""

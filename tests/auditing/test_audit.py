@@ -1,6 +1,8 @@
 """Audits: the honest pass, who lost something is away, who lies is bad, who drips is slow; nobody pays for another."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +11,15 @@ import trio
 
 from economics.arguments import ReportAudit
 from economics.blob import Header, SegmentMetadata, sliver_hash
+from economics.crypto import NodeId
+from economics.errors import Reason, Rejected
 from economics.nodes import Outcome
 from p2pnode.adversary import MANNERS, Behaviour, send_wrong_symbols
 from p2pnode.auditing import answers as answers_module
 from p2pnode.auditing.audit import JITTER, PATIENCE
 from p2pnode.auditing.rounds import Sheet
 from p2pnode.coding.codec import EncodedSegment, Kind
+from p2pnode.network.frames import Incoming
 from p2pnode.network.stream import Stream
 from p2pnode.slivers.sliverfile import Pair
 from p2pnode.slivers.storage import Reply, send_honestly
@@ -250,9 +255,12 @@ def contradict() -> tuple[Header, EncodedSegment, Pair]:
     raise AssertionError("no seed gives the row to the target")
 
 
-async def test_who_answers_by_what_a_writer_committed_to_is_not_blamed_for_its_contradictions(tmp_path: Path) -> None:
+@asynccontextmanager
+async def open_contradicted(directory: Path) -> AsyncIterator[tuple[World, Sheet, Sheet]]:
+    """Yield a world in which the target holds a pair that its writer committed to in contradiction to all others, the
+    auditor's sheet, and one that asks about that pair alone."""
     header, segment, pair = contradict()
-    async with open_world(tmp_path) as world:
+    async with open_world(directory) as world:
         for node in world.nodes:
             node.store.put_header(header)
             pairs = [pair if own.shard == pair.shard else own for own in make_pairs(segment, node.shards)]
@@ -262,12 +270,33 @@ async def test_who_answers_by_what_a_writer_committed_to_is_not_blamed_for_its_c
         sheets = [node.begin(ledger, ago_s=ASKING_S) for node in world.nodes]
         sheet = sheets[AUDITOR]
         alone = [one for one in sheet.samples[pair.shard] if one.root == segment.root]
-        only = replace(sheet, samples=dict.fromkeys(SHARDS, ()) | {pair.shard: tuple(alone)})
         with trio.fail_after(30):
-            assert await world.auditor.audit(only) == [UNKNOWN]
-            assert await world.auditor.audit(sheet) == [OK]
-            world.nodes[TARGET].server.server.manner = MANNERS[Behaviour.LIAR]
-            assert await world.auditor.audit(sheet) == [BAD]
+            yield world, sheet, replace(sheet, samples=dict.fromkeys(SHARDS, ()) | {pair.shard: tuple(alone)})
+
+
+async def test_who_answers_by_what_a_writer_committed_to_is_not_blamed_for_its_contradictions(tmp_path: Path) -> None:
+    async with open_contradicted(tmp_path) as (world, sheet, only):
+        assert await world.auditor.audit(only) == [UNKNOWN]
+        assert await world.auditor.audit(sheet) == [OK]
+        world.nodes[TARGET].server.server.manner = MANNERS[Behaviour.LIAR]
+        assert await world.auditor.audit(sheet) == [BAD]
+
+
+async def test_who_was_too_busy_to_show_its_leaves_is_asked_again(tmp_path: Path) -> None:
+    """Anybody can keep a node busy: with a blob of his that contradicts itself he could have it slashed."""
+    async with open_contradicted(tmp_path) as (world, _, only):
+        server = world.nodes[TARGET].server.server
+        honest = server.operations["sliver"]
+        asked = itertools.count()
+
+        async def answer(peer: NodeId, message: Incoming, payload: bytes) -> Reply:
+            if not next(asked):
+                raise Rejected(Reason.OVER_BUDGET, "too many transfers at once")
+            return await honest.answer(peer, message, payload)
+
+        server.operations = {**server.operations, "sliver": replace(honest, answer=answer)}
+        assert await world.auditor.audit(only) == [UNKNOWN]
+        assert next(asked) > 1
 
 
 async def test_reports_what_it_found_once_a_round(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from economics.challenges import Owed
 from economics.crypto import Digest, Level, digest
 from economics.geometry import Code as Geometry
 from economics.geometry import faulty_max
-from economics.nodes import NO_COMMITMENT, Beacon, Handover, Marks, Outcome, Round, Tally
+from economics.nodes import NO_COMMITMENT, Beacon, Handover, Marks, Outcome, Round, Stage, Tally
 from economics.operations import Code, Failed
 from economics.state import System
 from tests import reference
@@ -77,6 +77,19 @@ class TestRounds:
         rounds.state.write(Handover(since_epoch=1, source_epoch=1, done_height=2, reporters=()))
         assert apply(rounds, 1)
 
+    def test_an_overdue_handover_holds_up_none(self) -> None:
+        """Counted from its oldest stage on: seats that are dealt anew meanwhile give nobody another respite."""
+        overdue = 1 + PARAMETERS.missed_epochs_max
+        went_on = Handover(since_epoch=1, source_epoch=0, done_height=0, reporters=())
+        staged = Handover(overdue - 1, overdue - 2, 0, (), older=(Stage(1, 0),))
+        for going in (went_on, staged):
+            began = []
+            for epoch in (overdue - 1, overdue):
+                rounds = Rounds.begin((1, 1, 1, 1), epoch=epoch)
+                rounds.state.write(going)
+                began.append(apply(rounds, 0))
+            assert began == [False, True], going
+
     def test_a_network_may_have_none(self) -> None:
         rounds = Rounds.begin((1, 1, 1, 1))
         rounds.parameters = replace(rounds.parameters, challenge_rounds=0)
@@ -88,17 +101,35 @@ class TestRounds:
         rounds.parameters = replace(rounds.parameters, epoch_ms=3, challenge_rounds=24)
         assert [apply(rounds, at_ms) for at_ms in (0, 1, 2)] == [True, True, True]
 
-    def test_the_block_that_begins_a_round_has_no_say_in_its_seed(self) -> None:
+    def test_the_block_that_begins_a_round_has_no_say_in_its_seed_but_to_reveal_or_not(self) -> None:
         reveal = Digest(b"\x01" * 32)
-        made = []
-        for leader, at_ms, shown in ((0, 1_000, reveal), (0, 1_000, bytes(32)), (1, 1_700, bytes(32))):
+        seeds = []
+        for at_ms, height, shown in (
+            (1_000, 1, reveal),
+            (1_700, 5, reveal),
+            (1_000, 1, bytes(32)),
+            (1_000, 1, b"\x02" * 32),
+        ):
             rounds = Rounds.begin((1, 1, 1, 1), epoch=2)
             rounds.state.write(Beacon(node_id(0), peel(reveal), 2, NO_COMMITMENT, 0, 0, 0))
-            apply(rounds, at_ms, leader=leader, reveal=shown)
-            made.append((current(rounds).seed, rounds.state.system().seed))
-        seeds, running = zip(*made, strict=True)
-        assert len(set(seeds)) == 1
-        assert running == (digest(Level.SEED, SEED + reveal), SEED, SEED)
+            apply(rounds, at_ms, height=height, reveal=shown)
+            seeds.append(current(rounds).seed)
+        told = challenges.round_seed(digest(Level.SEED, SEED + reveal), epoch=2, number=2)
+        untold = challenges.round_seed(SEED, epoch=2, number=2)
+        assert seeds == [told, told, untold, untold]
+
+    def test_nobody_but_the_leader_who_begins_a_round_knows_before_what_it_asks_for(self) -> None:
+        """Else who stores nothing fetches in time what it will be asked for, and stands every round."""
+        rounds = Rounds.begin((1, 1, 1, 1), epoch=2)
+        cores = [bytes([index + 1]) * 32 for index in range(4)]
+        for index, core in enumerate(cores):
+            rounds.state.write(Beacon(node_id(index), peel(peel(core)), 2, NO_COMMITMENT, 0, 0, 0))
+        for index, core in enumerate(cores):
+            apply(rounds, index, height=index, leader=index, reveal=peel(core))
+        foreseen = challenges.round_seed(rounds.state.system().seed, epoch=2, number=2)
+        apply(rounds, 1_000, height=4, leader=3, reveal=cores[3])
+        assert current(rounds).number == 2
+        assert current(rounds).seed != foreseen
 
     def test_a_reveal_in_one_round_changes_who_is_asked_what_in_the_next(self) -> None:
         reveal = Digest(b"\x01" * 32)

@@ -93,6 +93,20 @@ async def test_an_invalid_blob_goes_and_its_proof_stays(tmp_path: Path) -> None:
     assert case.store.proofs.read(blob.header.blob_id) == b"proof"
 
 
+async def test_a_proof_goes_a_whole_epoch_after_its_blob_has_ended(tmp_path: Path) -> None:
+    """Wrong blobs are cheap: kept for ever, their proofs would fill the disk, which no quota counts."""
+    case, blob = Case(tmp_path), make_blob(FOUR.code, 100)
+    case.town.store_blob(blob)
+    case.store.proofs.put(blob.header.blob_id, b"proof")
+    case.town.view.invalid.add(blob.header.blob_id)
+    case.forget([blob])
+    await case.pass_epochs(1)
+    assert case.store.proofs.read(blob.header.blob_id) == b"proof"
+    await case.pass_epochs(1)
+    assert case.store.proofs.read(blob.header.blob_id) is None
+    assert not list((tmp_path / "0").glob("proofs/*"))
+
+
 async def test_what_was_signed_for_and_may_reach_the_chain_stays(tmp_path: Path) -> None:
     case, blob = Case(tmp_path), make_blob(FOUR.code, 100)
     case.town.store_blob(blob)

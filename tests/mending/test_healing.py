@@ -351,6 +351,53 @@ class TestLiars:
         expect_whole(town, blob, [0])
 
 
+@pytest.mark.usefixtures("inline_threads")
+class TestDrippers:
+    """Nodes that give one thing at a time, each just before a deadline, hold nobody up for longer than a silent one."""
+
+    DELAY_S = 9.0
+    """Streams give up after 10 s in which nothing moves."""
+
+    async def test_with_headers_are_passed_by(
+        self, tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def drip(stream: Any, operation: str, reply: Reply) -> None:
+            if operation == "headers":
+                await trio.sleep(self.DELAY_S)
+                reply = {"count": 1, "ok": True}, (serving.NOTHING,)
+            await send_honestly(stream, operation, reply)
+
+        town = Town(tmp_path, SEVEN, manners={2: drip})
+        for seed in range(12):
+            town.store_blob(make_blob(SEVEN.code, 100, seed), but=(0,))
+        async with town.healing() as healer:
+            nodes = [NodeId(town.servers[member].key.public) for member in (2, 1)]
+            monkeypatch.setattr(healer.peers, "_in_any_order", list)
+            wanted = [blob.blob_id for blob in town.ledger.live_blobs()]
+            assert len(await healer.peers.headers(nodes, wanted)) == 12
+            assert trio.current_time() < 2 * ANSWER_S
+            assert healer.peers.members.fault(nodes[0]) is not None, "it is asked last from here on"
+
+    async def test_with_pairs_are_passed_by(self, tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+        async def drip(stream: Any, operation: str, reply: Reply) -> None:
+            if operation == "pairs":
+                await trio.sleep(self.DELAY_S)
+                reply = {"count": 1, "ok": True}, reply[1][:4]  # length, metadata and both slivers
+            await send_honestly(stream, operation, reply)
+
+        town, blobs = Town(tmp_path, manners={1: drip}), [make_blob(FOUR.code, 2500, seed) for seed in range(12)]
+        for blob in blobs:
+            town.store_blob(blob)
+        town.seat(0, 0, 2, 3, epoch=1)
+        async with town.healing() as healer:
+            await healer.healing.heal(town.ledger, await healer.healing.look(town.ledger))
+            assert await healer.missing() == 0
+            assert healer.peers.excluded == {}, "what it gave was right"
+            assert trio.current_time() < 2 * ANSWER_S
+        for blob in blobs:
+            expect_whole(town, blob, [0, 1])
+
+
 def as_segment(writer: Writer, code: Any) -> tuple[Any, int, list[Pair]]:
     """Return what the nodes hold of a segment by a writer who is not honest."""
     root = writer.metadata.root
