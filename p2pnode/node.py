@@ -38,7 +38,7 @@ from p2pnode.consensus.votelog import Replay, VoteLog
 from p2pnode.content.keyring import Keyring
 from p2pnode.dialling import bootstrap_of, clock_ms, dialable, dialler
 from p2pnode.errors import SpaceError
-from p2pnode.files import lock_directory
+from p2pnode.files import allow_descriptors, lock_directory
 from p2pnode.home import Config, Home
 from p2pnode.keys import Key
 from p2pnode.members import Members
@@ -459,6 +459,7 @@ async def serve_http(node: Node, home: Home, options: "Options | None") -> Async
 async def run_node(home: Home, *, behaviour: Behaviour = Behaviour.HONEST, http: "Options | None" = None) -> None:
     """Run a node until SIGINT or SIGTERM; says on standard output, in one line of JSON, when it is ready."""
     sys.setswitchinterval(SWITCH_S)
+    allow_descriptors()
     async with open_node(home, behaviour=behaviour) as (node, network), serve_http(node, home, http) as urls:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             ready: dict[str, object] = {"addresses": list(network.addresses()), "node": build_key_text(node.node_id)}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import trio
 
 from p2pnode.errors import InputError
+from p2pnode.files import allow_descriptors
 from p2pnode.gateway.access import ANYBODY, Access, load_token
 from p2pnode.gateway.app import create_app
 from p2pnode.gateway.blobs import Blobs
@@ -138,6 +139,7 @@ async def open_gateway(home: Home, owner: Key | None, options: Options) -> Async
 
 async def run_gateway(home: Home, owner: Key | None, options: Options, say: Callable[[Gateway], None]) -> None:
     """Run a gateway until SIGINT or SIGTERM; `say` is called when it takes requests. Raises `ConfigError`."""
+    allow_descriptors()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 

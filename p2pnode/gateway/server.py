@@ -5,6 +5,7 @@ task of a body that no route wants; answers a refused body with a reset; and swi
 request asks for it. Here each wait has a bound, and a request is HTTP/1.1 or refused.
 """
 
+import ipaddress
 import logging
 import math
 from collections import Counter
@@ -39,9 +40,13 @@ LINGER_S = 2.0
 CONNECTIONS_MAX = 512
 CONNECTIONS_ADDRESS_MAX = 128
 """Of one client's address; browsers open 6, a load test some dozens."""
+TURNED_AWAY_MAX = 32
+"""Connections that are told so at once; more are just ended: each takes a descriptor, and files need some too."""
 REQUESTS_MAX = 1 << 20
 """Of one connection. Hypercorn ends one after 1,000 for the sake of load balancers, which a client notices."""
 BACKLOG = 256
+HOST_NETWORK_BITS = 64
+"""What an IPv6 line has at the least."""
 
 DISCONNECT = {"type": "http.disconnect"}
 
@@ -212,16 +217,17 @@ class Doors:
 
     bounds: Bounds
     count: int = 0
+    turned_away: int = 0
     of: Counter[str] = field(default_factory=Counter)
 
     async def admit(self, serve: Callable[[Stream], Awaitable[None]], stream: Stream) -> None:
         try:
-            address = stream.socket.getpeername()[0]
+            address = group_of(stream.socket.getpeername()[0])
         except OSError:  # gone already
             await trio.aclose_forcefully(stream)
             return
         if self.count >= self.bounds.connections_max or self.of[address] >= self.bounds.connections_address_max:
-            await turn_away(stream)
+            await self._turn_away(stream)
             return
         self.count += 1
         self.of[address] += 1
@@ -233,6 +239,24 @@ class Doors:
             self.count -= 1
             self.of[address] -= 1
             self.of += Counter()  # forget addresses with none
+
+    async def _turn_away(self, stream: Stream) -> None:
+        if self.turned_away >= TURNED_AWAY_MAX:
+            await trio.aclose_forcefully(stream)
+            return
+        self.turned_away += 1
+        try:
+            await turn_away(stream)
+        finally:
+            self.turned_away -= 1
+
+
+def group_of(host: str) -> str:
+    """Return what an address counts for: of IPv6 its network, of which every machine there has all addresses."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if address.version == 4:
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((address, HOST_NETWORK_BITS), strict=False))
 
 
 async def turn_away(stream: Stream) -> None:

@@ -6,6 +6,7 @@ it writes itself and looks at the whole again now and then, so that together the
 """
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -44,6 +45,8 @@ ABANDONED_S = 3_600
 """After which a file that never took its name is another process's crash."""
 TYPE_BYTES_MAX = 255
 """As on chain."""
+PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Says nothing of the disk: whoever opens many connections can take all descriptors for a while."""
 
 
 @dataclass(slots=True)
@@ -101,6 +104,8 @@ class SegmentCache:
 
     def _give_up(self, fault: OSError) -> None:
         """Do without, after a fault of the disk: reads go on from the network."""
+        if fault.errno in PASSING:
+            return
         if self._sound:
             log.warning("nothing more is cached in %s: %s", self.path, fault.strerror or fault)
         self._sound = False
@@ -126,7 +131,11 @@ class SegmentCache:
             return Header.decode(raw, code=self.code, blob_id=blob_id)
         except FileNotFoundError:
             return None
-        except (OSError, Rejected):
+        except OSError as fault:
+            if fault.errno not in PASSING:
+                self.drop(blob_id)
+            return None
+        except Rejected:
             self.drop(blob_id)
             return None
 

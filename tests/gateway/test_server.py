@@ -13,7 +13,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from p2pnode.errors import ConfigError
-from p2pnode.gateway.server import Bounds, open_server
+from p2pnode.gateway import server
+from p2pnode.gateway.server import Bounds, group_of, open_server
 from tests.gateway.raw import ask, build, exchange, get, parse, serving, statuses
 
 BIG = 8 << 20
@@ -224,6 +225,28 @@ async def test_too_many_connections_are_turned_away() -> None:
                 pass
 
 
+async def test_a_flood_of_connections_holds_no_more_than_a_few_that_are_turned_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "LINGER_S", 60.0)
+    monkeypatch.setattr(server, "TURNED_AWAY_MAX", 2)
+    async with serving(Seen().app, Bounds(connections_address_max=1)) as port:
+        held = await trio.open_tcp_stream("127.0.0.1", port)
+        await held.send_all(build("GET", "/", {"Connection": ""}))
+        assert (await held.receive_some()).startswith(b"HTTP/1.1 200")
+        before = trio.lowlevel.current_statistics().tasks_living
+        streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(20)]
+        for stream in streams:
+            with suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
+        with trio.fail_after(10):
+            while trio.lowlevel.current_statistics().tasks_living > before + 2:  # noqa: ASYNC110 - trio tells of no end
+                await trio.sleep(0.01)
+        for stream in (*streams, held):
+            await stream.aclose()
+
+
 async def test_stopping_waits_for_nobody_who_reads_nothing() -> None:
     with trio.fail_after(10):
         async with serving(Seen().app, Bounds(grace_s=0.2)) as port:
@@ -231,6 +254,12 @@ async def test_stopping_waits_for_nobody_who_reads_nothing() -> None:
             await stream.send_all(build("GET", "/big"))
             assert await stream.receive_some(1) == b"H"
     await stream.aclose()
+
+
+def test_all_addresses_of_one_ipv6_network_count_as_one() -> None:
+    """A machine there has 2 to the 64 of them."""
+    assert group_of("2001:db8::1") == group_of("2001:db8::ffff:1:2%eth0") != group_of("2001:db8:0:1::1")
+    assert group_of("::ffff:192.0.2.1") == group_of("192.0.2.1") != group_of("192.0.2.2")
 
 
 async def test_an_address_in_use_is_named() -> None:

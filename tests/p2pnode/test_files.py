@@ -1,6 +1,7 @@
 """What is written is durable before it has a name, and a full disk leaves nothing behind."""
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from p2pnode.errors import ConfigError
-from p2pnode.files import lock_directory, replace_synced, sync_directory, write_synced
+from p2pnode.files import DESCRIPTORS, allow_descriptors, lock_directory, replace_synced, sync_directory, write_synced
 from tests.p2pnode.disk import ROOT, run_on_disk
 
 
@@ -119,3 +120,15 @@ class TestLock:
         assert self.run(body, tmp_path).returncode == -9
         with lock_directory(tmp_path):
             pass
+
+
+def test_a_process_may_open_as_much_as_the_system_lets_it() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = DESCRIPTORS if limits[1] == resource.RLIM_INFINITY else min(DESCRIPTORS, limits[1])
+    try:
+        for soft, after in ((highest - 1, highest), (highest, highest)):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, limits[1]))
+            allow_descriptors()
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (after, limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -220,6 +222,34 @@ def test_a_directory_that_cannot_be_written_is_done_without(tmp_path: Path) -> N
     blob = make(1)
     assert (cache.is_usable, cache.put(blob.header.blob_id, 0, pieces_of(blob, 0))) == (False, False)
     assert whole(cache, blob) is None
+
+
+@contextlib.contextmanager
+def without_descriptors() -> Iterator[None]:
+    """Have the process be unable to open anything, as when somebody holds all the connections that it can have."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.open("/dev/null", os.O_RDONLY)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_process_that_can_open_nothing_for_a_while_loses_nothing(tmp_path: Path) -> None:
+    blob, other = make(1), make(2)
+    cache = open_cache(tmp_path)
+    put(cache, blob)
+    with without_descriptors():
+        assert cache.header(blob.header.blob_id) is None
+        assert whole(cache, blob) is None
+        assert not cache.put(other.header.blob_id, 0, pieces_of(other, 0))
+        cache._make_room(cache.quota_bytes)
+    assert cache.is_usable
+    assert cache.header(blob.header.blob_id) == blob.header
+    assert whole(cache, blob) == blob.data
+    put(cache, other)
 
 
 def test_two_of_one_directory_do_not_spoil_each_other(tmp_path: Path) -> None:
