@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from dataclasses import replace as replace_field
 from pathlib import Path
@@ -27,8 +28,8 @@ from p2pnode.files import replace_synced
 from p2pnode.home import Config, Home
 from p2pnode.wallet import create_wallet
 
-READY_S = 60.0
-"""Ten processes that each import libp2p take 10 s on two cores."""
+READY_S = 240.0
+"""Ten processes that each import libp2p take 10 s on two cores, and on a busy machine many times as long."""
 STOP_S = 10.0
 POLL_S = 0.05
 SPOT_CHECK_S = 2
@@ -37,6 +38,9 @@ FAUCET_FROST = 1_000_000 * FROST_PER_WAL
 CLIENT_FROST = 1_000 * FROST_PER_WAL
 ROUND_S = 5
 """A round of challenges takes a few seconds on a busy machine."""
+PORTS = range(10_000, 32_768)
+"""Below those that systems hand out by themselves, of which one could be gone before its node listens, or while it is
+down."""
 AWAY_S = 86_400
 """A client that was away for a day still follows."""
 NODE_FROST = 100 * FROST_PER_WAL
@@ -120,12 +124,15 @@ def deal_shards(shards: int, nodes: int) -> list[int]:
 
 
 def free_addresses(count: int) -> list[str]:
-    """Return loopback addresses that nobody listens on now."""
+    """Return loopback addresses that nobody listens on now, and that nobody gets who asks for any port."""
+    ports: list[int] = []
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [f"/ip4/127.0.0.1/tcp/{listener.getsockname()[1]}" for listener in sockets]
+        while len(ports) < count:
+            listener, port = stack.enter_context(socket.socket()), random.choice(PORTS)
+            with suppress(OSError):  # in use
+                listener.bind(("127.0.0.1", port))
+                ports.append(port)
+    return [f"/ip4/127.0.0.1/tcp/{port}" for port in ports]
 
 
 def up(

@@ -26,8 +26,10 @@ from p2pnode.consensus.executor import Executor
 from p2pnode.consensus.operator import Operator
 from p2pnode.keys import Key
 from tests.p2pnode.finalchain import GENESIS, extend, open_executor, sign
+from tests.p2pnode.threads import inline_threads as inline_threads
 from tests.small import OPERATORS, OTHER_OWNER, OWNER, certify, make_blob, make_statement
 
+pytestmark = pytest.mark.usefixtures("inline_threads")
 LATER_S = 60
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+import pytest
 import trio
 import trio.testing
 
@@ -22,8 +23,11 @@ from p2pnode.consensus.validator import SENDER_INPUTS_MAX
 from p2pnode.errors import StreamBroken
 from tests.p2pnode.finalchain import GENESIS, Maker, certify_vote, end_epoch, extend, finalize, open_executor, sign
 from tests.p2pnode.member import Member, node_of, vote
+from tests.p2pnode.threads import inline_threads as inline_threads
 from tests.small import OTHER_OWNER, OWNER
 from tests.streams import as_stream, stream_pair
+
+pytestmark = pytest.mark.usefixtures("inline_threads")
 
 
 def leader(view: int = 1) -> int:
@@ -176,7 +180,7 @@ async def test_who_floods_waits_for_itself(tmp_path: Path) -> None:
         nursery.start_soon(flood)
         await trio.testing.wait_all_tasks_blocked()
         assert sent == SENDER_INPUTS_MAX
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await member.receive(2, FrameType.VOTE, vote(2).encode())
         nursery.cancel_scope.cancel()
     member.votes.close()

@@ -41,6 +41,14 @@ BLOB = b"blob".ljust(32)
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nobody given up for being slow: all nodes share one thread, and the machine with much else."""
+    monkeypatch.setattr("dht.lookup.STRAGGLER_S", 60.0)
+    monkeypatch.setattr("dht.discovery.STRAGGLER_S", 60.0)
+    monkeypatch.setattr("dht.discovery.ASK_S", 60.0)
+
+
 def key_of(index: int) -> SigningKey:
     return SigningKey(bytes([index]) * 32)
 
@@ -84,7 +92,7 @@ async def open_node(
             sign=lambda message: Signature(key_of(index).sign(message).signature),
             node_id=network.node_id,
             addresses=lambda: [*network.addresses(), *extra],
-            connect=lambda node, addresses: network.connect(node, addresses=addresses, deadline_s=5),
+            connect=lambda node, addresses: network.connect(node, addresses=addresses, deadline_s=60),
             server=server,
             bootstrap=others,
             cache_path=cache,
@@ -95,7 +103,7 @@ async def open_node(
 
 
 async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         while True:
             if await is_so():
                 return
@@ -127,7 +135,7 @@ async def open_stream(node: Node, other: Node) -> Any:
 async def say(stream: Any, request: Any) -> Any:
     """Return the reply to a request; None if the stream ends instead."""
     data = request.SerializeToString()
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         try:
             await stream.write(encode_uvarint(len(data)) + data)
             reply = Message()

@@ -190,7 +190,7 @@ class Gateway:
 
     async def leaves_nothing(self) -> bool:
         """Return whether no body has a file, with or without a name, once what is under way has ended."""
-        with trio.move_on_after(30):
+        with trio.move_on_after(120):
             while self._spooled():  # noqa: ASYNC110 - a closed file has no event
                 await trio.sleep(0.01)
         return not self._spooled()
@@ -212,7 +212,7 @@ def reason_of(answer: Answer, status: int) -> str:
 
 @asynccontextmanager
 async def open_gateway(
-    net: LedgerNet, path: Path, *, bounds: Bounds | None = None, patience_s: float = 60.0, **options: Any
+    net: LedgerNet, path: Path, *, bounds: Bounds | None = None, patience_s: float = 240.0, **options: Any
 ) -> AsyncIterator[Gateway]:
     async with trio.open_nursery() as nursery:
         cache = SegmentCache(path / "cache" / "blobs", net.codec)

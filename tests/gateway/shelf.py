@@ -193,7 +193,7 @@ async def open_shelf(
     """Serve a shelf over a real socket while the block lasts."""
     cache = SegmentCache(path / "cache" / "blobs", CODEC, quota_bytes=quota_bytes)
     session = cast(Session, shelf)
-    with trio.fail_after(120):
+    with trio.fail_after(240):
         async with trio.open_nursery() as nursery:
             swarm = None if peers is None else cast(Swarm, Peers(peers))
             blobs = Blobs(session, cache, nursery, swarm=swarm)

@@ -79,7 +79,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             path = tmp_path_factory.mktemp("gateway")
             async with (
                 trio.open_nursery() as nursery,
-                open_gateway(net, path, limits=LIMITS, patience_s=600.0) as gateway,
+                open_gateway(net, path, limits=LIMITS, patience_s=3_600.0) as gateway,
             ):
                 nursery.start_soon(gateway.services.watch_head)
                 ports.put((gateway.port, trio.lowlevel.current_trio_token(), done))
@@ -88,12 +88,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
     thread = threading.Thread(target=trio.run, args=(run,))
     thread.start()
-    port, token, done = ports.get(timeout=60)
+    port, token, done = ports.get(timeout=240)
     url = f"http://127.0.0.1:{port}"
     blob = put(url, b"a blob")
     file = FolderFile("a/b.txt", 6, False, blake3(b"a blob").digest(), 0, 0)
     folder = Manifest((FolderBlob(parse_blob_id(blob), 6),), (file,))
-    quilt = requests.put(f"{url}/v1/quilts", data=form(CAT, DOG), headers=FORM, timeout=60).json()
+    quilt = requests.put(f"{url}/v1/quilts", data=form(CAT, DOG), headers=FORM, timeout=240).json()
     parts = {
         "blob_id": blob,
         "folder_id": put(url, folder.encode()),
@@ -104,12 +104,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     }
     yield Live(url, parts, {"blob_id": put(url, b"to be deleted")}, {})
     token.run_sync_soon(done.set)
-    thread.join(timeout=60)
+    thread.join(timeout=240)
     assert not thread.is_alive()
 
 
 def put(url: str, data: bytes) -> str:
-    text: str = requests.put(f"{url}/v1/blobs", data=data, timeout=60).json()["newlyCreated"]["blobObject"]["blobId"]
+    text: str = requests.put(f"{url}/v1/blobs", data=data, timeout=240).json()["newlyCreated"]["blobObject"]["blobId"]
     return text
 
 
@@ -129,7 +129,7 @@ def ask(live: Live, case: Any, checks: list[Any], *, known: bool, plain: bool, t
     """Make a request, of what is there where it is to be `known`, and hold the answer to the description."""
     if known:
         point(live, case, plain=plain)
-    response = case.call(base_url=live.url, headers=BEARER if token else {}, timeout=60)
+    response = case.call(base_url=live.url, headers=BEARER if token else {}, timeout=240)
     case.validate_response(response, checks=checks)
     live.seen.setdefault(case.operation.label, set()).add(response.status_code)
 
@@ -171,6 +171,6 @@ def test_methods_that_are_not_described_are_not_allowed(live: Live, path: str, m
         return
     for name, value in live.parts.items():
         path = path.replace(f"{{{name}}}", value)
-    answer = requests.request(method, live.url + path, headers=BEARER, timeout=60)
+    answer = requests.request(method, live.url + path, headers=BEARER, timeout=240)
     assert answer.status_code == 405
     assert answer.json()["error"]["code"] == 405

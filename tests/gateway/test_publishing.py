@@ -88,7 +88,7 @@ class TestStoring:
             open_gateway(net, tmp_path) as gateway,
             await trio.open_tcp_stream("127.0.0.1", gateway.port) as stream,
         ):
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await stream.send_all(head)
                 assert (await stream.receive_some()).startswith(b"HTTP/1.1 100 ")
                 await stream.send_all(DATA)
@@ -243,7 +243,7 @@ class TestRefusing:
         head = build("PUT", "/v1/blobs", {"Content-Length": "1001"})
         async with open_gateway(net, tmp_path, limits=Limits(blob_bytes_max=1_000)) as gateway:
             async with await trio.open_tcp_stream("127.0.0.1", gateway.port) as stream:
-                with trio.fail_after(10):
+                with trio.fail_after(60):
                     await stream.send_all(head)
                     (answer,) = parse(await stream.receive_some())
         assert reason_of(answer, 413) == "TOO_LARGE"
@@ -261,7 +261,7 @@ class TestRefusing:
         raw = build("PUT", "/v1/blobs", {"Content-Length": "200000"}) + DATA[:-1]
         async with open_gateway(net, tmp_path) as gateway:
             async with await trio.open_tcp_stream("127.0.0.1", gateway.port) as stream:
-                with trio.fail_after(10):
+                with trio.fail_after(60):
                     await stream.send_all(raw)
                     await stream.send_eof()
                     while await stream.receive_some():
@@ -313,7 +313,7 @@ class TestManyAtOnce:
         async with open_gateway(net, tmp_path) as gateway, trio.open_nursery() as nursery:
             for seed in range(3):
                 nursery.start_soon(gateway.json, "PUT", "/v1/blobs", None, Random(seed).randbytes(1_000))
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while net.under_way < 3:  # noqa: ASYNC110 - the members in memory have no event for it
                     await trio.sleep(0.01)
             net.gate.set()
@@ -341,7 +341,7 @@ class TestManyAtOnce:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(put)
                 nursery.start_soon(put)
-                with trio.fail_after(10):
+                with trio.fail_after(60):
                     while wanted < 2:  # noqa: ASYNC110 - both are to be at the till
                         await trio.sleep(0.01)
                 net.gate.set()
@@ -387,7 +387,7 @@ class TestManyAtOnce:
             trio.open_nursery() as nursery,
         ):
             nursery.start_soon(gateway.json, "PUT", "/v1/blobs", None, DATA)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while net.under_way < 1:  # noqa: ASYNC110 - the members in memory have no event for it
                     await trio.sleep(0.01)
             answer = await gateway.ask("PUT", "/v1/blobs", body=DATA[1:])
@@ -402,7 +402,7 @@ class TestManyAtOnce:
         async with open_gateway(net, tmp_path) as gateway:
             async with await trio.open_tcp_stream("127.0.0.1", gateway.port) as stream:
                 await stream.send_all(build("PUT", "/v1/blobs", body=DATA))
-                with trio.fail_after(10):
+                with trio.fail_after(60):
                     while net.under_way < 1:  # noqa: ASYNC110 - the members in memory have no event for it
                         await trio.sleep(0.01)
             net.gate.set()

@@ -1,6 +1,7 @@
 """The server on a real socket: what is no HTTP is refused, nothing is smuggled, and nobody holds it up for ever."""
 
 import json
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -180,7 +181,7 @@ async def test_a_refused_body_is_still_answered_and_its_tasks_end() -> None:
         before = trio.lowlevel.current_statistics().tasks_living
         answer = await ask(port, "PUT", "/refuse", body=bytes(BIG))
         assert (answer.status, answer.body) == (413, b"too large")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while trio.lowlevel.current_statistics().tasks_living > before:  # noqa: ASYNC110 - trio tells of no end
                 await trio.sleep(0.01)
 
@@ -206,7 +207,7 @@ async def test_who_sends_half_a_request_is_cut_off() -> None:
 
 
 async def test_who_waits_too_long_for_a_second_request_is_cut_off() -> None:
-    async with serving(Seen().app, Bounds(keep_alive_s=0.3)) as port:
+    async with serving(Seen().app, Bounds(keep_alive_s=2)) as port:
         assert statuses(parse(await exchange(port, build("GET", "/", {"Connection": ""})))) == [200]
 
 
@@ -220,7 +221,7 @@ async def test_too_many_connections_are_turned_away() -> None:
         assert (statuses(answers), answers[0].headers["retry-after"]) == ([503], "5")
         for stream in held:
             await stream.aclose()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while statuses(parse(await exchange(port, build("GET", "/")))) != [200]:
                 pass
 
@@ -248,11 +249,10 @@ async def test_a_flood_of_connections_holds_no_more_than_a_few_that_are_turned_a
 
 
 async def test_stopping_waits_for_nobody_who_reads_nothing() -> None:
-    with trio.fail_after(10):
-        async with serving(Seen().app, Bounds(grace_s=0.2)) as port:
-            stream = await trio.open_tcp_stream("127.0.0.1", port)
-            await stream.send_all(build("GET", "/big"))
-            assert await stream.receive_some(1) == b"H"
+    async with serving(Seen().app, Bounds(grace_s=0.2, stall_s=math.inf)) as port:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(build("GET", "/big"))
+        assert await stream.receive_some(1) == b"H"
     await stream.aclose()
 
 

@@ -33,7 +33,7 @@ async def test_a_gateway_stores_many_at_once_and_each_is_read_back(tmp_path: Pat
 
             async def put(number: int, body: bytes) -> None:
                 answers[number] = await ask(
-                    port, "PUT", "/v1/blobs", {"Content-Type": "text/plain"}, body, answer_s=120
+                    port, "PUT", "/v1/blobs", {"Content-Type": "text/plain"}, body, answer_s=480
                 )
 
             async def put_all(bodies: list[bytes]) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ async def test_a_gateway_stores_many_at_once_and_each_is_read_back(tmp_path: Pat
                 "newlyCreated",
             ]
 
-            quilt = json.loads((await ask(port, "PUT", "/v1/quilts", FORM, form(CAT, DOG), answer_s=120)).body)
+            quilt = json.loads((await ask(port, "PUT", "/v1/quilts", FORM, form(CAT, DOG), answer_s=480)).body)
             quilt_id = id_of(quilt["blobStoreResult"])
             by_name = await ask(port, "GET", f"/v1/blobs/by-quilt-id/{quilt_id}/cat")
             by_patch = await ask(
@@ -62,10 +62,10 @@ async def test_a_gateway_stores_many_at_once_and_each_is_read_back(tmp_path: Pat
             )
             assert by_name.body == by_patch.body == b"a cat"
 
-            listed = json.loads((await ask(port, "GET", "/v1/blobs", bearer, answer_s=60)).body)
+            listed = json.loads((await ask(port, "GET", "/v1/blobs", bearer, answer_s=480)).body)
             assert {row["blobId"] for row in listed["blobs"]} > {id_of(answer) for answer in stored} | {quilt_id}
             assert len(listed["blobs"]) == 10
             gone = id_of(stored[0])
-            assert (await ask(port, "DELETE", f"/v1/blobs/{gone}", bearer, answer_s=60)).status == 200
+            assert (await ask(port, "DELETE", f"/v1/blobs/{gone}", bearer, answer_s=480)).status == 200
             assert (await ask(port, "GET", f"/v1/blobs/{gone}")).status == 410
-            assert (await ask(port, "DELETE", f"/v1/blobs/{gone}", bearer, answer_s=60)).status == 404
+            assert (await ask(port, "DELETE", f"/v1/blobs/{gone}", bearer, answer_s=480)).status == 404

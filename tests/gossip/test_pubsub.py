@@ -95,7 +95,7 @@ async def link(one: Member, other: Member) -> None:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    with trio.fail_after(15):
+    with trio.fail_after(60):
         while True:
             if is_so():
                 return

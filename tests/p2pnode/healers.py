@@ -170,7 +170,7 @@ class Healer:
 
     async def once(self) -> bool:
         """Look and heal once; return whether something came."""
-        with trio.fail_after(30):
+        with trio.fail_after(240):
             survey = await self.healing.look(self.town.ledger)
             return await self.healing.heal(self.town.ledger, survey)
 

@@ -88,6 +88,6 @@ def verify_all_spoilt(verify: Callable[[NodeId, bytes], None], good: bytes) -> N
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for something that has no event."""
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         while not condition():
             await trio.lowlevel.checkpoint()

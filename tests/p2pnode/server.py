@@ -111,7 +111,7 @@ class Server:
                     await server.reset()
 
             nursery.start_soon(handle)
-            with trio.fail_after(20):
+            with trio.fail_after(240):
                 yield client
             await client.close()
 

@@ -77,7 +77,7 @@ async def serve(number: int, handler: Handler | Holdings, *, listen: Sequence[st
 @asynccontextmanager
 async def open_swarm(*peers: Contact, number: int = 99, **options: object) -> AsyncIterator[Swarm]:
     """Run a reader without any network but these peers."""
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         async with open_network(seed=seed_of(number), listen=()) as network:
             yield Swarm(network, None, KERNEL, peers=peers, **options)  # type: ignore[arg-type]
 

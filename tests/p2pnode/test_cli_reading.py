@@ -17,6 +17,7 @@ from p2pnode.home import Home
 from p2pnode.testing import LocalTestnet
 from tests.p2pnode.command import make_file
 from tests.p2pnode.daily import Said, fields, run
+from tests.p2pnode.patience import patience as patience
 
 CERTIFIED = "it costs at most PRICE\ncertified in block N: {} bytes, 4 of 4 shards signed, 3 needed; paid PRICE, kept "
 CERTIFIED += "until epoch 30 begins\n"

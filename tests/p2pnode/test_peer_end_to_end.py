@@ -25,7 +25,9 @@ from p2pnode.peering.mirror import Fetcher, share
 from p2pnode.peering.peer import Peer, open_peer
 from p2pnode.testing import Nodes, open_testnet
 from p2pnode.testnet import home_of
+from tests.p2pnode.patience import patience as patience
 from tests.p2pnode.swarming import LOOPBACK
+from tests.peering.conftest import patience_with_peers as patience_with_peers
 from tests.peering.test_mirror import FILES, make_folder, read_folder
 from tests.small import make_codec
 
@@ -35,7 +37,7 @@ ORDER = Order(epochs=2, deletable=True)
 @pytest.fixture
 async def net(tmp_path: Path) -> AsyncIterator[Nodes]:
     opened = open_testnet(nodes=4, shards=4, epoch_s=None, segment_bytes=1 << 20, directory=tmp_path / "net")
-    with trio.fail_after(180):
+    with trio.fail_after(480):
         async with opened as net:
             yield net
 

@@ -24,6 +24,8 @@ SEGMENTS = 40
 SIZE = SEGMENTS * CODE.segment_bytes
 PAIR_BYTES = CODE.pair_bytes(CODE.symbol_bytes(CODE.segment_bytes))
 """What one of four members with a shard each gets of a segment."""
+ON_THEIR_WAY = 3
+"""So many segments are sent at once; of each a member may have taken its part when the client is killed, or not."""
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +85,10 @@ def test_a_store_that_is_killed_goes_on_and_is_paid_once(network: Network, tmp_p
     stored = p2pnode("store", "--json", file, home=home)
     assert stored.code == ExitCode.OK, stored.err
     present, sent = stored.json["segments_present"], stored.json["sent_bytes"]
-    assert on_disk <= present <= on_disk + MEMBERS  # what was on its way to a member came in or did not
-    assert sent == (SEGMENTS * MEMBERS - present) * PAIR_BYTES
+    assert sent <= (SEGMENTS * MEMBERS - on_disk) * PAIR_BYTES
+    if not stored.json["faults"]:  # on a busy machine a member may be called slow, and get less
+        assert on_disk <= present <= on_disk + ON_THEIR_WAY * MEMBERS
+        assert sent == (SEGMENTS * MEMBERS - present) * PAIR_BYTES
     assert (stored.json["transactions"], before - balance(home)) == (1, reserved + stored.json["paid_frost"])
     assert format_amount(before - balance(home))[:6] == format_amount(price)[:6]
     back = p2pnode("read", stored.json["blob_id"], "-o", tmp_path / "back", home=home)
@@ -175,7 +179,7 @@ def folder_id(network: Network, folder: Path) -> str:
     assert (again["sent_bytes"], again["paid_frost"], again["blob_id"]) == (0, 0, stored.json["blob_id"])
     whole = sum(FILES.values()) * MEMBERS * PAIR_BYTES
     small = MEMBERS * 5 * 20_000  # the quilt of small files, and the manifest
-    again_bytes = MEMBERS * PAIR_BYTES  # what was on its way to each node
+    again_bytes = ON_THEIR_WAY * MEMBERS * PAIR_BYTES
     assert stored.json["sent_bytes"] <= whole - on_disk * PAIR_BYTES + small + again_bytes
     found: str = stored.json["blob_id"]
     return found

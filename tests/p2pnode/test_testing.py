@@ -96,8 +96,8 @@ def test_a_client_that_was_idle_for_epochs_goes_on(tmp_path: Path) -> None:
         begun = client.info(early.blob_id).epoch
         net.wait_epoch(begun + 3)
         assert client.read(early.blob_id) == b"before"
-        late = client.store(b"after", epochs=2)
-        assert late.end_epoch >= begun + 5
+        late = client.store(b"after", epochs=50)
+        assert late.end_epoch >= begun + 53
         assert {entry.blob_id for entry in client.list()} == {early.blob_id, late.blob_id}
     assert (tmp_path / "client" / "genesis.json").exists()
 
@@ -116,7 +116,7 @@ def test_pytest_has_the_fixture_for_tests_of_either_kind(tmp_path: Path) -> None
     (tmp_path / "test_program.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "p2pnode.pytest_plugin", "-p", "no:cacheprovider", "."]
     done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=480
     )
     assert (done.returncode, "3 passed" in done.stdout) == (0, True), done.stdout + done.stderr
 

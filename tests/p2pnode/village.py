@@ -136,7 +136,7 @@ async def network(
     path: Path, nodes: Sequence[int], genesis: Genesis = GENESIS
 ) -> AsyncIterator[tuple[World, list[Participant]]]:
     """Run the nodes of these operators, members or not, while the block lasts."""
-    with trio.fail_after(120):
+    with trio.fail_after(480):
         async with trio.open_nursery() as nursery:
             world = World(nursery, genesis)
             joined = [join(world, path / str(own), own) for own in nodes]

@@ -77,12 +77,12 @@ async def pair(tmp_path: Path, nursery: trio.Nursery) -> Pair:
 
 
 async def get(peer: Peer, link: Link, output: Path) -> Got:
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         return await Fetcher(peer, link).get(output, sys.stdout.buffer, lambda done, total: None)
 
 
 async def sync(peer: Peer, link: Link, target: Path, *, delete: bool = False) -> Restored:
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         return await Fetcher(peer, link).sync(target, delete=delete, report=lambda done, total: None)
 
 

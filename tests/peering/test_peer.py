@@ -49,7 +49,7 @@ SIZE = 300_000
 
 @asynccontextmanager
 async def open_one(path: Path, *known: Contact, listen: Sequence[str] = LOOPBACK) -> AsyncIterator[Peer]:
-    with trio.fail_after(60):
+    with trio.fail_after(240):
         async with open_peer(Home(path), listen=listen, peers=known) as peer:
             yield peer
 
