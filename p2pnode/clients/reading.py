@@ -50,6 +50,8 @@ class Fetched:
     """Of these, what an earlier call had left in the part file."""
     restored: Restored | None = None
     """Of a folder."""
+    is_sealed: bool = False
+    """That the blob was opened with a key."""
 
 
 class Blobs:
@@ -84,6 +86,12 @@ async def read(session: Session, request: Request, keys: Keys, sink: BinaryIO, r
         view = await blobs.open(request.blob_id)
         return await _read_blob(blobs, view, request, None, sink, report)
     content = await describe(blobs.open, keys, request.blob_id)
+    return replace(await _read(blobs, content, request, keys, sink, report), is_sealed=content.is_sealed)
+
+
+async def _read(
+    blobs: Blobs, content: Content, request: Request, keys: Keys, sink: BinaryIO, report: Report
+) -> Fetched:
     if request.path is not None:
         return await _read_path(blobs, content, request.path, request, sink, report)
     match content.kind:
