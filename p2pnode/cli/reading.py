@@ -158,7 +158,8 @@ def ls(what: str, home_path: Path, as_json: bool) -> None:
     keys = Keyring(Home(home_path)).key_of
 
     async def work(client: "Session") -> None:
-        from p2pnode.clients.reading import Blobs, count_of
+        from p2pnode.clients.reading import count_of
+        from p2pnode.clients.streaming import Blobs
         from p2pnode.content.contents import describe as look
 
         content = await look(Blobs(client).open, keys, blob_id)
