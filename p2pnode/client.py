@@ -75,7 +75,7 @@ from p2pnode.clients.plain import plainly
 from p2pnode.clients.portal import InPortal, Pieces, Portal, blocking
 from p2pnode.clients.session import Session, open_session
 from p2pnode.clients.shelf import Shelf
-from p2pnode.clients.streaming import Feed, parse_range, write_to
+from p2pnode.clients.streaming import Blobs, Feed, parse_range, write_to
 from p2pnode.content.contents import Listed
 from p2pnode.content.keyring import Keyring
 from p2pnode.content.placing import Restored
@@ -260,7 +260,7 @@ class Client:
             directory = parse_path(target, "target")
             manifest = await self._shelf.manifest(parse_blob(blob_id))
             report = progress or (lambda done, total: None)
-            return await restore(manifest, directory, self._shelf.open_sealed, delete=delete, report=report)
+            return await restore(manifest, directory, Blobs(self.session).open_plain, delete=delete, report=report)
 
     @asynccontextmanager
     async def stream(
@@ -378,7 +378,7 @@ async def open_client(home: Path | Home | str | None = None, *, passphrase: str 
             async with open_session(place, on_fault=note) as session, trio.open_nursery() as nursery:
                 session.has_workers = False
                 keyring = Keyring(place)
-                client = Client(session, Depot(session, place, keyring, owner), Shelf(session, keyring), nursery)
+                client = Client(session, Depot(session, keyring, owner), Shelf(session, keyring), nursery)
                 try:
                     yield client
                 except (trio.Cancelled, GeneratorExit):

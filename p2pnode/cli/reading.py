@@ -87,8 +87,8 @@ def open_(link: str, output: Path | None, home_path: Path, as_json: bool) -> Non
     async def work(client: "Session") -> None:
         import trio
 
-        await fetch(client, Request(parsed.blob_id, parsed.path, output), key_of, as_json=as_json)
-        if parsed.key is not None:
+        done = await fetch(client, Request(parsed.blob_id, parsed.path, output), key_of, as_json=as_json)
+        if parsed.key is not None and done.is_sealed:
             await trio.to_thread.run_sync(keyring.remember, parsed.blob_id, parsed.key)
 
     try:
@@ -99,8 +99,8 @@ def open_(link: str, output: Path | None, home_path: Path, as_json: bool) -> Non
         raise
 
 
-async def fetch(client: "Session", request: "Request", keys: "Keys", *, as_json: bool) -> None:
-    """Do what was asked and say what came of it."""
+async def fetch(client: "Session", request: "Request", keys: "Keys", *, as_json: bool) -> "Fetched":
+    """Do what was asked, say what came of it and return it."""
     from economics.blob import build_blob_id_text
     from p2pnode.clients import reading
     from p2pnode.progress import read_progress
@@ -113,6 +113,7 @@ async def fetch(client: "Session", request: "Request", keys: "Keys", *, as_json:
         echo_json({"blob_id": text, "faults": faults, **describe(done)})
     else:
         click.echo(sum_up(done, request), err=True)
+    return done
 
 
 def describe(done: "Fetched") -> dict[str, Any]:
@@ -157,7 +158,8 @@ def ls(what: str, home_path: Path, as_json: bool) -> None:
     keys = Keyring(Home(home_path)).key_of
 
     async def work(client: "Session") -> None:
-        from p2pnode.clients.reading import Blobs, count_of
+        from p2pnode.clients.reading import count_of
+        from p2pnode.clients.streaming import Blobs
         from p2pnode.content.contents import describe as look
 
         content = await look(Blobs(client).open, keys, blob_id)

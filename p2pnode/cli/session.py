@@ -34,7 +34,7 @@ def run_async(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     trio.run(work)
 
 
-def run_client(home_path: Path, work: "Callable[[Session], Coroutine[Any, Any, None]]") -> None:
+def run_client(home_path: Path, work: "Callable[[Session], Coroutine[Any, Any, object]]") -> None:
     """Join the network of a home, do the work, leave; says at once which member fails and how."""
     from p2pnode.clients.session import open_session
     from p2pnode.home import Home

@@ -17,10 +17,8 @@ from p2pnode.errors import InputError
 if TYPE_CHECKING:
     from p2pnode.clients.publish import Published, Publisher
     from p2pnode.clients.session import Session
-    from p2pnode.content.foldercache import FolderCache
     from p2pnode.content.folderstore import StoredFolder
     from p2pnode.content.keyring import Keyring
-    from p2pnode.content.manifest import Manifest
     from p2pnode.content.scan import Skipped
     from p2pnode.content.sources import Source
 
@@ -70,19 +68,18 @@ def store(
     order = Order(epochs=epochs, deletable=not permanent, max_cost_frost=max_cost, on_quote=say_quote)
     owner = load_owner(home_path, passphrase_file)
     home = Home(home_path)
-    keyring = Keyring(home) if encrypt else None
+    keyring = Keyring(home)
     is_folder = len(paths) == 1 and paths[0].is_dir() and not as_quilt
     source = None if is_folder else choose_source(paths, as_quilt=as_quilt)
 
     async def work(client: "Session") -> None:
         from p2pnode.clients.publish import Publisher
-        from p2pnode.content.foldercache import FolderCache
 
-        publisher, cache = Publisher(client, owner, order), FolderCache(home.folders_path)
+        publisher = Publisher(client, owner, order)
         if source is None:
-            await store_directory(publisher, paths[0], keyring, cache, as_json=as_json)
+            await store_directory(publisher, paths[0], keyring, encrypt=encrypt, as_json=as_json)
         else:
-            await store_source(publisher, source, keyring, as_json=as_json)
+            await store_source(publisher, source, keyring if encrypt else None, as_json=as_json)
 
     run_client(home_path, work)
 
@@ -142,47 +139,23 @@ async def store_source(publisher: "Publisher", source: "Source", keyring: "Keyri
 
 
 async def store_directory(
-    publisher: "Publisher", directory: Path, keyring: "Keyring | None", cache: "FolderCache", *, as_json: bool
+    publisher: "Publisher", directory: Path, keyring: "Keyring", *, encrypt: bool, as_json: bool
 ) -> None:
     """Store a folder, moving what has changed since the last time, and say what came of it."""
-    import trio
-
     from economics.blob import build_blob_id_text
-    from p2pnode.content.folderstore import store_folder
+    from p2pnode.clients.depot import store_again
     from p2pnode.progress import folder_progress
 
-    previous = await find_previous(publisher.client, directory, cache)
     with folder_progress(directory.name or str(directory)) as report:
-        done = await store_folder(publisher, directory, previous=previous, sealer=keyring, report=report)
-    if keyring is not None:
-        await trio.to_thread.run_sync(keyring.remember, done.blob_id, done.key)
-    await trio.to_thread.run_sync(cache.remember, directory, done.blob_id, done.key)
+        done = await store_again(publisher, directory, keyring, encrypt=encrypt, report=report)
     if as_json:
         echo_json(describe_folder(done))
         return
     say_skipped(done.skipped)
     click.echo(sum_up_folder(done), err=True)
-    if keyring is not None:
+    if encrypt:
         click.echo(SEALED, err=True)
     click.echo(build_blob_id_text(done.blob_id))
-
-
-async def find_previous(client: "Session", directory: Path, cache: "FolderCache") -> "Manifest | None":
-    """Return what a folder was when it was stored last; None where that is not to be had any more."""
-    import trio
-
-    from p2pnode.clients.reading import Blobs
-    from p2pnode.content.manifest import read_manifest
-    from p2pnode.errors import Unavailable
-
-    newest = await trio.to_thread.run_sync(cache.newest, directory)
-    if newest is None:
-        return None
-    blob_id, key = newest
-    try:
-        return await read_manifest(await Blobs(client).open_plain(blob_id, key or None))
-    except (Unavailable, InputError):  # it has expired, or is damaged: what the network owes still moves no bytes
-        return None
 
 
 def describe_folder(done: "StoredFolder") -> dict[str, Any]:

@@ -19,6 +19,15 @@ OFFLINE_HELP = "Check this receipt file offline instead of asking a peer."
 CHECKPOINT_HELP = "Trust this checkpoint file, and not the genesis alone: needed where genesis is older than unbonding."
 
 
+def write_file(path: Path, data: bytes) -> None:
+    from p2pnode.files import replace_synced
+
+    try:
+        replace_synced(path, (data,))
+    except OSError as fault:
+        raise InputError(f"cannot write {path}: {fault.strerror}") from fault
+
+
 def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -54,9 +63,7 @@ def verify(
         made = await fetch(client, parsed)
         proven = check(made, client.chain.origin, client.genesis.parameters)
         if save is not None:
-            from p2pnode.files import replace_synced
-
-            replace_synced(save, (made.encode(),))
+            write_file(save, made.encode())
         show(proven, as_json=as_json)
 
     run_client(home_path, work)
@@ -143,11 +150,9 @@ def checkpoint(output: Path, home_path: Path, as_json: bool) -> None:
     """Write a checkpoint of the newest epoch to OUTPUT, for others who trust you."""
 
     async def work(client: "Session") -> None:
-        from p2pnode.files import replace_synced
-
         await client.chain.head()
         trusted = client.chain.trusted
-        replace_synced(output, (trusted.encode(),))
+        write_file(output, trusted.encode())
         if as_json:
             echo_json({"epoch": trusted.epoch, "root_height": trusted.root.height})
         else:

@@ -1,5 +1,6 @@
 """What a client stores and pays for: the orders of one wallet, a few at a time."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from p2pnode.clients.calls import Progress, parse_epochs, progress_of
 from p2pnode.clients.payments import Deleted, Order
 from p2pnode.clients.publish import Published, Publisher
 from p2pnode.clients.session import Session
-from p2pnode.clients.shelf import Shelf
+from p2pnode.clients.streaming import Blobs
 from p2pnode.clients.till import Till
 from p2pnode.content.foldercache import FolderCache
 from p2pnode.content.folderstore import KEYS_AT_ONCE, FolderProgress, StoredFolder, store_folder
@@ -35,12 +36,10 @@ folder's has two of either."""
 class Depot:
     """What the wallet of one home keeps in its network."""
 
-    def __init__(self, session: Session, home: Home, keyring: Keyring, owner: Key | OwnerId | None) -> None:
+    def __init__(self, session: Session, keyring: Keyring, owner: Key | OwnerId | None) -> None:
         self._session = session
         self._keyring = keyring
         self._owner = owner
-        self._folders = FolderCache(home.folders_path)
-        self._shelf = Shelf(session, keyring)
         self._till = Till()
         self._turns = trio.CapacityLimiter(STORES_AT_ONCE)
 
@@ -87,27 +86,9 @@ class Depot:
             if progress is not None:
                 progress(now.stored, now.length)
 
-        owner = self.key()
+        publisher = Publisher(self._session, self.key(), order)
         async with self._turns:
-            previous = await self._previous(directory)
-            sealer = self._keyring if encrypt else None
-            publisher = Publisher(self._session, owner, order)
-            done = await store_folder(publisher, directory, previous=previous, sealer=sealer, report=report)
-            if done.key:
-                await trio.to_thread.run_sync(self._keyring.remember, done.blob_id, done.key)
-            await trio.to_thread.run_sync(self._folders.remember, directory, done.blob_id, done.key)
-        return done
-
-    async def _previous(self, directory: Path) -> Manifest | None:
-        """Return the manifest that a folder was stored as last; None where there is none any more."""
-        newest = await trio.to_thread.run_sync(self._folders.newest, directory)
-        if newest is None:
-            return None
-        blob_id, key = newest
-        try:
-            return await read_manifest(await self._shelf.open_sealed(blob_id, key or None))
-        except (Unavailable, InputError):  # it has expired, or the key is another's: all is stored anew
-            return None
+            return await store_again(publisher, directory, self._keyring, encrypt=encrypt, report=report)
 
     async def claims(self) -> list[tuple[BlobEntry, int | None]]:
         """Return what the wallet keeps, each with the blob's length; None where the chain does not show that yet."""
@@ -145,6 +126,37 @@ class Depot:
             done = await payments.delete(self._session.chain, owner, blob_id)
             self._till.note_deleted(blob_id)
         return done
+
+
+async def store_again(
+    publisher: Publisher,
+    directory: Path,
+    keyring: Keyring,
+    *,
+    encrypt: bool,
+    report: Callable[[FolderProgress], None],
+) -> StoredFolder:
+    """Store a folder, moving only what the blobs of its last time do not hold, and keep its key and its ID."""
+    cache = FolderCache(keyring.home.folders_path)
+    previous = await find_previous(publisher.client, cache, directory)
+    sealer = keyring if encrypt else None
+    done = await store_folder(publisher, directory, previous=previous, sealer=sealer, report=report)
+    if done.key:
+        await trio.to_thread.run_sync(keyring.remember, done.blob_id, done.key)
+    await trio.to_thread.run_sync(cache.remember, directory, done.blob_id, done.key)
+    return done
+
+
+async def find_previous(session: Session, cache: FolderCache, directory: Path) -> Manifest | None:
+    """Return the manifest that a folder was stored as last; None where there is none any more."""
+    newest = await trio.to_thread.run_sync(cache.newest, directory)
+    if newest is None:
+        return None
+    blob_id, key = newest
+    try:
+        return await read_manifest(await Blobs(session).open_plain(blob_id, key or None))
+    except (Unavailable, InputError):  # it has expired, or the key is another's: what is owed still moves no bytes
+        return None
 
 
 def load_owner(home: Home, passphrase: str | None) -> Key | OwnerId | None:

@@ -7,17 +7,16 @@ from typing import BinaryIO
 
 import trio
 
-from economics.blob import BlobId, Header
-from p2pnode.clients.session import Session, parse_bounds
-from p2pnode.clients.streaming import JudgedView, judging
+from economics.blob import BlobId
+from p2pnode.clients.session import Session
+from p2pnode.clients.streaming import Blobs
 from p2pnode.content.contents import Content, Keys, Kind, NoKey, describe
 from p2pnode.content.manifest import FolderBlob, FolderFile, Manifest
 from p2pnode.content.placing import Restored
 from p2pnode.content.restore import restore
 from p2pnode.content.resume import output_file, save, write_views
-from p2pnode.content.sealed import SealedView
 from p2pnode.content.unpack import unpack
-from p2pnode.content.views import BlobView, View
+from p2pnode.content.views import View
 from p2pnode.errors import InputError
 
 Report = Callable[[int, int], None]
@@ -50,31 +49,8 @@ class Fetched:
     """Of these, what an earlier call had left in the part file."""
     restored: Restored | None = None
     """Of a folder."""
-
-
-class Blobs:
-    """The blobs of a session, opened as they are asked for: a failure says whether the blob's writer is at fault."""
-
-    def __init__(self, session: Session, *, strict: bool = False) -> None:
-        self.session = session
-        self._strict = strict
-        self._headers: dict[BlobId, Header] = {}
-
-    async def header(self, blob_id: BlobId) -> Header:
-        if blob_id not in self._headers:
-            async with judging(self.session, blob_id):
-                self._headers[blob_id] = await self.session.reader.header(blob_id)
-        return self._headers[blob_id]
-
-    async def open(self, blob_id: BlobId) -> View:
-        """Return a blob's own bytes."""
-        view = BlobView(self.session.reader, await self.header(blob_id), self._strict)
-        return JudgedView(self.session, blob_id, view)
-
-    async def open_plain(self, blob_id: BlobId, key: bytes | None) -> View:
-        """Return a blob's plain bytes, given its key if it is sealed."""
-        view = await self.open(blob_id)
-        return view if key is None else SealedView(view, key)
+    is_sealed: bool = False
+    """That the blob was opened with a key."""
 
 
 async def read(session: Session, request: Request, keys: Keys, sink: BinaryIO, report: Report) -> Fetched:
@@ -84,6 +60,12 @@ async def read(session: Session, request: Request, keys: Keys, sink: BinaryIO, r
         view = await blobs.open(request.blob_id)
         return await _read_blob(blobs, view, request, None, sink, report)
     content = await describe(blobs.open, keys, request.blob_id)
+    return replace(await _read(blobs, content, request, keys, sink, report), is_sealed=content.is_sealed)
+
+
+async def _read(
+    blobs: Blobs, content: Content, request: Request, keys: Keys, sink: BinaryIO, report: Report
+) -> Fetched:
     if request.path is not None:
         return await _read_path(blobs, content, request.path, request, sink, report)
     match content.kind:
@@ -219,3 +201,14 @@ async def _copy(view: View, request: Request, sink: BinaryIO, report: Report) ->
         async with output_file(request.output) as file:
             await copy(file)
     return Fetched(done)
+
+
+def parse_bounds(bounds: tuple[int, int | None] | None, length: int) -> tuple[int, int]:
+    """Return [start, stop) for a first and a last byte (None: to the end); raises `InputError` outside of the bytes."""
+    if bounds is None:
+        return 0, length
+    first, last = bounds
+    stop = length if last is None else min(last + 1, length)
+    if first >= length or stop <= first:
+        raise InputError(f"no such range: there are {length} bytes, counted from 0")
+    return first, stop

@@ -1,14 +1,13 @@
 """One client's session with a network: who asks its members, and what every command needs of them.
 
-Storing is in publish, reading in download; what a program is meant to use is in client.
+Storing is in publish, reading in streaming; what a program is meant to use is in client.
 """
 
 import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import trio
 
@@ -29,27 +28,16 @@ from p2pnode.clients.download import Reader
 from p2pnode.clients.overview import Overview, find_overview
 from p2pnode.coding.codec import Codec
 from p2pnode.coding.kernel import load_kernel
-from p2pnode.content.resume import write_views
 from p2pnode.dialling import bootstrap_of, clock_ms, dialler
-from p2pnode.errors import InconsistentBlob, InputError, NetworkError, NodeError, Unavailable
+from p2pnode.errors import InconsistentBlob, InputError, NodeError, Unavailable
 from p2pnode.home import Home
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, shorten
-from p2pnode.network.host import Network, open_network, sole_exception
+from p2pnode.network.host import Network, open_network
 from p2pnode.protocols import chain_protocol, storage_protocol
 
 STATUS_BYTES_MAX = 65_536
 CERTIFICATE_BYTES_MAX = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What a read ended with."""
-
-    blob_id: BlobId
-    length: int
-    """Bytes written."""
-    faults: tuple[Fault, ...]
 
 
 class Session:
@@ -72,27 +60,6 @@ class Session:
         if self.members.committee != seating.current:
             await self.members.seat(seating.current)
         return seating
-
-    async def read(
-        self,
-        blob_id: BlobId,
-        sink: BinaryIO,
-        *,
-        bounds: tuple[int, int | None] | None = None,
-        strict: bool = False,
-        report: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Read:
-        """Write a blob, or its bytes from the first to the last of `bounds`, to `sink`.
-
-        Raises `Unavailable`, `InconsistentBlob`, `InputError` for a range outside, `SpaceError`.
-        """
-        try:
-            return await self._read(blob_id, sink, bounds=bounds, strict=strict, report=report)
-        except (Unavailable, NetworkError, InconsistentBlob) as fault:
-            judged = await self.judge(blob_id, fault)
-            if judged is fault:
-                raise
-            raise judged from fault
 
     async def judge(self, blob_id: BlobId, fault: NodeError) -> NodeError:
         """Return what the user is to know of a read that failed: whether it is its writer's fault, for ever.
@@ -137,31 +104,6 @@ class Session:
             return await self.is_invalid(blob_id)
         except NodeError:
             return False
-
-    async def _read(
-        self,
-        blob_id: BlobId,
-        sink: BinaryIO,
-        *,
-        bounds: tuple[int, int | None] | None,
-        strict: bool,
-        report: Callable[[int, int], None],
-    ) -> Read:
-        header = await self.reader.header(blob_id)
-        start, stop = parse_bounds(bounds, header.length)
-        done = 0
-
-        async def write(views: list[memoryview]) -> None:
-            nonlocal done
-            await trio.to_thread.run_sync(write_views, sink, views)
-            done += sum(len(view) for view in views)
-            report(done, stop - start)
-
-        try:
-            await self.reader.read(header, write, start=start, stop=stop, strict=strict)
-        except BaseExceptionGroup as group:
-            raise sole_exception(group) from None
-        return Read(blob_id, done, tuple(self.members.faults.values()))
 
     async def certificate(self, blob_id: BlobId) -> Certificate | None:
         """Return a certificate of a blob that holds, from the first member that has one.
@@ -330,14 +272,3 @@ def parse_id(text: str) -> BlobId:
         return parse_blob_id(text)
     except Rejected as fault:
         raise InputError(f"{text!r} is not a blob ID: it has 43 characters of A-Z a-z 0-9 - _") from fault
-
-
-def parse_bounds(bounds: tuple[int, int | None] | None, length: int) -> tuple[int, int]:
-    """Return [start, stop) for a first and a last byte (None: to the end); raises `InputError` outside of the bytes."""
-    if bounds is None:
-        return 0, length
-    first, last = bounds
-    stop = length if last is None else min(last + 1, length)
-    if first >= length or stop <= first:
-        raise InputError(f"no such range: there are {length} bytes, counted from 0")
-    return first, stop

@@ -4,16 +4,16 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from economics.blob import BlobId, Header, build_blob_id_text
+from economics.blob import BlobId, build_blob_id_text
 from p2pnode.clients.calls import kind_of
 from p2pnode.clients.session import Session
-from p2pnode.clients.streaming import JudgedView, judging
+from p2pnode.clients.streaming import Blobs
 from p2pnode.content.contents import Content, Kind, describe, find_key, open_content, read_prefix
 from p2pnode.content.keyring import Keyring
 from p2pnode.content.manifest import Manifest
 from p2pnode.content.resume import save
-from p2pnode.content.sealed import SealedView, WrongKey, is_sealed
-from p2pnode.content.views import BlobView, View
+from p2pnode.content.sealed import WrongKey, is_sealed
+from p2pnode.content.views import View
 from p2pnode.errors import InconsistentBlob, InputError, NetworkError, Unavailable
 
 log = logging.getLogger("p2pnode.client")
@@ -30,34 +30,18 @@ class Shelf:
         """Return the plain bytes of a blob, or of a file in it; raises what `open_content` does."""
         if not isinstance(path, str | None):
             raise InputError(f"a file in a blob is named by a text, not {type(path).__name__}")
-        return await open_content(self.open_blob, self.keyring.key_of, blob_id, path)
-
-    async def open_blob(self, blob_id: BlobId) -> View:
-        """Return the bytes of a blob as they are stored."""
-        header = await self._header(blob_id)
-        return JudgedView(self.session, blob_id, BlobView(self.session.reader, header))
-
-    async def open_sealed(self, blob_id: BlobId, key: bytes | None) -> View:
-        """Return the plain bytes of a blob, given its key if it is sealed."""
-        view = await self.open_blob(blob_id)
-        return view if key is None else SealedView(view, key)
-
-    async def _header(self, blob_id: BlobId) -> Header:
-        async with judging(self.session, blob_id):
-            return await self.session.reader.header(blob_id)
+        return await open_content(Blobs(self.session).open, self.keyring.key_of, blob_id, path)
 
     async def save(self, blob_id: BlobId, target: Path) -> int:
         """Put a whole blob into a file, going on with what an interrupted call has left of it; returns its length."""
-        header = await self._header(blob_id)
-        view: View = JudgedView(self.session, blob_id, BlobView(self.session.reader, header))
-        key = await find_key(view, self.keyring.key_of, blob_id)
-        if key is not None:
-            view = SealedView(view, key)
+        blobs = Blobs(self.session)
+        key = await find_key(await blobs.open(blob_id), self.keyring.key_of, blob_id)
+        view, header = await blobs.open_plain(blob_id, key), await blobs.header(blob_id)
         return (await save(view, target, header=header, codec=self.session.codec, key=key)).length
 
     async def describe(self, blob_id: BlobId) -> Content:
         """Return what a blob is, with its files where it has some."""
-        return await describe(self.open_blob, self.keyring.key_of, blob_id)
+        return await describe(Blobs(self.session).open, self.keyring.key_of, blob_id)
 
     async def manifest(self, blob_id: BlobId) -> Manifest:
         """Return what is in a folder; raises `InputError` for a blob that is none."""
@@ -70,7 +54,7 @@ class Shelf:
         """Return a blob's length, whether it is sealed, and what is in it; None for what cannot be had now."""
         length: int | None = None
         try:
-            whole = await self.open_blob(blob_id)
+            whole = await Blobs(self.session).open(blob_id)
             length, prefix = whole.length, await read_prefix(whole)
             if not is_sealed(prefix):
                 return length, False, kind_of(prefix)

@@ -7,11 +7,12 @@ from typing import BinaryIO
 
 import trio
 
-from economics.blob import BlobId
+from economics.blob import BlobId, Header
 from p2pnode.clients.plain import plainly
 from p2pnode.clients.session import Session
 from p2pnode.content.resume import write_views
-from p2pnode.content.views import View, Write, verify_range
+from p2pnode.content.sealed import SealedView
+from p2pnode.content.views import BlobView, View, Write, verify_range
 from p2pnode.errors import Closed, InconsistentBlob, InputError, NetworkError, Unavailable
 
 
@@ -43,6 +44,34 @@ async def judging(session: Session, blob_id: BlobId) -> AsyncIterator[None]:
         if judged is fault:
             raise
         raise judged from fault
+
+
+class Blobs:
+    """The blobs of a session, opened as they are asked for: a failure says whether the blob's writer is at fault.
+
+    For one call: it keeps the header of each.
+    """
+
+    def __init__(self, session: Session, *, strict: bool = False) -> None:
+        self.session = session
+        self._strict = strict
+        self._headers: dict[BlobId, Header] = {}
+
+    async def header(self, blob_id: BlobId) -> Header:
+        if blob_id not in self._headers:
+            async with judging(self.session, blob_id):
+                self._headers[blob_id] = await self.session.reader.header(blob_id)
+        return self._headers[blob_id]
+
+    async def open(self, blob_id: BlobId) -> View:
+        """Return a blob's own bytes."""
+        view = BlobView(self.session.reader, await self.header(blob_id), self._strict)
+        return JudgedView(self.session, blob_id, view)
+
+    async def open_plain(self, blob_id: BlobId, key: bytes | None) -> View:
+        """Return a blob's plain bytes, given its key if it is sealed."""
+        view = await self.open(blob_id)
+        return view if key is None else SealedView(view, key)
 
 
 def parse_range(start: int, stop: int | None, view: View) -> tuple[int, int]:

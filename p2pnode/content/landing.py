@@ -50,7 +50,7 @@ def set_executable(file: int, executable: bool) -> None:
 
 
 class Landing:
-    """A file that is being written. `finish` or `abandon` ends it."""
+    """A file that is being written: `finish` puts it in its place; the end of the block leaves its part for later."""
 
     def __init__(self, below: Below, file: FolderFile, *, resumed: int, replace: bool) -> None:
         """Take up the part's first `resumed` bytes; `replace` lets the file take the place of a folder and of links

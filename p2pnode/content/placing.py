@@ -40,6 +40,10 @@ class Wanted:
     resumed: int = 0
 
     @property
+    def length(self) -> int:
+        return self.file.length - self.resumed
+
+    @property
     def start(self) -> int:
         return self.file.offset + self.resumed
 

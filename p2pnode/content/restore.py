@@ -10,16 +10,19 @@ from pathlib import Path
 import trio
 
 from economics.blob import BlobId
+from p2pnode.clients.plain import choose
 from p2pnode.content.beneath import faults_named
 from p2pnode.content.landing import Landing
-from p2pnode.content.manifest import Manifest
+from p2pnode.content.manifest import FolderBlob, Manifest
 from p2pnode.content.placing import Placing, Restored, Wanted
 from p2pnode.content.views import View
 from p2pnode.errors import InconsistentBlob
-from p2pnode.network.host import sole_exception
 
 GAP_BYTES_MAX = 256 << 10
 """Files of a blob that lie no further apart are read in one go: asking again takes longer than these bytes."""
+
+BLOBS_AT_ONCE = 2
+"""One is asked for while another's bytes come; each has several segments in memory."""
 
 OpenBlob = Callable[[BlobId, bytes | None], Awaitable[View]]
 """Returns the plain bytes of a blob, given its key if it is sealed."""
@@ -48,46 +51,64 @@ async def restore(
 
 
 async def fetch(work: Placing, open_blob: OpenBlob, report: Callable[[int, int], None]) -> None:
-    """Fetch what is missing, blob by blob."""
+    """Fetch what is missing, a few blobs at once, in their order; the first that fails ends it."""
     by_blob: dict[int, list[Wanted]] = {}
     for wanted in work.missing:
         by_blob.setdefault(wanted.file.blob, []).append(wanted)
-    total = sum(wanted.stop - wanted.start for wanted in work.missing)
+    fetching = _Fetching(work, open_blob, report, sum(wanted.length for wanted in work.missing))
+    waiting = iter(sorted(by_blob.items()))
 
-    def tell() -> None:
-        report(work.fetched_bytes, total)
+    async def fetch_next() -> None:
+        for number, missing in waiting:
+            await fetching.fetch_blob(work.manifest.blobs[number], missing)
 
-    for number, missing in sorted(by_blob.items()):
-        blob = work.manifest.blobs[number]
-        view = await open_blob(blob.blob_id, blob.key or None)
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(BLOBS_AT_ONCE, len(by_blob))):
+                nursery.start_soon(fetch_next)
+    except BaseExceptionGroup as group:
+        raise choose(group) from None
+
+
+@dataclass(slots=True)
+class _Fetching:
+    """What is fetched into one folder."""
+
+    work: Placing
+    open_blob: OpenBlob
+    report: Callable[[int, int], None]
+    total: int
+    writing: trio.Lock = field(default_factory=trio.Lock)
+    """Held by the one thread that puts bytes into the folder."""
+
+    async def fetch_blob(self, blob: FolderBlob, missing: list[Wanted]) -> None:
+        view = await self.open_blob(blob.blob_id, blob.key or None)
         if view.length != blob.length:
             raise InconsistentBlob(f"a blob of the folder has {view.length} bytes, its manifest says {blob.length}")
         while missing:
             again: list[Wanted] = []
             for run in split_runs(missing):
-                again += await fetch_run(work, view, run, tell)
+                again += await self._fetch_run(view, run)
             missing = again
-            total += sum(wanted.stop - wanted.start for wanted in missing)
+            self.total += sum(wanted.length for wanted in missing)
 
+    async def _fetch_run(self, view: View, run: list[Wanted]) -> list[Wanted]:
+        """Fetch files that lie close together, and return those whose part was damaged: they are fetched whole."""
+        reading = _Run(self.work, run)
 
-async def fetch_run(work: Placing, view: View, run: list[Wanted], report: Callable[[], None]) -> list[Wanted]:
-    """Fetch files that lie close together, and return those whose part was damaged: they are fetched whole."""
-    reading = _Run(work, run)
+        async def write(pieces: list[memoryview]) -> None:
+            async with self.writing:
+                await trio.to_thread.run_sync(reading.feed, pieces)
+            self.report(self.work.fetched_bytes, self.total)
 
-    async def write(pieces: list[memoryview]) -> None:
-        await trio.to_thread.run_sync(reading.feed, pieces)
-        report()
-
-    try:
-        await trio.to_thread.run_sync(reading.feed, [])
-        if reading.waiting:
-            await view.read(write, start=reading.at, stop=run[-1].stop)
-    except BaseExceptionGroup as group:
-        raise sole_exception(group) from None
-    finally:
-        reading.close()
-    assert not reading.waiting, "a view passes all bytes that it is asked for"
-    return reading.again
+        try:
+            await write([])
+            if reading.waiting:
+                await view.read(write, start=reading.at, stop=run[-1].stop)
+        finally:
+            reading.close()
+        assert not reading.waiting, "a view passes all bytes that it is asked for"
+        return reading.again
 
 
 @dataclass(slots=True)

@@ -206,11 +206,13 @@ class Fetcher:
         key = await trio.to_thread.run_sync(self.key_of, content.blob_id) if content.is_sealed else None
         header = (await self.open(content.blob_id)).header
         await trio.to_thread.run_sync(self._keep, header, BytesSource(whole.encode()), key)
+        files: dict[int, list[FolderFile]] = {}
+        for file in manifest.files:
+            files.setdefault(file.blob, []).append(file)
         for number, blob in enumerate(manifest.blobs):
-            files = [file for file in manifest.files if file.blob == number]
             if await trio.to_thread.run_sync(self.peer.library.header, blob.blob_id) is None:
                 view = await self.open_plain(blob.blob_id, blob.key or None)
-                source = await assemble(view, files, target)
+                source = await assemble(view, files[number], target)
                 if source is not None:
                     header = (await self.open(blob.blob_id)).header
                     await trio.to_thread.run_sync(self._keep, header, source, blob.key or None)

@@ -21,6 +21,7 @@ from p2pnode.clients.chainview import Outcome
 from p2pnode.clients.payments import Order
 from p2pnode.clients.publish import Publisher
 from p2pnode.clients.session import Session
+from p2pnode.clients.streaming import Blobs, write_to
 from p2pnode.content.sources import FileSource
 from p2pnode.errors import NodeError, TooSlow
 from p2pnode.keys import Key
@@ -140,7 +141,7 @@ class Load:
         async with limit:
             try:
                 with back.open("wb") as sink:  # a few KB
-                    await self.client.read(blob.blob_id, sink)
+                    await write_to(await Blobs(self.client).open(blob.blob_id), sink)
                 if await self.client.chain.blob(blob.blob_id) is None:
                     found.append(f"{blob.path.name} is not on the chain")
                 elif back.read_bytes() != blob.path.read_bytes():

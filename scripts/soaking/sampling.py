@@ -14,6 +14,7 @@ import trio
 
 from economics.errors import Rejected
 from p2pnode.clients.session import Session
+from p2pnode.clients.streaming import Blobs, write_to
 from p2pnode.errors import NodeError
 from scripts.soaking.fleet import Fleet
 from scripts.soaking.load import Load, StoredBlob, flatten
@@ -88,7 +89,7 @@ class Sampler:
         said: list[str] = []
         with trio.move_on_after(DEADLINE_S) as scope:
             try:
-                await self.client.read(blob.blob_id, sink)
+                await write_to(await Blobs(self.client).open(blob.blob_id), sink)
             except* (NodeError, Rejected) as faults:
                 said = [str(fault) for fault in flatten(faults)]
         if said:

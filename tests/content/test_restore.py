@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from p2pnode.content.beneath import Below, Blocked
 from p2pnode.content.landing import part_of
 from p2pnode.content.manifest import FolderBlob, FolderFile, Manifest
 from p2pnode.content.placing import Restored
-from p2pnode.content.restore import restore
+from p2pnode.content.restore import BLOBS_AT_ONCE, restore
 from p2pnode.content.views import View
 from p2pnode.errors import InconsistentBlob, InputError, SpaceError, Unavailable
 from tests.content.test_folders import noise
@@ -98,6 +100,23 @@ async def test_files_near_each_other_are_read_in_one_go(tmp_path: Path) -> None:
     assert shelf.reads == [(ends[0][0], ends[1][1]), ends[2]]
 
 
+async def test_one_blob_is_fetched_while_another_keeps_waiting(tmp_path: Path) -> None:
+    shelf, manifest, out = make(tmp_path, {str(at): noise(LARGE, at) for at in range(5)})
+    waiting, most = 0, 0
+
+    async def open_slowly(blob_id: BlobId, key: bytes | None) -> View:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        await trio.testing.wait_all_tasks_blocked()
+        waiting -= 1
+        return await shelf.open(blob_id, key)
+
+    assert (await restore(manifest, out, open_slowly)).fetched == 5
+    assert most == BLOBS_AT_ONCE
+    assert tree(out) == tree(tmp_path / "in")
+
+
 @pytest.mark.parametrize("overlap", [0, 1, 50])
 async def test_files_that_overlap_in_a_blob_are_each_right(tmp_path: Path, overlap: int) -> None:
     data = noise(100)
@@ -134,7 +153,7 @@ async def test_whatever_is_there_a_mirror_becomes_the_folder(
 
 class TestInterrupted:
     async def test_a_large_file_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
-        shelf, manifest, out = make(tmp_path, {"d/large": noise(LARGE), "d/other": noise(LARGE, 1)})
+        shelf, manifest, out = make(tmp_path, {"d/large": noise(LARGE)})
         shelf.pieces_left = 40
         with pytest.raises(Unavailable):
             await restore(manifest, out, shelf.open)
@@ -143,8 +162,8 @@ class TestInterrupted:
         shelf.pieces_left = 1_000
         shelf.reads.clear()
         done = await restore(manifest, out, shelf.open)
-        assert done == Restored(0, 0, 2, 0, 2 * LARGE - 40 * 50_000)
-        assert shelf.reads == [(40 * 50_000, LARGE), (0, LARGE)]
+        assert done == Restored(0, 0, 1, 0, LARGE - 40 * 50_000)
+        assert shelf.reads == [(40 * 50_000, LARGE)]
         assert tree(out) == tree(tmp_path / "in")
 
     async def test_a_part_that_is_whole_is_not_fetched(self, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from economics.blob import parse_blob_id
 from p2pnode.content.keyring import Keyring
 from p2pnode.content.quilt import QuiltFile, build_quilt
 from p2pnode.content.resume import build_part_path
-from p2pnode.content.sharing import parse_link
+from p2pnode.content.sharing import Link, parse_link
 from p2pnode.content.sources import BytesSource, Source
 from p2pnode.errors import ExitCode
 from p2pnode.home import Home
@@ -277,6 +277,14 @@ def test_a_wrong_key_opens_nothing_and_is_not_kept(home: Path, stranger: Path, t
     assert (done.code, done.out) == (ExitCode.INPUT, b"")
     assert done.err == "error: frame 0 of the sealed blob does not open: it is another blob's key, or damaged\n"
     assert list(tmp_path.glob("*back*")) == []
+    assert Keyring(Home(stranger)).key_of(parse_blob_id(stored)) is None
+
+
+def test_a_key_to_what_is_not_sealed_is_not_kept(home: Path, stranger: Path, tmp_path: Path) -> None:
+    """A link can name a key for any blob: `share` would pass it on, and call the blob sealed."""
+    stored = run(home, "store", make_file(tmp_path / "file", 300, seed=79)).last
+    link = Link(parse_blob_id(stored), key=bytes(32)).build()
+    assert run(stranger, "open", link, "-o", tmp_path / "back").code == 0
     assert Keyring(Home(stranger)).key_of(parse_blob_id(stored)) is None
 
 

@@ -1,4 +1,4 @@
-"""`p2pnode trust`: keeps a checkpoint of this network that is recent, and nothing else."""
+"""Checkpoints: `p2pnode trust` keeps one of this network that is recent, and nothing else; where they cannot be put."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from click.testing import CliRunner
 import p2pnode.dialling
 from economics.light import Trusted
 from p2pnode.cli.main import cli
+from p2pnode.cli.verify import write_file
 from p2pnode.clients.trust import trusted_genesis
 from p2pnode.errors import InputError
 from p2pnode.home import Home
@@ -42,3 +43,8 @@ def test_keeps_nothing_else(fault: str, home: Home) -> None:
     old = Trusted(replace(MADE.root, time_ms=GENESIS.time_ms - 1), MADE.committee)
     assert isinstance(trust(home, {"junk": b"junk", "old": old.encode()}[fault]), InputError)
     assert not home.trusted_path.exists()
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"cannot write {tmp_path}/none/receipt: No such file or directory"):
+        write_file(tmp_path / "none" / "receipt", b"receipt")
