@@ -177,7 +177,7 @@ class Participant:
             self.maker.drop_passed()
 
     def _caught_up(self) -> None:
-        self.mempool.review(ledger=self.executor.ledger)
+        self.mempool.review(self.mempool.senders(), ledger=self.executor.ledger)
         if self.membership.validator is not None:
             self.membership.validator.synced()
 
