@@ -73,7 +73,7 @@ class SliverStore:
         """Roots without a reference, oldest first: the order in which they are evicted."""
         self._load()
         self.proofs = ProofFiles(directory / "proofs")
-        """What is known of writers that encoded wrongly; it outlives their blobs."""
+        """What is known of writers that encoded wrongly: for as long as their blobs have entries, and a grace."""
         self.foreign_files += self.proofs.foreign_files
 
     # --- start: the directory is the index -----------------------------------------------------------------------
