@@ -30,6 +30,7 @@ from libp2p.kad_dht.provider_store import ProviderStore
 from libp2p.kad_dht.value_store import ValueStore
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
+from libp2p.peer.peerstore import PeerStoreError
 from libp2p.records.validator import NamespacedValidator, Validator
 from libp2p.utils.varint import encode_uvarint, read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
@@ -213,7 +214,7 @@ def serves(host: Any, peer: ID, protocol: str) -> bool:
     """Return whether identify has shown that `peer` speaks `protocol`; a client does not."""
     try:
         return protocol in host.get_peerstore().get_protocols(peer)
-    except Exception:  # the peer store's own errors: the peer is unknown
+    except PeerStoreError:  # the peer is unknown
         return False
 
 
@@ -646,7 +647,7 @@ class Discovery:
         seed = () if node is None else self._seeds.get(node, ())
         try:
             stored = [str(address) for address in self._host.get_peerstore().addrs(peer)]
-        except Exception:  # the peer store's own errors: the peer is unknown
+        except PeerStoreError:  # the peer is unknown, or was too long ago
             stored = []
         return list(dict.fromkeys(_clean([*signed, *self._hearsay.get(peer, ()), *seed, *stored])))[:ADDRESSES_MAX]
 

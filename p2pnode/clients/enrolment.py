@@ -295,8 +295,10 @@ class Owed:
 
     def __str__(self) -> str:
         later = "not fixed yet" if self.next_shards is None else str(self.next_shards)
-        handed = "" if self.is_handed_over else "; shards are being handed over"
-        return f"epoch {self.epoch}: {self.shards} shards, in the next one {later}{handed}"
+        why = "" if self.is_handed_over else "; shards are being handed over"
+        if self.is_handed_over and self.next_shards:
+            why = "; seats were fixed before it left, or the other nodes are too few or too full to hold all shards"
+        return f"epoch {self.epoch}: {self.shards} shards, in the next one {later}{why}"
 
 
 async def find_owed(chain: Chain, node: NodeId) -> Owed:
@@ -315,7 +317,10 @@ def _shards(committee: Committee, node: NodeId) -> int:
 
 
 async def wait_until_free(chain: Chain, node: NodeId, *, tell: Callable[[Owed], None]) -> Owed:
-    """Return when a node owes nothing any more: what it held is with others. For as long as that takes."""
+    """Return when a node owes nothing any more: what it held is with others.
+
+    For as long as that takes, which is for ever where nobody else may hold its shards: `tell` hears why it waits.
+    """
     told = None
     while True:
         owed = await find_owed(chain, node)

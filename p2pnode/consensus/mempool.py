@@ -1,6 +1,6 @@
 """Transactions that wait for a block: checked once, bounded in all and per sender, in order of their nonces."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from economics.crypto import Digest, OwnerId
 from economics.errors import Reason, Rejected
@@ -103,9 +103,13 @@ class Mempool:
         for sender in dict.fromkeys(signed.transaction.sender for signed in transactions):
             self._review(sender, ledger=ledger)
 
-    def review(self, *, ledger: Ledger) -> None:
-        """Look at every sender again: the ledger has moved on otherwise than block by block. 20 us a sender."""
-        for sender in list(self._by_sender):
+    def senders(self) -> list[OwnerId]:
+        """Return those of whom something waits."""
+        return list(self._by_sender)
+
+    def review(self, senders: Iterable[OwnerId], *, ledger: Ledger) -> None:
+        """Look at senders again: the ledger has moved on otherwise than block by block. 20 us each."""
+        for sender in senders:
             self._review(sender, ledger=ledger)
 
     def _review(self, sender: OwnerId, *, ledger: Ledger) -> None:

@@ -55,28 +55,12 @@ class Participant:
         self.genesis = executor.genesis
         self.node = NodeId(key.public)
         self.mempool = Mempool()
-        self.intake = Intake(
-            executor=executor,
-            node=self.node,
-            mempool=self.mempool,
-            gossip=gossip,
-            members=chain_members,
-            links=lambda: self.links,
-            came=self._transaction_came,
-        )
-        self.news = News(
-            executor=executor,
-            node=self.node,
-            gossip=gossip,
-            members=chain_members,
-            apply=self.apply,
-            caught_up=self._caught_up,
-            snapshot_blocks=snapshot_blocks,
-        )
-        self.operator = Operator(executor=executor, key=key, submit=self.intake.submit)
         self._members = chain_members
         self._accused: set[tuple[int, int]] = set()
         """(member, epoch) of reported equivocations."""
+        self.intake = self._make_intake(gossip)
+        self.news = self._make_news(gossip, snapshot_blocks)
+        self.operator = Operator(executor=executor, key=key, submit=self.intake.submit)
         self.revealer = Revealer(executor=executor, node=self.node, seed=key.seed, want=self.operator.want)
         self.maker = BlockMaker(
             executor=executor,
@@ -98,11 +82,36 @@ class Participant:
             on_behind=self.news.fall_behind,
             speak=speak,
         )
-        self.server = ChainServer(
-            executor=executor,
+        self.server = self._make_server()
+
+    def _make_intake(self, gossip: Gossip) -> Intake:
+        return Intake(
+            executor=self.executor,
+            node=self.node,
+            mempool=self.mempool,
+            gossip=gossip,
+            members=self._members,
+            links=lambda: self.links,
+            came=self._transaction_came,
+        )
+
+    def _make_news(self, gossip: Gossip, snapshot_blocks: int) -> News:
+        return News(
+            executor=self.executor,
+            node=self.node,
+            gossip=gossip,
+            members=self._members,
+            apply=self.apply,
+            caught_up=self._caught_up,
+            snapshot_blocks=snapshot_blocks,
+        )
+
+    def _make_server(self) -> ChainServer:
+        return ChainServer(
+            executor=self.executor,
             submit=self.intake.submit,
             waiting=self.maker.transaction,
-            next_nonce=lambda owner: self.mempool.next_nonce(owner, ledger=executor.ledger),
+            next_nonce=lambda owner: self.mempool.next_nonce(owner, ledger=self.executor.ledger),
         )
 
     @property
@@ -168,7 +177,7 @@ class Participant:
             self.maker.drop_passed()
 
     def _caught_up(self) -> None:
-        self.mempool.review(ledger=self.executor.ledger)
+        self.mempool.review(self.mempool.senders(), ledger=self.executor.ledger)
         if self.membership.validator is not None:
             self.membership.validator.synced()
 

@@ -5,9 +5,9 @@ What a final state does not owe may be owed again within the grace: an upload un
 node that lags serves readers still. Slivers of a moved shard go only when its present holder has reported to hold them.
 """
 
+import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 import trio
 
@@ -25,15 +25,14 @@ GRACE_EPOCHS = 1
 PAUSE_MAX_S = 60.0
 PAUSE_SHARE = 8
 """Each look costs time for each blob and file: one a minute, or eight an epoch where that is short."""
+NOTICED = "garbage.json"
+"""In the store's directory: the epoch in which each piece of garbage was noticed."""
 STEP = 64
 """Files deleted in one go, so that no thread and no disk is busy with it for long."""
 
 
-T = TypeVar("T")
-
-
 class Collect:
-    """One node's collection of garbage. What it has noticed is in memory: after a restart the grace begins anew."""
+    """One node's collection of garbage. What it has noticed is on disk: a home that is off every night collects too."""
 
     def __init__(self, *, node: NodeId, store: SliverStore, admission: Admission, ledger: Callable[[], Ledger]) -> None:
         self.node = node
@@ -43,10 +42,9 @@ class Collect:
         self.collected_slivers = 0
         """Of shards that other nodes hold now."""
         self._ledger = ledger
-        self._dead_since: dict[BlobId, int] = {}
-        self._moved_since: dict[tuple[Root, int], int] = {}
-        self._proven_since: dict[BlobId, int] = {}
-        """Proofs against blobs that have no entry: one may have megabytes, and its blob cost next to nothing."""
+        self._path = store.directory / NOTICED
+        self._since: dict[str, int] | None = None
+        """The epoch in which each piece of garbage was noticed, by a name of it; None before the first look."""
 
     async def run(self, advanced: Callable[[], trio.Event]) -> None:
         """Collect in each epoch: what is noticed in one is deleted when the grace has passed."""
@@ -76,29 +74,50 @@ class Collect:
         """Return the blobs, files and proofs that may go now, and remember the rest with its epoch; for a worker
         thread."""
         live = {blob.blob_id for blob in ledger.live_blobs()} | wanted
-        dead = {blob_id: ledger.epoch for blob_id in records if blob_id not in live}
-        moved = dict.fromkeys(self._moved_out(ledger), ledger.epoch)
-        self._dead_since = {blob_id: self._dead_since.get(blob_id, now) for blob_id, now in dead.items()}
-        self._moved_since = {key: self._moved_since.get(key, now) for key, now in moved.items()}
-        ended = {blob_id: ledger.epoch for blob_id in self.store.proofs.known() if ledger.blob(blob_id) is None}
-        self._proven_since = {blob_id: self._proven_since.get(blob_id, now) for blob_id, now in ended.items()}
-        return (
-            _past_grace(self._dead_since, ledger.epoch),
-            _past_grace(self._moved_since, ledger.epoch),
-            _past_grace(self._proven_since, ledger.epoch),
-        )
+        dead = {f"blob {build_blob_id_text(blob_id)}": blob_id for blob_id in records if blob_id not in live}
+        known = self.store.proofs.known()
+        ended = {f"proof {build_blob_id_text(blob_id)}": blob_id for blob_id in known if ledger.blob(blob_id) is None}
+        gone = {f"shard {shard}": shard for shard in self._moved_out(ledger)}
+        before = self._read(ledger.epoch) if self._since is None else self._since
+        since = {name: before.get(name, ledger.epoch) for name in (*dead, *ended, *gone)}
+        self._since = since
+        if since != before:
+            self._write(since)
+        over = {name for name, noticed in since.items() if ledger.epoch > noticed + GRACE_EPOCHS}
+        files = [(root, shard) for root, shard, _ in self.store.files() if f"shard {shard}" in over]
+        return [dead[name] for name in dead if name in over], files, [ended[name] for name in ended if name in over]
 
-    def _moved_out(self, ledger: Ledger) -> list[tuple[Root, int]]:
-        """Return the files of shards that this node holds neither now nor next, and whose holder has reported."""
+    def _read(self, epoch: int) -> dict[str, int]:
+        """Return what an earlier run had noticed; what is odd was not."""
+        try:
+            found = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as fault:
+            log.info("the grace of garbage begins anew, %s is not used: %r", self._path, fault)
+            return {}
+        rows = found.items() if isinstance(found, dict) else ()
+        return {name: noticed for name, noticed in rows if type(noticed) is int and 0 <= noticed <= epoch}
+
+    def _write(self, since: Mapping[str, int]) -> None:
+        """Replace the file as a whole. No fsync: if it is lost, the grace begins anew."""
+        part = self._path.with_name(f"{NOTICED}.part")
+        try:
+            part.write_text(json.dumps(since), encoding="ascii")
+            part.replace(self._path)
+        except OSError as fault:
+            log.warning("what is garbage is not noted: %s", fault)
+
+    def _moved_out(self, ledger: Ledger) -> list[int]:
+        """Return the shards that this node holds neither now nor next, and whose holder has reported."""
         committees = [ledger.committee, *([] if ledger.next_committee is None else [ledger.next_committee])]
         own = {shard for committee in committees for shard in committee.shards_of_node(self.node)}
         reporters = {*ledger.handover.reporters}
-        gone = {
+        return [
             shard
             for shard in range(ledger.committee.n)
             if shard not in own and ledger.committee.holder(shard) in reporters
-        }
-        return [(root, shard) for root, shard, _ in self.store.files() if shard in gone]
+        ]
 
     async def _drop_blob(self, blob_id: BlobId, record: BlobRecord) -> None:
         freed = sorted(await trio.to_thread.run_sync(self.store.drop_blob, blob_id, record))
@@ -111,7 +130,3 @@ class Collect:
         for root, shard in files:
             self.store.drop_shard_file(root, shard)
         self.collected_slivers += len(files)
-
-
-def _past_grace(since: Mapping[T, int], epoch: int) -> list[T]:
-    return [item for item, noticed in since.items() if epoch > noticed + GRACE_EPOCHS]

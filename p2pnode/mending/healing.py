@@ -7,6 +7,7 @@ are bounded. It asks for what the ledger owes only, and checks every sliver befo
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import cache, partial
 from random import Random
 
 import trio
@@ -217,10 +218,11 @@ class Healing:
         """Take pairs over from those who hold or held their shard, one after the other; return what none has."""
         left = list(wants)
         asked: defaultdict[int, set[NodeId]] = defaultdict(set)
+        holders_of = cache(partial(holders, ledger))  # 60 us each: a thousand wants are of few shards and epochs
         while True:
             groups: defaultdict[tuple[NodeId, int], list[Want]] = defaultdict(list)
             for want in left:
-                nodes = holders(ledger, want.shard, want.since)
+                nodes = holders_of(want.shard, want.since)
                 node = next(
                     (node for node in self.peers.willing(nodes) if node not in asked[want.shard] | {self.node}), None
                 )

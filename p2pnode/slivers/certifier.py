@@ -3,7 +3,7 @@
 The batch that nodes gossip is only a container (FORMATS.md 7): each commitment in it is signed by itself.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +19,8 @@ BATCH_ENTRIES_MAX = 128
 """Two signatures an entry: at most 15 ms of a core for a hostile batch."""
 BATCH_BUDGET = cbor.Budget(size_max=BATCH_BYTES_MAX, depth_max=3, elements_max=1 + 6 * BATCH_ENTRIES_MAX)
 TALLIES_MAX = 1_024
-"""Statements that wait for their quorum; the oldest is forgotten first."""
+"""Statements that wait for their quorum; where there are more, the oldest of the member that brought in most of them is
+forgotten: whoever makes up statements pushes out none but its own."""
 UNSENT_MAX = 4_096
 
 Entry = tuple[OwnerStatement, Signature, Commitment, Signature]
@@ -62,6 +63,8 @@ def _parse_row(row: object, chain_id: Digest) -> Entry:
 class _Tally:
     statement: OwnerStatement
     statement_signature: Signature
+    opener: int
+    """Whose commitment came first."""
     signatures: dict[int, Signature] = field(default_factory=dict)
     certificate: Certificate | None = None
 
@@ -76,12 +79,15 @@ class Certifier:
         self.committee = committee
         self._committee_of = committee_of
         self._tallies: OrderedDict[Digest, _Tally] = OrderedDict()
+        self._opened: Counter[int] = Counter()
+        """Tallies by who brought them in."""
         self._unsent: OrderedDict[Digest, Entry] = OrderedDict()
 
     def begin_epoch(self, committee: Committee) -> None:
         """Tally for another committee from here on: what was signed under the last one makes no certificate now."""
         self.committee = committee
         self._tallies.clear()
+        self._opened.clear()
 
     def open_batch(self, data: bytes, *, author: NodeId) -> list[Entry]:
         """Return the entries of a batch, all of them its author's own; checks no signature.
@@ -141,9 +147,10 @@ class Certifier:
             return None
         tally = self._tallies.get(statement.hash)
         if tally is None:
-            tally = self._tallies[statement.hash] = _Tally(statement, statement_signature)
+            tally = self._tallies[statement.hash] = _Tally(statement, statement_signature, commitment.signer)
+            self._opened[commitment.signer] += 1
             if len(self._tallies) > TALLIES_MAX:
-                self._tallies.popitem(last=False)
+                self._forget_one()
         tally.signatures[commitment.signer] = signature
         if tally.certificate is not None:
             return tally.certificate if own else None
@@ -151,6 +158,12 @@ class Certifier:
             tally.statement, tally.statement_signature, committee=self.committee, signatures=tally.signatures
         )
         return tally.certificate
+
+    def _forget_one(self) -> None:
+        ((most, _),) = self._opened.most_common(1)
+        oldest = next(name for name, tally in self._tallies.items() if tally.opener == most)
+        del self._tallies[oldest]
+        self._opened[most] -= 1
 
     def take_batch(self) -> bytes | None:
         """Return the next batch of own commitments to gossip, or None when there is no news."""

@@ -14,7 +14,7 @@ from p2pnode.files import replace_synced
 
 BLOB_RECORD_BUDGET = cbor.Budget(size_max=8 << 20, depth_max=4, elements_max=4_096)
 ENTRIES_MAX = 256
-"""Owner statements kept for one blob."""
+"""Owner statements kept for one blob, of as many reservations."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ class SliverStore:
         """Roots without a reference, oldest first: the order in which they are evicted."""
         self._load()
         self.proofs = ProofFiles(directory / "proofs")
-        """What is known of writers that encoded wrongly; it outlives their blobs."""
+        """What is known of writers that encoded wrongly: for as long as their blobs have entries, and a grace."""
         self.foreign_files += self.proofs.foreign_files
 
     # --- start: the directory is the index -----------------------------------------------------------------------
@@ -404,13 +404,20 @@ class SliverStore:
             return dict(self._records)
 
     def put_entry(self, header: Header, entry: Entry) -> None:
-        """Keep what this node is about to sign for; durable on return. Its slivers are referred to from here on."""
+        """Keep what this node is about to sign for; durable on return. Its slivers are referred to from here on.
+
+        Of a reservation only the newest statement is kept: it pays for the blob once (`Admission`), and must not fill
+        the record for all other owners.
+        """
         blob_id = entry.statement.blob_id
         with self._record_lock:
             known = self.record(blob_id) or BlobRecord(header, (), None)
-            others = tuple(old for old in known.entries if old.statement != entry.statement)
+            reservation = entry.statement.reservation
+            others = tuple(old for old in known.entries if old.statement.reservation != reservation)
             if len(others) >= ENTRIES_MAX:
-                raise Rejected(Reason.OVER_BUDGET, f"{ENTRIES_MAX} statements about this blob are held already")
+                raise Rejected(
+                    Reason.OVER_BUDGET, f"{ENTRIES_MAX} reservations' statements about this blob are held already"
+                )
             self._write_record(blob_id, BlobRecord(header, (*others, entry), known.certificate))
 
     def put_certificate(self, certificate: Certificate) -> bool:

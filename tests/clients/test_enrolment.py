@@ -130,6 +130,11 @@ class TestLeaving:
         assert told == []
         assert [Owed(1, 0, 1, True).is_nothing, Owed(1, 0, 0, False).is_nothing] == [False, False]
 
+    def test_says_why_it_takes_time(self) -> None:
+        assert str(Owed(1, 3, None, True)) == "epoch 1: 3 shards, in the next one not fixed yet"
+        assert "being handed over" in str(Owed(1, 3, 3, False))
+        assert "too few or too full" in str(Owed(1, 3, 3, True))
+
 
 class TestStakes:
     async def test_are_put_and_taken(self, chain: LedgerChain) -> None:

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from economics.arguments import Certify
-from economics.crypto import NodeId
+from economics.crypto import NodeId, OwnerId
 from economics.errors import Reason, Rejected
 from economics.fields import sized
 from economics.transactions import SignedTransaction
@@ -19,6 +19,8 @@ from p2pnode.consensus.intake import (
     GOSSIP_TRANSACTIONS_MAX,
     HAND_OVER_S,
     SENDER_INCOMING_MAX,
+    TIDIED_AT_ONCE,
+    TIDY_S,
 )
 from p2pnode.consensus.participant import Participant
 from p2pnode.errors import PeerUnreachable
@@ -112,6 +114,19 @@ class TestBatches:
         assert member.intake.refused == {Reason.OVER_BUDGET: 5}
         with pytest.raises(Rejected):
             await member.intake.take_batch(node_of(1), bytes(BATCH_BYTES_MAX + 1))
+
+
+async def test_tidying_gives_others_their_turn(
+    member: Participant, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    reviewed: list[int] = []
+    senders = [OwnerId(number.to_bytes(32, "big")) for number in range(1_000)]
+    monkeypatch.setattr(member.mempool, "senders", lambda: senders)
+    monkeypatch.setattr(member.mempool, "review", lambda some, ledger: reviewed.append(len(some)))
+    with trio.move_on_after(1.5 * TIDY_S):
+        await member.intake._tidy()
+    assert sum(reviewed) == 1_000
+    assert max(reviewed) <= TIDIED_AT_ONCE
 
 
 class TestGossipedTransactions:

@@ -92,6 +92,6 @@ def test_a_ledger_that_moved_on_by_a_snapshot_has_everything_looked_at_again() -
     for signed in (overtaken, following):
         mempool.add(signed, ledger=chain.ledger)
     chain.block(pay(chain.ledger, OWNER, 0, amount=7))
-    mempool.review(ledger=chain.ledger)
+    mempool.review(mempool.senders(), ledger=chain.ledger)
     assert mempool.get(overtaken.hash) is None
     assert list(mempool.executable(ledger=chain.ledger, in_flight=[])) == [following]

@@ -3,9 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
+from economics.blob import build_blob_id_text
 from economics.crypto import NodeId
 from economics.nodes import Handover
-from p2pnode.mending.collect import Collect
+from p2pnode.mending.collect import NOTICED, Collect
 from tests.mending.test_healing import FOUR
 from tests.p2pnode.healers import Town
 from tests.small import Blob, encode_blob, make_blob, make_statement, sign_statement
@@ -19,14 +22,22 @@ class Case:
         own = self.town.servers[0]
         self.store = own.store
         self.admission = own.admission
+        self.restart()
+
+    def restart(self) -> None:
         self.collect = Collect(
-            node=NodeId(own.key.public), store=own.store, admission=own.admission, ledger=lambda: self.town.ledger
+            node=NodeId(self.town.servers[0].key.public),
+            store=self.store,
+            admission=self.admission,
+            ledger=lambda: self.town.ledger,
         )
 
-    async def pass_epochs(self, count: int) -> None:
+    async def pass_epochs(self, count: int, *, restarts: bool = False) -> None:
         """Collect in the present epoch and in each of so many that follow with the same seats."""
         await self.collect.collect()
         for _ in range(count):
+            if restarts:
+                self.restart()
             view = self.town.view
             view.committees[view.epoch + 1] = view.committee.in_epoch(view.epoch + 1)
             view.epoch += 1
@@ -67,6 +78,32 @@ async def test_a_blob_that_is_owed_again_within_the_grace_stays_for_as_long_agai
     assert case.held(blob) == [True] * 3
     await case.pass_epochs(1)
     assert case.held(blob) == [False] * 3
+
+
+async def test_a_node_that_runs_for_an_epoch_at_a_time_collects_too(tmp_path: Path) -> None:
+    """A home that is off every night would keep all that ever ended."""
+    case, blob = Case(tmp_path), make_blob(FOUR.code, 2500)
+    case.town.store_blob(blob)
+    case.forget([blob])
+    await case.pass_epochs(1, restarts=True)
+    assert case.held(blob) == [True] * 3
+    await case.pass_epochs(1, restarts=True)
+    assert case.held(blob) == [False] * 3
+
+
+@pytest.mark.parametrize(
+    "noted", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"blob": true}', b'{"blob %s": -1}', b'{"blob %s": 9}']
+)
+async def test_what_was_noted_oddly_was_not_noticed(tmp_path: Path, noted: bytes) -> None:
+    case, blob = Case(tmp_path), make_blob(FOUR.code, 100)
+    case.town.store_blob(blob)
+    case.forget([blob])
+    name = build_blob_id_text(blob.header.blob_id).encode("ascii")
+    (case.store.directory / NOTICED).write_bytes(noted.replace(b"%s", name))
+    await case.pass_epochs(1)
+    assert case.held(blob) == [True]
+    await case.pass_epochs(1)
+    assert case.held(blob) == [False]
 
 
 async def test_what_a_live_blob_shares_stays(tmp_path: Path) -> None:

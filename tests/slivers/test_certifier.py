@@ -268,8 +268,9 @@ class TestTally:
         assert one.add(entry(0), own=True) is first
         assert one.add(entry(0), own=True) is first
 
-    def test_is_forgotten_when_as_many_newer_ones_wait_as_are_kept(self) -> None:
+    def test_is_forgotten_when_as_many_newer_ones_of_its_member_wait_as_are_kept(self) -> None:
         one = certifier()
+        one.add(entry(0))
         one.add(entry(2))
         for salt in range(1, TALLIES_MAX):
             one.add(unsigned(salt))
@@ -277,6 +278,15 @@ class TestTally:
         one.add(unsigned(TALLIES_MAX))
         assert len(one._tallies) == TALLIES_MAX
         assert one.add(entry(1), own=True) is None  # the oldest is gone, its certificate too
+
+    def test_of_an_honest_member_outlasts_all_that_another_makes_up(self) -> None:
+        """Else one member could keep every upload whose client went away from being certified."""
+        one = certifier()
+        one.add(entry(2))
+        for salt in range(1, 2 * TALLIES_MAX):
+            one.add(unsigned(salt))
+        assert len(one._tallies) == TALLIES_MAX
+        assert one.add(entry(1)) is not None
 
 
 class TestGossip:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from economics import cbor
 from economics.blob import BlobId, Root, build_blob_id_text
-from economics.commitments import OwnerStatement
+from economics.commitments import OwnerStatement, ReservationId
 from economics.crypto import Signature
 from economics.errors import Reason, Rejected
 from p2pnode.coding.codec import EncodedSegment, Kind
@@ -588,7 +588,7 @@ class TestRecords:
 
     def test_keep_every_statement_once_and_the_first_certificate(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
-        one, two = make_entry(self.blob, 1), make_entry(self.blob, 2)
+        one, two = make_entry(self.blob), self.of_reservation(1)
         certificate = certify(GENESIS, one.statement, (0, 1))
         assert not store.put_certificate(certificate)  # of a blob that is not held here
         store.put_entry(self.blob.header, one)
@@ -600,21 +600,31 @@ class TestRecords:
         assert store.records() == open_store(tmp_path).records() == want
         assert store.record(BlobId(bytes(32))) is None
 
+    def of_reservation(self, number: int) -> Entry:
+        """Return an entry of another reservation; nobody looks at its signatures."""
+        plain = make_entry(self.blob)
+        reservation = ReservationId(number.to_bytes(32, "big"))
+        return replace(plain, statement=replace(plain.statement, reservation=reservation))
+
+    def test_keep_the_newest_statement_of_a_reservation_alone(self, tmp_path: Path) -> None:
+        """Else whoever has one could sign so many that no other owner of the same bytes finds room."""
+        store, other = open_store(tmp_path), self.of_reservation(1)
+        store.put_entry(self.blob.header, other)
+        for salt in range(ENTRIES_MAX + 1):
+            store.put_entry(self.blob.header, make_entry(self.blob, salt))
+        want = (other, make_entry(self.blob, ENTRIES_MAX))
+        assert store.records() == {self.blob.header.blob_id: BlobRecord(self.blob.header, want, None)}
+
     def test_keep_a_bounded_number_of_statements(self, tmp_path: Path) -> None:
         store = open_store(tmp_path)
-        plain = make_entry(self.blob)
-
-        def salted(salt: int) -> Entry:
-            return replace(plain, statement=replace(plain.statement, salt=salt.to_bytes(16, "big")))
-
-        full = BlobRecord(self.blob.header, tuple(salted(salt) for salt in range(ENTRIES_MAX)), None)
+        full = BlobRecord(self.blob.header, tuple(self.of_reservation(salt) for salt in range(ENTRIES_MAX)), None)
         (tmp_path / "blobs" / build_blob_id_text(self.blob.header.blob_id)).write_bytes(full.encode())
         store = open_store(tmp_path)
         assert store.records() == {self.blob.header.blob_id: full}
         before = state(store)
-        assert reason(store.put_entry, self.blob.header, salted(ENTRIES_MAX)) is Reason.OVER_BUDGET
+        assert reason(store.put_entry, self.blob.header, self.of_reservation(ENTRIES_MAX)) is Reason.OVER_BUDGET
         assert state(store) == before
-        store.put_entry(self.blob.header, salted(0))  # known: no more than before
+        store.put_entry(self.blob.header, self.of_reservation(0))  # known: no more than before
 
     def test_that_are_being_synced_delay_nobody_who_only_looks(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
