@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from p2pnode.content.keyring import Keyring
 from p2pnode.errors import DiskFailed, InputError
@@ -197,7 +197,7 @@ def restore(source: Path, home: Home) -> None:
     if home.path.exists() and (not home.path.is_dir() or any(home.path.iterdir())):
         raise InputError(f"{home.path} is not empty: restore into a new --home")
     try:
-        with tarfile.open(source, mode="r:") as tar:
+        with source.open("rb") as file, tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as tar:
             rows = _verify_members(tar)
             make_directory(home.path)
             try:
@@ -210,6 +210,20 @@ def restore(source: Path, home: Home) -> None:
         raise InputError(f"{source} is not a backup, or is cut short: {fault}") from fault
     except OSError as fault:
         raise InputError(f"cannot restore {source} to {home.path}: {fault}") from fault
+
+
+class _Bounded:
+    """A tar that is read in pieces: of a header that says it has gigabytes `tarfile` would take all at once."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > PIECE_BYTES:
+            raise ValueError(f"a header of {size} bytes")
+        return self._file.read(size)
 
 
 def _verify_members(tar: tarfile.TarFile) -> list[_File]:

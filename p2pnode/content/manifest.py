@@ -79,8 +79,8 @@ class Manifest:
         return data
 
     @classmethod
-    def decode(cls, data: bytes) -> "Manifest":
-        """Return the manifest that these bytes are; raises `Rejected`.
+    def decode(cls, data: bytes, *, paths_max: int = ITEMS_MAX) -> "Manifest":
+        """Return the manifest that these bytes are; raises `Rejected`, also for more files or empty folders.
 
         Costs about 10 us for each file: for a worker thread.
         """
@@ -91,8 +91,8 @@ class Manifest:
         if items.open_list(items_max=3) != 3:
             raise Rejected(Reason.MALFORMED, "a folder is [blobs, files, empty]")
         blobs = tuple(decode_blob(items.take(budget=ITEM_BUDGET)) for _ in range(items.open_list(items_max=ITEMS_MAX)))
-        files = tuple(decode_file(items.take(budget=ITEM_BUDGET)) for _ in range(items.open_list(items_max=ITEMS_MAX)))
-        empty = tuple(decode_path(items.take(budget=ITEM_BUDGET)) for _ in range(items.open_list(items_max=ITEMS_MAX)))
+        files = tuple(decode_file(items.take(budget=ITEM_BUDGET)) for _ in range(items.open_list(items_max=paths_max)))
+        empty = tuple(decode_path(items.take(budget=ITEM_BUDGET)) for _ in range(items.open_list(items_max=paths_max)))
         items.end()
         manifest = cls(blobs, files, empty)
         manifest.verify()
@@ -124,10 +124,17 @@ class Manifest:
         return self.files[at]
 
 
-async def read_manifest(view: View, *, size_max: int = MANIFEST_BYTES_MAX) -> Manifest:
+async def read_manifest(
+    view: View,
+    *,
+    size_max: int = MANIFEST_BYTES_MAX,
+    paths_max: int = ITEMS_MAX,
+    parsing: trio.CapacityLimiter | None = None,
+) -> Manifest:
     """Return what is in a folder; raises `NotAFolder`, and what reading does.
 
-    Whoever reads strangers' folders for others names a smaller `size_max`: a file takes some 400 bytes of memory.
+    Whoever reads strangers' folders for others names less: a file takes some 400 bytes of memory, an empty folder some
+    100 and as few as 5 of the manifest; and `parsing`, which limits the threads that parse.
     """
     if view.length > size_max:
         raise NotAFolder(f"this blob is not a folder: it has {view.length} bytes, at most {size_max}")
@@ -136,7 +143,7 @@ async def read_manifest(view: View, *, size_max: int = MANIFEST_BYTES_MAX) -> Ma
         raise NotAFolder("this blob is not a folder: it does not begin as one")
     data = await read_all(view, size_max=size_max)
     try:
-        return await trio.to_thread.run_sync(Manifest.decode, data)
+        return await trio.to_thread.run_sync(lambda: Manifest.decode(data, paths_max=paths_max), limiter=parsing)
     except Rejected as fault:
         raise NotAFolder(f"this blob is not a folder: {fault.detail}") from fault
 

@@ -146,14 +146,14 @@ def build_quilt(files: Sequence[QuiltFile]) -> Quilt:
     return Quilt(JoinedSource(parts, f"a quilt of {len(files)} files"), index)
 
 
-async def read_index(view: View) -> Index:
-    """Return what is in a quilt; raises `NotAQuilt`, and what reading does."""
+async def read_index(view: View, *, parsing: trio.CapacityLimiter | None = None) -> Index:
+    """Return what is in a quilt; raises `NotAQuilt`, and what reading does. `parsing` limits the threads that parse."""
     first = await read_all(view, stop=min(view.length, FIRST_BYTES), size_max=FIRST_BYTES)
     try:
         end = parse_front(first, blob_length=view.length)
         rest = b"" if end <= len(first) else await read_all(view, start=len(first), stop=end, size_max=INDEX_BYTES_MAX)
         packed = (first + rest)[FRONT_BYTES:end]
-        return await trio.to_thread.run_sync(lambda: Index.decode(packed, blob_length=view.length))
+        return await trio.to_thread.run_sync(lambda: Index.decode(packed, blob_length=view.length), limiter=parsing)
     except Rejected as fault:
         raise NotAQuilt(f"this blob is not a quilt: {fault.detail}") from fault
 

@@ -4,31 +4,29 @@ Folders are not in Walrus. What is encrypted stays so: this gateway opens nothin
 """
 
 import base64
-import html
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from economics.blob import BlobId, build_blob_id_text, parse_blob_id
 from economics.errors import Rejected
-from p2pnode.content.manifest import Manifest
-from p2pnode.content.quilt import Entry, Index, build_patch_id, parse_patch_id
+from p2pnode.content.quilt import Entry, build_patch_id, parse_patch_id
 from p2pnode.content.views import SliceView
 from p2pnode.errors import InputError
 from p2pnode.gateway.answers import UNTOLD, Resource, answer, clean_type, guess_type, name_file
 from p2pnode.gateway.contents import Contents
 from p2pnode.gateway.faults import HttpFault
+from p2pnode.gateway.lists import build_page, build_patches, has_folder
 from p2pnode.gateway.orders import bad_request, parse_flag, read_query
-from p2pnode.gateway.page import CONTENT_SECURITY, STYLE
+from p2pnode.gateway.page import CONTENT_SECURITY
 from p2pnode.gateway.services import Services
 
 READ_PARAMETERS = ("strict_consistency_check", "skip_consistency_check", "filename")
 NUMBER_DIGITS_MAX = 20
-LISTED_MAX = 10_000
-"""Of one level of a folder on its page."""
+LISTED = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -172,12 +170,12 @@ async def answer_entry(
 async def answer_patches(contents: Contents, request: Request) -> Response:
     read_query(request, ())
     blob_id = parse_path_id(request, "quilt_id")
-    index: Index = await contents.index(blob_id)
-    rows = [
-        {"identifier": entry.name, "patch_id": build_patch_id(blob_id, entry.number), "tags": dict(entry.tags)}
-        for entry in index.entries
-    ]
-    return JSONResponse(rows, headers={"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"})
+    index = await contents.index(blob_id)
+    return await contents.lists.answer(
+        lambda: build_patches(blob_id, index),
+        files=len(index.entries),
+        headers={**LISTED, "Content-Type": "application/json"},
+    )
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -194,45 +192,24 @@ async def answer_folder_file(contents: Contents, request: Request) -> Response:
         file = manifest.find(wanted)
     except InputError as fault:
         if path and not path.endswith("/") and has_folder(manifest, f"{path}/"):
-            return RedirectResponse(f"{path.rpartition('/')[2]}/", 307, {"Cache-Control": "no-store"})
+            return RedirectResponse(build_location(path, request.url.query), 307, {"Cache-Control": "no-store"})
         if wanted != path and (not path or has_folder(manifest, path)):
-            return list_folder(manifest, path)
+            return await contents.lists.answer(
+                lambda: build_page(manifest, path),
+                files=len(manifest.files) + len(manifest.empty),
+                headers={
+                    **LISTED,
+                    "Content-Security-Policy": CONTENT_SECURITY,
+                    "Content-Type": "text/html; charset=utf-8",
+                },
+            )
         raise HttpFault(404, f"the folder has no file {path[:200]!r}", "FILE_NOT_FOUND") from fault
     view = await contents.file_view(manifest, file, strict=strict)
     tag = base64.urlsafe_b64encode(file.content_hash).rstrip(b"=").decode()
     return await answer(request, named(Resource(view, tag, guess_type(wanted)), query))
 
 
-def has_folder(manifest: Manifest, prefix: str) -> bool:
-    return any(file.path.startswith(prefix) for file in manifest.files) or prefix[:-1] in manifest.empty
-
-
-def list_folder(manifest: Manifest, prefix: str) -> Response:
-    """Return a page with the files and folders of one level."""
-    names: dict[str, int | None] = {}
-    for file in manifest.files:
-        if file.path.startswith(prefix):
-            name, slash, _ = file.path[len(prefix) :].partition("/")
-            names[name + slash] = None if slash else file.length
-    for path in manifest.empty:
-        if path.startswith(prefix):
-            names[path[len(prefix) :].partition("/")[0] + "/"] = None
-    rows = [
-        f'<tr><td><a href="./{html.escape(quote(name))}">{html.escape(name)}</a></td>'
-        f"<td>{'' if length is None else f'{length} bytes'}</td></tr>"
-        for name, length in list(names.items())[:LISTED_MAX]
-    ]
-    if len(names) > LISTED_MAX:
-        rows.append(f"<tr><td>and {len(names) - LISTED_MAX} more</td></tr>")
-    up = '<p><a href="../">up</a></p>' if prefix else ""
-    title = html.escape(f"/{prefix}")
-    page = (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>\n'
-        f"<h1>{title}</h1>\n{up}<table>{''.join(rows)}</table>\n</html>\n"
-    )
-    headers = {
-        "Cache-Control": "no-cache",
-        "Content-Security-Policy": CONTENT_SECURITY,
-        "X-Content-Type-Options": "nosniff",
-    }
-    return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+def build_location(path: str, query: str) -> str:
+    """Return where a folder is, relative to its path without the slash: a name that reads like a URL leads nowhere."""
+    name = quote(path.rpartition("/")[2], safe="")
+    return f"{name}/?{query}" if query else f"{name}/"

@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from p2pnode.gateway.services import Limits, Services
 from p2pnode.home import Home
 from p2pnode.keys import Key
 from p2pnode.peering.cache import QUOTA_BYTES, SegmentCache
-from p2pnode.peering.peer import Peer, choose_listen, open_peer
+from p2pnode.peering.peer import SWITCH_S, Peer, choose_listen, open_peer
 from p2pnode.wallet import read_wallet
 
 log = logging.getLogger("p2pnode.gateway")
@@ -140,6 +141,7 @@ async def open_gateway(home: Home, owner: Key | None, options: Options) -> Async
 async def run_gateway(home: Home, owner: Key | None, options: Options, say: Callable[[Gateway], None]) -> None:
     """Run a gateway until SIGINT or SIGTERM; `say` is called when it takes requests. Raises `ConfigError`."""
     allow_descriptors()
+    sys.setswitchinterval(SWITCH_S)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 

@@ -3,6 +3,7 @@
 Whatever was fetched is served in turn: a file and a folder's blobs come into the library once all their bytes are here.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import trio
 from blake3 import blake3
 
 from economics.blob import BlobId, Header
+from economics.errors import Rejected
 from p2pnode.coding.codec import Codec
 from p2pnode.content.contents import Content, Kind, NoKey, describe
 from p2pnode.content.folders import plan
@@ -33,6 +35,8 @@ from p2pnode.home import Home
 from p2pnode.peering.library import Library
 from p2pnode.peering.peer import Growing, Peer
 from p2pnode.peering.swarm import SwarmView
+
+log = logging.getLogger("p2pnode.peering.mirror")
 
 Report = Callable[[int, int], None]
 """Hears of bytes done and bytes in all."""
@@ -200,19 +204,23 @@ class Fetcher:
         return restored
 
     async def _keep_folder(self, content: Content, manifest: Manifest, target: Path) -> None:
-        """Serve the folder's blobs, its manifest first, that this machine has whole now."""
+        """Serve the folder's blobs, its manifest first, that this machine has whole now.
+
+        The folder is right by then: one that names blobs of nothing, which nobody has, keeps nobody waiting for each.
+        """
         whole = content.manifest
         assert whole is not None
         key = await trio.to_thread.run_sync(self.key_of, content.blob_id) if content.is_sealed else None
         header = (await self.open(content.blob_id)).header
         await trio.to_thread.run_sync(self._keep, header, BytesSource(whole.encode()), key)
-        files: dict[int, list[FolderFile]] = {}
-        for file in manifest.files:
-            files.setdefault(file.blob, []).append(file)
-        for number, blob in enumerate(manifest.blobs):
+        for blob, files in zip(manifest.blobs, await trio.to_thread.run_sync(files_by_blob, manifest), strict=True):
             if await trio.to_thread.run_sync(self.peer.library.header, blob.blob_id) is None:
-                view = await self.open_plain(blob.blob_id, blob.key or None)
-                source = await assemble(view, files[number], target)
+                try:
+                    view = await self.open_plain(blob.blob_id, blob.key or None)
+                    source = await assemble(view, files, target)
+                except (NodeError, Rejected) as fault:
+                    log.debug("the rest of the folder is not served on: %s", fault)
+                    return
                 if source is not None:
                     header = (await self.open(blob.blob_id)).header
                     await trio.to_thread.run_sync(self._keep, header, source, blob.key or None)
@@ -224,6 +232,14 @@ class Fetcher:
             self.peer.library.add(header, source if key is None else SealedSource(source, key))
         except InputError:
             return  # somebody has changed the file already: then it is not that blob any more
+
+
+def files_by_blob(manifest: Manifest) -> list[list[FolderFile]]:
+    """Return the files of each blob: for a worker thread, as a folder may have a million of either."""
+    found: list[list[FolderFile]] = [[] for _ in manifest.blobs]
+    for file in manifest.files:
+        found[file.blob].append(file)
+    return found
 
 
 async def assemble(view: View, files: Sequence[FolderFile], target: Path) -> Source | None:

@@ -4,7 +4,7 @@ One peer is asked at a time, or two; another one for each that fails; another on
 are asked when no peer is left, or when all keep it waiting.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -32,6 +32,8 @@ PROVIDERS_AT_ONCE = 8
 """Peers asked at once; more would share the same line."""
 PROVIDERS_MAX = 64
 """Peers remembered for a blob: anybody can make up more."""
+TOLD_MAX = 32
+"""Of these, known from other peers alone: one that makes up peers is to leave room for those that the DHT finds."""
 PEERS_TOLD_MAX = 8
 POLL_S = 0.25
 """How often it is looked whether a request lags."""
@@ -61,15 +63,30 @@ class Search:
     providers: list[Provider] = field(default_factory=list)
     good: list[Provider] = field(default_factory=list)
     """Those that gave something of it."""
+    told: int = 0
+    """How many are known from other peers alone."""
     looked_at: float | None = None
     """When the DHT was asked last."""
     is_looking: bool = False
     changed: trio.Event = field(default_factory=trio.Event)
 
     def add(self, provider: Provider) -> None:
-        if provider not in self.providers and len(self.providers) < PROVIDERS_MAX:
+        """Remember a peer, in the place of one that is not asked any more where there is no other."""
+        if provider in self.providers:
+            return
+        if len(self.providers) >= PROVIDERS_MAX:
+            self.providers = [one for one in self.providers if not one.is_excluded]
+        if len(self.providers) < PROVIDERS_MAX:
             self.providers.append(provider)
             self.wake()
+
+    def add_told(self, providers: Providers, contacts: Iterable[Contact]) -> None:
+        """Remember peers that another one named, as far as there is room for such."""
+        known = {one.node for one in self.providers}
+        for node, addresses in contacts:
+            if node not in known and node != providers.network.node_id and self.told < TOLD_MAX:
+                self.told += 1
+                self.add(providers.get(node, addresses))
 
     def wake(self) -> None:
         """Have those look again who wait for a peer."""
@@ -301,9 +318,7 @@ class Pursuit(Generic[T]):
         provider.note_good(self.search.blob_id, len(data), seconds)
         if provider not in self.search.good:
             self.search.good.append(provider)
-        for node, addresses in told:
-            if node != self.providers.network.node_id:
-                self.search.add(self.providers.get(node, addresses))
+        self.search.add_told(self.providers, told)
         return [result]
 
     def _name_late(self) -> None:

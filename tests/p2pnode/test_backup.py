@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -291,6 +292,22 @@ class TestRestore:
                 restore(tmp_path / "file", Home(tmp_path / "back"))
         with pytest.raises(InputError, match="cannot restore"):
             restore(tmp_path / "missing", Home(tmp_path / "back"))
+
+    @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+    def test_takes_no_header_of_gigabytes_into_memory(self, kind: bytes, tmp_path: Path) -> None:
+        header = tarfile.TarInfo("header")
+        header.size, header.type = 256 << 20, kind
+        with (tmp_path / "file").open("wb") as file:
+            file.write(header.tobuf(tarfile.GNU_FORMAT))
+            file.truncate(header.size + 4_096)  # of which the disk has nothing
+        tracemalloc.start()
+        try:
+            with pytest.raises(InputError, match="is not a backup"):
+                restore(tmp_path / "file", Home(tmp_path / "back"))
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert most < 16 << 20
 
     def test_on_a_full_disk_leaves_an_empty_home(self, saved: Path, tmp_path: Path) -> None:
         body = f"""

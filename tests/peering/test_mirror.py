@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import trio
+from blake3 import blake3
 
 from economics.blob import BlobId
 from p2pnode.content.contents import NoKey
+from p2pnode.content.manifest import FolderBlob, FolderFile, Manifest
 from p2pnode.content.placing import Restored
 from p2pnode.content.resume import build_part_path
 from p2pnode.content.sharing import Link
-from p2pnode.content.sources import FileSource
+from p2pnode.content.sources import BytesSource, FileSource
 from p2pnode.errors import InputError, NodeError
 from p2pnode.home import Home
 from p2pnode.peering import providers
@@ -219,6 +221,20 @@ async def test_a_folder_in_a_folder_comes_alone(pair: Pair, tmp_path: Path) -> N
     assert read_folder(tmp_path / "in") == {"c": FILES["in/c"], "one/b": FILES["in/one/b"]}
     with pytest.raises(InputError, match="no folder"):
         await sync(reader, Link(shared.blob_id, "out"), tmp_path / "out")
+
+
+async def test_a_folder_that_names_blobs_of_nothing_is_equal_though_nobody_has_them(pair: Pair, tmp_path: Path) -> None:
+    """No byte is needed of a blob of empty files, so none of thousands is looked for in vain."""
+    count = 2_000
+    blobs = tuple(FolderBlob(BlobId(blake3(b"%d" % number).digest()), 0) for number in range(count))
+    files = tuple(FolderFile(f"{no:04}", 0, False, blake3().digest(), no, 0) for no in range(count))
+    manifest = Manifest(blobs, files).encode()
+    header = await trio.to_thread.run_sync(pair.server.library.share, BytesSource(manifest), pair.server.codec)
+    reader = await pair.reader()
+    done = await sync(reader, Link(header.blob_id), tmp_path / "copy")
+    assert (done.fetched, done.fetched_bytes) == (count, 0)
+    assert read_folder(tmp_path / "copy") == {file.path: b"" for file in files}
+    assert whole(reader.library, header.blob_id)
 
 
 async def test_a_file_in_a_folder_comes_alone(pair: Pair, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import trio
+from blake3 import blake3
 
+from economics import cbor
 from economics.crypto import NodeId
 from economics.errors import Reason, Rejected
 from economics.genesis import build_key_text
@@ -16,6 +18,8 @@ from p2pnode.network.stream import Patience, Stream
 from p2pnode.peering import blobserver, providers, pursuit
 from p2pnode.peering import swarm as swarms
 from p2pnode.peering.blobserver import PROTOCOL, refuse
+from p2pnode.peering.providers import Provider
+from p2pnode.peering.pursuit import PROVIDERS_MAX, TOLD_MAX, Search
 from p2pnode.peering.recent import Recent
 from p2pnode.peering.swarm import Swarm
 from p2pnode.testnet import free_addresses
@@ -328,6 +332,41 @@ async def test_a_peer_tells_of_another_which_gives_what_the_first_has_not() -> N
             assert swarm.sources_of(BLOB_ID) == [
                 f"{build_key_text(peer.network.node_id)}@{peer.network.addresses()[0]}" for peer in (teller, whole)
             ]
+
+
+async def test_a_peer_that_makes_up_others_leaves_room_for_those_that_are_there() -> None:
+    """It gives what it has and names eight new ones in each reply; then it has nothing more."""
+    made_up = 0
+
+    async def tell(stream: Stream, message: Incoming) -> None:
+        nonlocal made_up
+        if made_up >= 8 * 12:
+            await have_not(stream, message)
+            return
+        keys = [build_key_text(blake3(bytes([number])).digest()) for number in range(made_up, made_up + 8)]
+        made_up += 8
+        told: list[cbor.Value] = [f"{key}@/ip4/127.0.0.1/tcp/1" for key in keys]
+        await send_message(stream, {"ok": True, "peers": told}, right(message))
+
+    async with serve(1, header_then(tell)) as teller, serve(2, Shown(BLOB)) as honest:
+        async with open_swarm(teller.contact) as swarm:
+            for index in range(12):
+                await swarm.segment(BLOB.header, index)
+            assert len(swarm.providers._known) <= 1 + TOLD_MAX
+            swarm.add_peers([honest.contact])
+            assert await swarm.segment(BLOB.header, 12) == BLOB.data[12 * CODE.segment_bytes :]
+
+
+def test_who_is_not_asked_any_more_makes_room() -> None:
+    search = Search(BLOB_ID)
+    first, *others = [Provider(NodeId(blake3(bytes([number])).digest())) for number in range(PROVIDERS_MAX + 1)]
+    last = others.pop()
+    for provider in (first, *others, last):
+        search.add(provider)
+    assert last not in search.providers
+    first.is_excluded = True
+    search.add(last)
+    assert search.providers == [*others, last]
 
 
 async def test_memory_is_bounded_by_the_window_while_the_writer_waits() -> None:
