@@ -53,6 +53,11 @@ def routes(services: Services) -> list[Route]:
     async def get_patches(request: Request) -> Response:
         return await answer_patches(contents, request)
 
+    async def get_folder(request: Request) -> Response:
+        read_query(request, ())
+        parse_path_id(request, "folder_id")
+        return move_into(request)
+
     async def get_folder_file(request: Request) -> Response:
         return await answer_folder_file(contents, request)
 
@@ -62,6 +67,7 @@ def routes(services: Services) -> list[Route]:
     return [
         route("/v1/blobs/by-quilt-id/{quilt_id}/{name:path}", get_quilt_file),
         route("/v1/blobs/by-quilt-patch-id/{patch_id}", get_patch),
+        route("/v1/blobs/by-folder-id/{folder_id}", get_folder),
         route("/v1/blobs/by-folder-id/{folder_id}/{path:path}", get_folder_file),
         route("/v1/blobs/{blob_id}/byte-range", get_byte_range),
         route("/v1/blobs/{blob_id}", get_blob),
@@ -194,13 +200,23 @@ async def answer_folder_file(contents: Contents, request: Request) -> Response:
         file = manifest.find(wanted)
     except InputError as fault:
         if path and not path.endswith("/") and has_folder(manifest, f"{path}/"):
-            return RedirectResponse(f"{path.rpartition('/')[2]}/", 307, {"Cache-Control": "no-store"})
+            return move_into(request)
         if wanted != path and (not path or has_folder(manifest, path)):
             return list_folder(manifest, path)
         raise HttpFault(404, f"the folder has no file {path[:200]!r}", "FILE_NOT_FOUND") from fault
     view = await contents.file_view(manifest, file, strict=strict)
     tag = base64.urlsafe_b64encode(file.content_hash).rstrip(b"=").decode()
     return await answer(request, named(Resource(view, tag, guess_type(wanted)), query))
+
+
+def move_into(request: Request) -> Response:
+    """Send who asks for a folder to the same path with a slash, to which the links on its page are relative.
+
+    The last part of the path goes back as it came: decoded, `x:y` would be another scheme and `a?b` a query.
+    """
+    last = request.scope["raw_path"].rpartition(b"/")[2].decode("ascii")
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"./{last}/{query}", 307, {"Cache-Control": "no-store"})
 
 
 def has_folder(manifest: Manifest, prefix: str) -> bool:

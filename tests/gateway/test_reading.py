@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from random import Random
+from urllib.parse import quote, urljoin
 
 import pytest
 import trio
@@ -604,7 +605,7 @@ async def test_a_folder_is_a_site(tmp_path: Path) -> None:
         secret = await get(opened.port, f"{base}/style/secret", Range="bytes=5-7")
         assert (secret.status, secret.body) == (206, b"was")
         moved = await get(opened.port, f"{base}/style")
-        assert (moved.status, moved.headers["location"]) == (307, "style/")
+        assert (moved.status, moved.headers["location"]) == (307, "./style/")
         listed = await get(opened.port, f"{base}/style/")
         assert (listed.status, listed.headers["content-type"]) == (200, "text/html; charset=utf-8")
         assert b'<a href="./main.css">main.css</a>' in listed.body
@@ -612,6 +613,23 @@ async def test_a_folder_is_a_site(tmp_path: Path) -> None:
         assert (await get(opened.port, f"{base}/void/")).status == 200
         for path in ("no", "style/no", "../x", "%2e%2e/%2e%2e/etc/passwd", "style//main.css", "/etc/passwd", "a%00b"):
             assert error_of(await get(opened.port, f"{base}/{path}"))[2] == "FILE_NOT_FOUND"
+
+
+@pytest.mark.parametrize("name", ["a b", "100%", "what?", "#1", "x:y", "https:elsewhere.example", "ü", "a&b=c", "'\""])
+async def test_a_folder_of_any_name_is_found_by_its_path_without_a_slash(tmp_path: Path, name: str) -> None:
+    shelf = Shelf()
+    files = (FolderFile(f"{name}/within/a", 1, False, b"\x01" * 32, 0, 0),)
+    folder = shelf.put(Manifest((FolderBlob(shelf.put(b"x"), 1),), files).encode())
+    base = f"/v1/blobs/by-folder-id/{build_blob_id_text(folder)}"
+    async with open_shelf(shelf, tmp_path) as opened:
+        for path in ("", f"/{quote(name)}", f"/{quote(name)}/within", f"/{quote(f'{name}/within', safe='')}"):
+            asked = f"http://localhost{base}{path}"
+            query = "?skip_consistency_check=true" if path else ""
+            moved = await get(opened.port, f"{base}{path}{query}")
+            assert moved.status == 307
+            assert urljoin(asked, moved.headers["location"]) == f"{asked}/{query}"
+            assert (await get(opened.port, f"{base}{path}/")).status == 200
+        assert error_of(await get(opened.port, "/v1/blobs/by-folder-id/abc")) == (400, "INVALID_ARGUMENT", "INVALID_ID")
 
 
 async def test_what_is_no_folder_is_not_found(tmp_path: Path) -> None:
