@@ -45,6 +45,8 @@ SAFETY = {
 }
 UNSANDBOXED = frozenset({"application/pdf"})
 """Browsers show it in a viewer with a sandbox of its own, and not at all in ours."""
+SAYING = frozenset({"text/html", "text/xml"})
+"""Such a file may say its charset itself, and what a header says would come before that."""
 _TYPES = mimetypes.MimeTypes(filenames=())
 
 
@@ -68,8 +70,16 @@ def guess_type(name: str) -> str:
 
 
 def clean_type(text: str | None) -> str:
-    """Return a media type that a stranger gave, or `UNTOLD` where it is none."""
-    return text if text and MEDIA_TYPE.fullmatch(text) else UNTOLD
+    """Return a media type that a stranger gave, or `UNTOLD` where it is none.
+
+    Text whose charset nobody gave is in UTF-8: browsers would take it for Windows-1252.
+    """
+    if not text or not MEDIA_TYPE.fullmatch(text):
+        return UNTOLD
+    kind, _, parameters = text.lower().partition(";")
+    if not kind.startswith("text/") or kind.strip() in SAYING or "charset=" in parameters:
+        return text
+    return text.rstrip("; \t") + "; charset=utf-8"
 
 
 def build_headers(resource: Resource) -> dict[str, str]:

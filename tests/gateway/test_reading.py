@@ -104,6 +104,25 @@ async def test_pages_and_drawings_run_nothing_and_are_of_no_origin(tmp_path: Pat
     assert "script-src" not in policy
 
 
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("text/plain", "text/plain; charset=utf-8"),
+        ("text/x-python; a=b ;", "text/x-python; a=b; charset=utf-8"),
+        ("Text/Plain; Charset=latin1", "Text/Plain; Charset=latin1"),
+        ("text/html", "text/html"),
+        ("text/xml ;a=b", "text/xml ;a=b"),
+        ("image/svg+xml", "image/svg+xml"),
+        ("", "application/octet-stream"),
+    ],
+)
+async def test_text_is_in_utf_8_unless_it_may_say_otherwise(tmp_path: Path, told: str, shown: str) -> None:
+    shelf = Shelf()
+    blob_id = shelf.put("Grüße".encode(), content_type=told)
+    async with open_shelf(shelf, tmp_path) as opened:
+        assert (await get(opened.port, url(blob_id))).headers["content-type"] == shown
+
+
 async def test_a_download_may_be_named(tmp_path: Path) -> None:
     shelf = Shelf()
     blob_id = shelf.put(b"x")
@@ -177,7 +196,7 @@ async def test_several_ranges_are_several_parts(tmp_path: Path) -> None:
     spans = [(0, 2), (100_000, 100_004), (199_998, 200_000)]
     assert list(bodies) == [DATA[start:stop] for start, stop in spans]
     assert list(heads) == [
-        f"\r\nContent-Type: text/plain\r\nContent-Range: bytes {start}-{stop - 1}/200000".encode()
+        f"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Range: bytes {start}-{stop - 1}/200000".encode()
         for start, stop in spans
     ]
     assert (many.status, many.body) == (200, DATA)
@@ -272,7 +291,7 @@ async def test_410_is_what_was_deleted_here_though_it_was_cached(tmp_path: Path)
         assert opened.cache.header(blob_id) is None
         opened.services.note_stored(blob_id, "text/plain")
         answer = await get(opened.port, url(blob_id))
-        assert (answer.status, answer.headers["content-type"]) == (200, "text/plain")
+        assert (answer.status, answer.headers["content-type"]) == (200, "text/plain; charset=utf-8")
 
 
 async def test_what_was_certified_just_now_is_not_gone(tmp_path: Path) -> None:
