@@ -32,10 +32,14 @@ SMALL_BYTES_MAX = 1 << 20
 """Answered in one piece."""
 MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}(?:[ \t]*;[ \t!-~]{0,200})?")
 SANDBOX = (
-    "sandbox; default-src 'none'; img-src 'self' data:; media-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "sandbox allow-downloads allow-popups allow-popups-to-escape-sandbox; "
+    "default-src 'none'; img-src 'self' data:; media-src 'self' data:; style-src 'self' 'unsafe-inline'; "
     "font-src 'self' data:; base-uri 'none'; form-action 'none'"
 )
-"""A page or drawing that a stranger stored: it is shown, runs nothing, and is of no origin."""
+"""A page or drawing that a stranger stored: it is shown, runs nothing, and is of no origin.
+
+Its links may save a file or open a tab: with nothing that runs, only who clicks on one does that.
+"""
 SAFETY = {
     "Accept-Ranges": "bytes",
     "Cache-Control": FOR_EVER,
