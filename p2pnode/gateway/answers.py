@@ -94,8 +94,13 @@ def build_headers(resource: Resource) -> dict[str, str]:
 
 
 def name_file(name: str) -> str:
-    """Return the Content-Disposition that saves a download under a name (RFC 6266)."""
-    return f"attachment; filename*=UTF-8''{quote(name.rpartition('/')[2], safe='')}"
+    """Return the Content-Disposition that saves a download under a name (RFC 6266).
+
+    It comes twice: `curl -OJ` knows only the plain form, which has no letter that is read in more than one way.
+    """
+    last = name.rpartition("/")[2]
+    plain = re.sub(r'[^ -~]|["%\\]', "_", last)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(last, safe='')}"
 
 
 async def answer(request: Request, resource: Resource) -> Response:
