@@ -60,4 +60,5 @@ async def test_what_is_no_route_or_no_method_is_told_as_json(tmp_path: Path) -> 
         for method, target, status in CASES:
             answer = await ask(opened.port, method, target)
             assert (answer.status, answer.headers["cache-control"]) == (status, "no-store")
-            assert json.loads(answer.body)["error"]["code"] == status
+            error = json.loads(answer.body)["error"]
+            assert (error["code"], "/v1/api" in error["message"]) == (status, True)
