@@ -53,6 +53,7 @@ async def test_its_page_has_no_script_and_needs_none(tmp_path: Path) -> None:
     assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
     assert b"<script" not in answer.body
     assert b"It only reads." in answer.body
+    assert b"color-scheme: light dark" in answer.body, "links would be dark blue on black"
 
 
 async def test_what_is_no_route_or_no_method_is_told_as_json(tmp_path: Path) -> None:

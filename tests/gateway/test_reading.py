@@ -133,7 +133,7 @@ async def test_a_download_may_be_named(tmp_path: Path) -> None:
         answer = await get(opened.port, url(blob_id, "?filename=a/b%22%0d%0ac.pdf"))
         assert error_of(answer)[0] == 400
         answer = await get(opened.port, url(blob_id, "?filename=../%C3%BC%22.pdf"))
-    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''%C3%BC%22.pdf"
+    assert answer.headers["content-disposition"] == "attachment; filename=\"__.pdf\"; filename*=UTF-8''%C3%BC%22.pdf"
     assert answer.headers["content-type"] == "application/pdf"
 
 
