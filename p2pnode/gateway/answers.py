@@ -32,10 +32,14 @@ SMALL_BYTES_MAX = 1 << 20
 """Answered in one piece."""
 MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}(?:[ \t]*;[ \t!-~]{0,200})?")
 SANDBOX = (
-    "sandbox; default-src 'none'; img-src 'self' data:; media-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "sandbox allow-downloads allow-popups allow-popups-to-escape-sandbox; "
+    "default-src 'none'; img-src 'self' data:; media-src 'self' data:; style-src 'self' 'unsafe-inline'; "
     "font-src 'self' data:; base-uri 'none'; form-action 'none'"
 )
-"""A page or drawing that a stranger stored: it is shown, runs nothing, and is of no origin."""
+"""A page or drawing that a stranger stored: it is shown, runs nothing, and is of no origin.
+
+Its links may save a file or open a tab: with nothing that runs, only who clicks on one does that.
+"""
 SAFETY = {
     "Accept-Ranges": "bytes",
     "Cache-Control": FOR_EVER,
@@ -45,6 +49,8 @@ SAFETY = {
 }
 UNSANDBOXED = frozenset({"application/pdf"})
 """Browsers show it in a viewer with a sandbox of its own, and not at all in ours."""
+SAYING = frozenset({"text/html", "text/xml"})
+"""Such a file may say its charset itself, and what a header says would come before that."""
 _TYPES = mimetypes.MimeTypes(filenames=())
 
 
@@ -68,8 +74,16 @@ def guess_type(name: str) -> str:
 
 
 def clean_type(text: str | None) -> str:
-    """Return a media type that a stranger gave, or `UNTOLD` where it is none."""
-    return text if text and MEDIA_TYPE.fullmatch(text) else UNTOLD
+    """Return a media type that a stranger gave, or `UNTOLD` where it is none.
+
+    Text whose charset nobody gave is in UTF-8: browsers would take it for Windows-1252.
+    """
+    if not text or not MEDIA_TYPE.fullmatch(text):
+        return UNTOLD
+    kind, _, parameters = text.lower().partition(";")
+    if not kind.startswith("text/") or kind.strip() in SAYING or "charset=" in parameters:
+        return text
+    return text.rstrip("; \t") + "; charset=utf-8"
 
 
 def build_headers(resource: Resource) -> dict[str, str]:
@@ -80,8 +94,13 @@ def build_headers(resource: Resource) -> dict[str, str]:
 
 
 def name_file(name: str) -> str:
-    """Return the Content-Disposition that saves a download under a name (RFC 6266)."""
-    return f"attachment; filename*=UTF-8''{quote(name.rpartition('/')[2], safe='')}"
+    """Return the Content-Disposition that saves a download under a name (RFC 6266).
+
+    It comes twice: `curl -OJ` knows only the plain form, which has no letter that is read in more than one way.
+    """
+    last = name.rpartition("/")[2]
+    plain = re.sub(r'[^ -~]|["%\\]', "_", last)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(last, safe='')}"
 
 
 async def answer(request: Request, resource: Resource) -> Response:

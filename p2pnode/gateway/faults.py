@@ -142,10 +142,17 @@ async def answer_error(request: Request, fault: Exception) -> Response:
     return build_response(classify(fault))
 
 
+NOT_ROUTED = {
+    404: ("nothing is at this path: /v1/api lists those that there are", "NO_ROUTE"),
+    405: ("this path has other methods: /v1/api lists them", "NO_METHOD"),
+}
+
+
 async def answer_http_exception(request: Request, fault: Exception) -> Response:
     """Answer what the router itself refuses: an unknown path or method."""
     assert isinstance(fault, HTTPException)
-    return build_response(HttpFault(fault.status_code, fault.detail, headers=fault.headers or {}))
+    message, reason = NOT_ROUTED.get(fault.status_code, (fault.detail, ""))
+    return build_response(HttpFault(fault.status_code, message, reason, fault.headers or {}))
 
 
 async def answer_ours(request: Request, fault: Exception) -> Response:

@@ -145,9 +145,13 @@ def _parts() -> dict[str, Schema]:
     patch = in_path("patch_id", ref("QuiltPatchId"), "The file's patch ID.")
     folder = in_path("folder_id", ref("BlobId"), "The folder's blob ID.")
     path = in_path("path", {"minLength": 1, "type": "string"}, "Of a file, or of a folder in it: that ends in a slash.")
+    moved: Schema = {"description": "It is a folder: its path ends in a slash."}
+    to_folder = build_operation(
+        "get_folder", "Find a folder's index.html, or its page.", answers={307: moved}, faults=(), parameters=(folder,)
+    )
     in_folder = build_reads("folder_file", "Read a file of a folder, or the page of a folder in it.", (folder, path))
     for operation in in_folder.values():
-        operation["responses"]["307"] = {"description": "It is a folder: its path ends in a slash."}
+        operation["responses"]["307"] = moved
     return {
         "/v1/blobs/by-quilt-id/{quilt_id}/{name}": build_reads(
             "quilt_file", "Read a file of a quilt by its name.", (quilt, name)
@@ -155,6 +159,7 @@ def _parts() -> dict[str, Schema]:
         "/v1/blobs/by-quilt-patch-id/{patch_id}": build_reads(
             "patch", "Read a file of a quilt by its patch ID.", (patch,)
         ),
+        "/v1/blobs/by-folder-id/{folder_id}": {"get": to_folder, "head": without_body(to_folder, "head_folder")},
         "/v1/blobs/by-folder-id/{folder_id}/{path}": in_folder,
     }
 

@@ -46,7 +46,8 @@ def read_query(request: Request, allowed: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in request.query_params.multi_items():
         if name not in names:
-            raise bad_request(f"there is no parameter {name[:64]!r} here; there are {', '.join(names)}")
+            others = f"there are {', '.join(names)}" if names else "there is none"
+            raise bad_request(f"there is no parameter {name[:64]!r} here; {others}")
         if name in found:
             raise bad_request(f"the parameter {name} comes twice")
         found[name] = value

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 STYLE = """\
+:root { color-scheme: light dark }
 body { color: #222; font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }
 code, pre { background: #f2f2f2; font: 14px/1.4 ui-monospace, monospace; padding: 0 .2em }
 pre { overflow-x: auto; padding: .6em }

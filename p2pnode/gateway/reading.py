@@ -51,6 +51,11 @@ def routes(services: Services) -> list[Route]:
     async def get_patches(request: Request) -> Response:
         return await answer_patches(contents, request)
 
+    async def get_folder(request: Request) -> Response:
+        read_query(request, ())
+        parse_path_id(request, "folder_id")
+        return move_into(request)
+
     async def get_folder_file(request: Request) -> Response:
         return await answer_folder_file(contents, request)
 
@@ -60,6 +65,7 @@ def routes(services: Services) -> list[Route]:
     return [
         route("/v1/blobs/by-quilt-id/{quilt_id}/{name:path}", get_quilt_file),
         route("/v1/blobs/by-quilt-patch-id/{patch_id}", get_patch),
+        route("/v1/blobs/by-folder-id/{folder_id}", get_folder),
         route("/v1/blobs/by-folder-id/{folder_id}/{path:path}", get_folder_file),
         route("/v1/blobs/{blob_id}/byte-range", get_byte_range),
         route("/v1/blobs/{blob_id}", get_blob),
@@ -192,7 +198,7 @@ async def answer_folder_file(contents: Contents, request: Request) -> Response:
         file = manifest.find(wanted)
     except InputError as fault:
         if path and not path.endswith("/") and has_folder(manifest, f"{path}/"):
-            return RedirectResponse(build_location(path, request.url.query), 307, {"Cache-Control": "no-store"})
+            return move_into(request)
         if wanted != path and (not path or has_folder(manifest, path)):
             return await contents.lists.answer(
                 lambda: build_page(manifest, path),
@@ -209,7 +215,11 @@ async def answer_folder_file(contents: Contents, request: Request) -> Response:
     return await answer(request, named(Resource(view, tag, guess_type(wanted)), query))
 
 
-def build_location(path: str, query: str) -> str:
-    """Return where a folder is, relative to its path without the slash: a name that reads like a URL leads nowhere."""
-    name = quote(path.rpartition("/")[2], safe="")
-    return f"{name}/?{query}" if query else f"{name}/"
+def move_into(request: Request) -> Response:
+    """Send who asks for a folder to the same path with a slash, to which the links on its page are relative.
+
+    The last part of the path goes back as it came: decoded, `x:y` would be another scheme and `a?b` a query.
+    """
+    last = request.scope["raw_path"].rpartition(b"/")[2].decode("ascii")
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"./{last}/{query}", 307, {"Cache-Control": "no-store"})

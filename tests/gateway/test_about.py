@@ -53,6 +53,7 @@ async def test_its_page_has_no_script_and_needs_none(tmp_path: Path) -> None:
     assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
     assert b"<script" not in answer.body
     assert b"It only reads." in answer.body
+    assert b"color-scheme: light dark" in answer.body, "links would be dark blue on black"
 
 
 async def test_what_is_no_route_or_no_method_is_told_as_json(tmp_path: Path) -> None:
@@ -60,4 +61,5 @@ async def test_what_is_no_route_or_no_method_is_told_as_json(tmp_path: Path) -> 
         for method, target, status in CASES:
             answer = await ask(opened.port, method, target)
             assert (answer.status, answer.headers["cache-control"]) == (status, "no-store")
-            assert json.loads(answer.body)["error"]["code"] == status
+            error = json.loads(answer.body)["error"]
+            assert (error["code"], "/v1/api" in error["message"]) == (status, True)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from random import Random
+from urllib.parse import quote, urljoin
 
 import pytest
 import trio
@@ -100,9 +101,31 @@ async def test_pages_and_drawings_run_nothing_and_are_of_no_origin(tmp_path: Pat
         answer = await get(opened.port, url(blob_id))
     policy = answer.headers["content-security-policy"]
     assert (answer.headers["content-type"], answer.headers["x-content-type-options"]) == (kind, "nosniff")
-    assert policy.startswith("sandbox; default-src 'none'; ")
-    assert "allow-" not in policy
+    sandbox, rest = policy.split("; ", 1)
+    assert set(sandbox.split()) == {
+        "sandbox", "allow-downloads", "allow-popups", "allow-popups-to-escape-sandbox",
+    }  # fmt: skip
+    assert rest.startswith("default-src 'none'; ")
     assert "script-src" not in policy
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("text/plain", "text/plain; charset=utf-8"),
+        ("text/x-python; a=b ;", "text/x-python; a=b; charset=utf-8"),
+        ("Text/Plain; Charset=latin1", "Text/Plain; Charset=latin1"),
+        ("text/html", "text/html"),
+        ("text/xml ;a=b", "text/xml ;a=b"),
+        ("image/svg+xml", "image/svg+xml"),
+        ("", "application/octet-stream"),
+    ],
+)
+async def test_text_is_in_utf_8_unless_it_may_say_otherwise(tmp_path: Path, told: str, shown: str) -> None:
+    shelf = Shelf()
+    blob_id = shelf.put("Grüße".encode(), content_type=told)
+    async with open_shelf(shelf, tmp_path) as opened:
+        assert (await get(opened.port, url(blob_id))).headers["content-type"] == shown
 
 
 async def test_a_download_may_be_named(tmp_path: Path) -> None:
@@ -112,7 +135,7 @@ async def test_a_download_may_be_named(tmp_path: Path) -> None:
         answer = await get(opened.port, url(blob_id, "?filename=a/b%22%0d%0ac.pdf"))
         assert error_of(answer)[0] == 400
         answer = await get(opened.port, url(blob_id, "?filename=../%C3%BC%22.pdf"))
-    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''%C3%BC%22.pdf"
+    assert answer.headers["content-disposition"] == "attachment; filename=\"__.pdf\"; filename*=UTF-8''%C3%BC%22.pdf"
     assert answer.headers["content-type"] == "application/pdf"
 
 
@@ -178,7 +201,7 @@ async def test_several_ranges_are_several_parts(tmp_path: Path) -> None:
     spans = [(0, 2), (100_000, 100_004), (199_998, 200_000)]
     assert list(bodies) == [DATA[start:stop] for start, stop in spans]
     assert list(heads) == [
-        f"\r\nContent-Type: text/plain\r\nContent-Range: bytes {start}-{stop - 1}/200000".encode()
+        f"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Range: bytes {start}-{stop - 1}/200000".encode()
         for start, stop in spans
     ]
     assert (many.status, many.body) == (200, DATA)
@@ -273,7 +296,7 @@ async def test_410_is_what_was_deleted_here_though_it_was_cached(tmp_path: Path)
         assert opened.cache.header(blob_id) is None
         opened.services.note_stored(blob_id, "text/plain")
         answer = await get(opened.port, url(blob_id))
-        assert (answer.status, answer.headers["content-type"]) == (200, "text/plain")
+        assert (answer.status, answer.headers["content-type"]) == (200, "text/plain; charset=utf-8")
 
 
 async def test_what_was_deleted_here_and_stored_elsewhere_is_there_again(
@@ -625,7 +648,7 @@ async def test_a_folder_is_a_site(tmp_path: Path) -> None:
         secret = await get(opened.port, f"{base}/style/secret", Range="bytes=5-7")
         assert (secret.status, secret.body) == (206, b"was")
         moved = await get(opened.port, f"{base}/style")
-        assert (moved.status, moved.headers["location"]) == (307, "style/")
+        assert (moved.status, moved.headers["location"]) == (307, "./style/")
         listed = await get(opened.port, f"{base}/style/")
         assert (listed.status, listed.headers["content-type"]) == (200, "text/html; charset=utf-8")
         assert b'<a href="./main.css">main.css</a>' in listed.body
@@ -641,6 +664,23 @@ async def test_a_file_that_is_not_what_the_folder_says_is_not_given(tmp_path: Pa
     async with open_shelf(shelf, tmp_path) as opened:
         assert error_of(await get(opened.port, f"{base}/style/main.css")) == (404, "NOT_FOUND", "NOT_A_FOLDER")
         assert (await get(opened.port, f"{base}/index.html")).status == 200
+
+
+@pytest.mark.parametrize("name", ["a b", "100%", "what?", "#1", "x:y", "https:elsewhere.example", "ü", "a&b=c", "'\""])
+async def test_a_folder_of_any_name_is_found_by_its_path_without_a_slash(tmp_path: Path, name: str) -> None:
+    shelf = Shelf()
+    files = (FolderFile(f"{name}/within/a", 1, False, b"\x01" * 32, 0, 0),)
+    folder = shelf.put(Manifest((FolderBlob(shelf.put(b"x"), 1),), files).encode())
+    base = f"/v1/blobs/by-folder-id/{build_blob_id_text(folder)}"
+    async with open_shelf(shelf, tmp_path) as opened:
+        for path in ("", f"/{quote(name)}", f"/{quote(name)}/within", f"/{quote(f'{name}/within', safe='')}"):
+            asked = f"http://localhost{base}{path}"
+            query = "?skip_consistency_check=true" if path else ""
+            moved = await get(opened.port, f"{base}{path}{query}")
+            assert moved.status == 307
+            assert urljoin(asked, moved.headers["location"]) == f"{asked}/{query}"
+            assert (await get(opened.port, f"{base}{path}/")).status == 200
+        assert error_of(await get(opened.port, "/v1/blobs/by-folder-id/abc")) == (400, "INVALID_ARGUMENT", "INVALID_ID")
 
 
 async def test_what_is_no_folder_is_not_found(tmp_path: Path) -> None:

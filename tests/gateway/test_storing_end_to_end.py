@@ -48,7 +48,11 @@ async def test_a_gateway_stores_many_at_once_and_each_is_read_back(tmp_path: Pat
             assert len({answer["newlyCreated"]["blobObject"]["storage"]["id"] for answer in stored}) == 8
             for answer, body in zip(stored, BODIES, strict=True):
                 found = await ask(port, "GET", f"/v1/blobs/{id_of(answer)}")
-                assert (found.status, found.headers["content-type"], found.body) == (200, "text/plain", body)
+                assert (found.status, found.headers["content-type"], found.body) == (
+                    200,
+                    "text/plain; charset=utf-8",
+                    body,
+                )
             assert sorted(key for answer in await put_all([TWICE, TWICE]) for key in answer) == [
                 "alreadyCertified",
                 "newlyCreated",
