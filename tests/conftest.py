@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from p2pnode import testnet
 from p2pnode.testnet import Network
 
-settings.register_profile("p2pnode", deadline=None, derandomize=True)
+settings.register_profile("p2pnode", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("p2pnode")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background

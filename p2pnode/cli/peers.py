@@ -361,7 +361,7 @@ def run_peer(
     is_serving: bool,
 ) -> None:
     """Be a peer, do the work, leave; says at once which peer fails and how."""
-    from p2pnode.peering.peer import SWITCH_S, choose_listen, open_peer
+    from p2pnode.peering.peer import ANY, SWITCH_S, USUAL, open_peer
 
     sys.setswitchinterval(SWITCH_S)
     set_up_logging(logging.ERROR)
@@ -374,8 +374,9 @@ def run_peer(
         click.echo(f"{fault.word}: {fault}", err=True)
 
     async def session() -> None:
-        where = (listen or choose_listen()) if is_serving else ()
-        async with open_peer(home, listen=where, announce=announce, peers=peers, on_fault=say) as peer:
+        where = (listen or USUAL) if is_serving else ()
+        or_else = () if listen or not is_serving else ANY
+        async with open_peer(home, listen=where, or_else=or_else, announce=announce, peers=peers, on_fault=say) as peer:
             await work(peer)
 
     run_async(lambda: until_interrupted(session))

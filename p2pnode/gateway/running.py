@@ -21,7 +21,7 @@ from p2pnode.gateway.services import Limits, Services
 from p2pnode.home import Home
 from p2pnode.keys import Key
 from p2pnode.peering.cache import QUOTA_BYTES, SegmentCache
-from p2pnode.peering.peer import SWITCH_S, Peer, choose_listen, open_peer
+from p2pnode.peering.peer import ANY, SWITCH_S, USUAL, Peer, open_peer
 from p2pnode.wallet import read_wallet
 
 log = logging.getLogger("p2pnode.gateway")
@@ -133,8 +133,8 @@ async def serve(peer: Peer, owner: Key | None, options: Options) -> AsyncIterato
 async def open_gateway(home: Home, owner: Key | None, options: Options) -> AsyncIterator[Gateway]:
     """Join the network of a home and serve it over HTTP while the block lasts. Raises `ConfigError`."""
     home.load_genesis()
-    listen = choose_listen() if options.shares and options.cache_bytes else ()
-    async with open_peer(home, listen=listen) as peer, serve(peer, owner, options) as gateway:
+    listen, or_else = (USUAL, ANY) if options.shares and options.cache_bytes else ((), ())
+    async with open_peer(home, listen=listen, or_else=or_else) as peer, serve(peer, owner, options) as gateway:
         yield gateway
 
 

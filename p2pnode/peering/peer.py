@@ -6,9 +6,8 @@ without one it uses n = 10 and a DHT under a chain ID of zeros (FORMATS.md 22).
 
 import contextlib
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from p2pnode.coding.codec import Codec
 from p2pnode.coding.kernel import load_kernel
 from p2pnode.content.keyring import Keyring
 from p2pnode.dialling import bootstrap_of, clock_ms, dialable, dialler
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, NetworkError
 from p2pnode.files import lock_directory, make_directory
 from p2pnode.home import Home
 from p2pnode.keys import Key, load_or_create_key
@@ -40,8 +39,10 @@ log = logging.getLogger("p2pnode.peering.peer")
 
 NO_CHAIN = bytes(32)
 SHARDS_WITHOUT_CHAIN = 10
-PORT = 4_002
-"""A node's is 4001. A peer whose port is taken takes any other, which links then name."""
+USUAL = ("/ip4/0.0.0.0/tcp/4002",)
+"""Where a peer listens unless told otherwise; a node's port is 4001."""
+ANY = ("/ip4/0.0.0.0/tcp/0",)
+"""Where it does if the usual port is taken; links then name the other one."""
 SWITCH_S = 0.0005
 """How long a thread that checks or reads may keep the interpreter while the trio thread wants it, as in a node: at
 Python's 5 ms every frame that comes meanwhile takes that long."""
@@ -116,15 +117,18 @@ class Growing:
         return (self._blob_id,)
 
 
-def choose_listen() -> tuple[str, ...]:
-    """Return where to listen unless told otherwise: at the usual port, or any if that is in use."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@asynccontextmanager
+async def open_listening(seed: bytes, listen: Sequence[str], or_else: Sequence[str]) -> AsyncIterator[Network]:
+    """Open a network that listens where it is told to, or else, where that cannot be, elsewhere if there is such a
+    place. It is tried, not asked before: the port that was free just now another process may have taken."""
+    async with AsyncExitStack() as stack:
         try:
-            probe.bind(("0.0.0.0", PORT))
-        except OSError:
-            return ("/ip4/0.0.0.0/tcp/0",)
-    return (f"/ip4/0.0.0.0/tcp/{PORT}",)
+            network = await stack.enter_async_context(open_network(seed=seed, listen=listen))
+        except NetworkError:
+            if not or_else:
+                raise
+            network = await stack.enter_async_context(open_network(seed=seed, listen=or_else))
+        yield network
 
 
 @contextlib.contextmanager
@@ -200,20 +204,21 @@ async def open_peer(
     home: Home,
     *,
     listen: Sequence[str] = (),
+    or_else: Sequence[str] = (),
     announce: Sequence[str] = (),
     peers: Sequence[Contact] = (),
     on_fault: Callable[[Fault], None] = lambda fault: None,
 ) -> AsyncIterator[Peer]:
     """Be a peer while the block lasts: one that serves where it listens, else one that only fetches.
 
-    Raises `ConfigError`, and `NetworkError` for an address that cannot be listened on.
+    Raises `ConfigError`, and `NetworkError` for an address that cannot be listened on, unless it can at `or_else`.
     """
     genesis = home.load_genesis() if home.genesis_path.exists() else None
     kernel = await trio.to_thread.run_sync(load_kernel)
     keyring = Keyring(home)
     with identity(home, is_listening=bool(listen)) as key:
         async with (
-            open_network(seed=key.seed, listen=listen) as network,
+            open_listening(key.seed, listen, or_else) as network,
             open_discovery(
                 host=network.host,
                 connect=dialler(network),

@@ -146,7 +146,7 @@ class Run:
         """Let the node see to its onion in the present epoch."""
         self.wanted.clear()
         self.executor.waited = trio.Event()
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.revealer.run)
                 await self.executor.waited.wait()

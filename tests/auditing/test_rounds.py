@@ -76,7 +76,7 @@ def test_the_window_is_half_a_round_and_half_a_minute_at_most() -> None:
 async def test_a_node_follows_the_rounds_that_it_executes(store: SliverStore) -> None:
     executor = StandIn()
     rounds = Rounds(executor=executor.as_executor(), store=store)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rounds.run)
             executor.begin(make_ledger(make_round(1)))

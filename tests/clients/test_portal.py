@@ -90,7 +90,7 @@ def test_many_threads_are_served_at_once(portal: Portal[Opened]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join()
     assert sorted(returned) == list(range(8))
 
 

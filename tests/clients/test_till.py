@@ -45,7 +45,7 @@ class TestBlobs:
         with pytest.raises(KeyError):
             async with till.blob(ID):
                 raise KeyError
-        with trio.fail_after(1):
+        with trio.fail_after(60):
             async with till.blob(ID):
                 pass
 

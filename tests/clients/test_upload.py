@@ -16,6 +16,7 @@ from economics.commitments import ZERO_RESERVATION, ReservationId
 from economics.errors import Reason
 from economics.genesis import Genesis
 from economics.ledger import Code
+from p2pnode.clients import upload as module
 from p2pnode.clients.upload import (
     BEHIND_GRACE_S,
     TAIL_S,
@@ -48,10 +49,19 @@ from tests.small import (
     reservation_of,
 )
 
+PATIENT_S = 60.0
 FOUR = make_genesis((1, 1, 1, 1))
 """Quorum 3 of 4 members."""
 THREE = make_genesis((1, 2, 4))
 """7 shards, quorum 5: the third member and any other."""
+
+
+@pytest.fixture(autouse=True)
+def _patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no member be late in the machine's time, of which it may have little: only in that of a clock in hand."""
+    if "mock_clock" not in request.fixturenames:
+        monkeypatch.setattr(module, "BEHIND_GRACE_S", PATIENT_S)
+        monkeypatch.setattr(module, "TAIL_S", PATIENT_S)
 
 
 class Run:

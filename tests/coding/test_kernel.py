@@ -170,7 +170,7 @@ class TestHostileIndices:
             "    except Rejected as verdict:\n"
             "        print(verdict.reason)\n"
         )
-        done = subprocess.run([sys.executable, "-c", call], timeout=30, capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", call], timeout=300, capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["wrong_index", "wrong_index"]
 
     def test_a_parity_index_given_twice(self, kernel: Kernel) -> None:
@@ -288,7 +288,7 @@ class TestTheChoiceAtStart:
 
     def test_does_not_import_pyeclib(self) -> None:
         call = "import sys, p2pnode.coding.kernel as k; k.load_kernel(); print('pyeclib' in sys.modules)"
-        done = subprocess.run([sys.executable, "-c", call], timeout=30, capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", call], timeout=300, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "False"
 
     def test_keeps_no_more_inverses_than_its_bound(self, isal: Kernel) -> None:

@@ -42,7 +42,7 @@ def sign_block(header: BlockHeader, hashes: Sequence[Digest] = ()) -> Block:
 
 async def verdict(member: Member, block: Block) -> Reason | None:
     try:
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             await member.maker.judge(block, sender=1)
     except Rejected as fault:
         assert member.maker.held(block.hash) is None

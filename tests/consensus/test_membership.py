@@ -129,7 +129,7 @@ async def test_who_may_have_forgotten_votes_is_silent_in_the_epoch_that_gives_it
         await stake(node.executor, STANDBY)
         nursery.start_soon(node.membership.run)
         await lose(node.executor, 0)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while node.membership.validator is None:
                 await trio.lowlevel.checkpoint()
         assert node.membership.own == 3
@@ -152,7 +152,7 @@ class TestStream:
             staying, leaving = (
                 world.open_stream(node_of(own), node_of(STANDBY), consensus_protocol(STAKED)) for own in (1, 0)
             )
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 with pytest.raises(StreamBroken):
                     await leaving.receive_some(1)
                 await node.news._behind.wait()

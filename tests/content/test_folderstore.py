@@ -34,6 +34,7 @@ from tests.chain import key_of
 from tests.content.test_folders import Keys, noise
 from tests.p2pnode.ledgerchain import LedgerChain
 from tests.p2pnode.shelf import fill, tree
+from tests.p2pnode.threads import inline_threads as inline_threads
 from tests.small import OTHER_OWNER, OWNER, encode_blob, make_genesis
 
 KIB = 1 << 10
@@ -143,6 +144,7 @@ async def test_what_is_used_again_is_kept_for_as_long_as_is_ordered(publisher: L
     assert again.end_epoch == ends[again.blob_id] == 4
 
 
+@pytest.mark.usefixtures("inline_threads")
 async def test_what_has_expired_is_stored_anew(
     publisher: LedgerPublisher, root: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -254,6 +256,7 @@ async def test_live_blobs_are_asked_for_in_questions_of_64(autojump_clock: trio.
     assert {blob_id: summary.blob_id for blob_id, summary in found.items()} == {blob_id: blob_id for blob_id in ids}
 
 
+@pytest.mark.usefixtures("inline_threads")
 async def test_a_blob_that_was_certified_just_now_is_waited_for(
     publisher: LedgerPublisher, root: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

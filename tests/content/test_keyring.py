@@ -93,7 +93,7 @@ def test_two_that_make_a_secret_at_once_end_with_the_same_one(
     both = Barrier(2)
 
     def meet(path: Path, data: bytes) -> None:
-        both.wait(timeout=10)  # neither has a file yet
+        both.wait(timeout=120)  # neither has a file yet
         keep_secret(path, data)
 
     monkeypatch.setattr("p2pnode.content.keyring.keep_secret", meet)

@@ -34,6 +34,7 @@ from dht.discovery import (
 from dht.records import LIFE_MS_MAX, build_record, record_key
 from economics.crypto import NodeId, Signature
 from p2pnode.network.host import Network, open_network
+from p2pnode.testnet import free_addresses
 
 CHAIN = b"a chain".ljust(32)
 OTHER_CHAIN = b"b chain".ljust(32)
@@ -177,7 +178,7 @@ async def test_nodes_that_know_one_find_each_other() -> None:
 
 
 async def test_a_bootstrap_peer_that_comes_late_is_found() -> None:
-    async with open_node(1) as a:
+    async with open_node(1, listen=free_addresses(1)) as a:
         known = a.known_as
     async with open_node(2, known) as b:
 

@@ -636,7 +636,7 @@ def test_the_state_does_not_depend_on_the_process() -> None:
             cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
             check=True,
         )
         printed.add(child.stdout)

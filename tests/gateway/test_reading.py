@@ -17,6 +17,7 @@ from p2pnode.content.sources import BytesSource
 from p2pnode.errors import InconsistentBlob, PeerUnreachable, Unavailable
 from p2pnode.gateway import blobs as module
 from p2pnode.gateway.answers import FOR_EVER, SANDBOX
+from p2pnode.gateway.segments import AHEAD
 from p2pnode.gateway.services import Limits
 from tests.gateway.raw import Answer, ask, build, exchange, get, parse
 from tests.gateway.shelf import GENESIS, Shelf, open_shelf
@@ -316,7 +317,8 @@ async def test_what_was_deleted_here_and_stored_elsewhere_is_there_again(
         assert (await get(opened.port, url(blob_id))).body == DATA
 
 
-async def test_what_was_certified_just_now_is_not_gone(tmp_path: Path) -> None:
+async def test_what_was_certified_just_now_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pnode.gateway.blobs.PROVING_S", 60.0)
     shelf = Shelf(epoch=5)
     blob_id = shelf.put(DATA, is_live=False, epoch=5)
     certificate = shelf.certificates[blob_id]
@@ -497,14 +499,14 @@ async def test_who_goes_away_ends_the_fetching(tmp_path: Path) -> None:
     async with open_shelf(shelf, tmp_path) as opened:
         stream = await trio.open_tcp_stream("127.0.0.1", opened.port)
         await stream.send_all(build("GET", url(blob_id)))
-        while not shelf.asked["segment"]:  # noqa: ASYNC110 - a counter has no event
+        while shelf.asked["segment"] < 1 + AHEAD:  # noqa: ASYNC110 - a counter has no event
             await trio.sleep(0.01)
         await stream.aclose()
         while opened.services.health.downloads:  # noqa: ASYNC110 - a counter has no event
             await trio.sleep(0.01)
         assert opened.services.blobs is not None
         assert opened.services.blobs.segments.under_way == 0
-    assert shelf.asked["segment"] == 3
+    assert shelf.asked["segment"] == 1 + AHEAD
 
 
 async def test_without_a_cache_all_is_read_all_the_same(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ async def test_the_pace_is_what_is_set_or_a_week_for_all(
 async def test_a_store_without_files_and_a_pace_of_0_are_legal(tmp_path: Path) -> None:
     scrub = Scrub(store=open_store(tmp_path), bytes_per_s=0, on_rotten=lambda: None, rng=Random(1))
     await scrub.check_all()
-    with trio.fail_after(1):
+    with trio.fail_after(60):
         await scrub.run()
 
 

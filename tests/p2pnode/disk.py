@@ -29,6 +29,6 @@ def run_on_disk(directory: Path, options: str, body: str) -> str:
             pytest.skip("no right to make a mount namespace here")
     except FileNotFoundError:
         pytest.skip("no `unshare` here")
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -154,7 +154,7 @@ def converse(answers: list[str], *, home: Path) -> tuple[int, str]:
     with contextlib.suppress(OSError):  # Linux says EIO when the other end is closed
         while data := os.read(terminal, 1024):
             shown += data
-            if data.endswith(b": ") and answers:
+            if shown.endswith(b": ") and answers:
                 os.write(terminal, answers.pop(0).encode() + b"\n")
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()

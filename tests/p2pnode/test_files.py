@@ -103,7 +103,7 @@ class TestLock:
     def run(self, body: str, directory: Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", self.CHILD.replace("BODY", body), str(directory)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
     def test_a_directory_is_one_process_s_at_a_time(self, tmp_path: Path) -> None:
         body = "with lock_directory(Path(sys.argv[1])): print('held')"

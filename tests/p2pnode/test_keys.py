@@ -58,7 +58,7 @@ def test_two_that_make_a_key_at_once_end_with_the_same_one(tmp_path: Path, monke
     generate = Key.generate
 
     def meet() -> Key:
-        both.wait(timeout=10)  # neither has a file yet
+        both.wait(timeout=120)  # neither has a file yet
         return generate()
 
     monkeypatch.setattr(keys.Key, "generate", meet)

@@ -259,8 +259,13 @@ def test_two_of_one_directory_do_not_spoil_each_other(tmp_path: Path) -> None:
     wrong: list[BlobId] = []
     most = 0
 
-    def work(cache: SegmentCache, order: list[Blob]) -> None:
+    def measure() -> None:
         nonlocal most
+        most = max(most, on_disk(tmp_path))
+
+    both = threading.Barrier(2, action=measure)  # while neither of them writes
+
+    def work(cache: SegmentCache, order: list[Blob]) -> None:
         for blob in order:
             cache.put_header(blob.header, "")
             for index in range(3):
@@ -269,7 +274,7 @@ def test_two_of_one_directory_do_not_spoil_each_other(tmp_path: Path) -> None:
                     data = load(cache, other.header, index)
                     if data not in (None, other.data[index * 4_096 : (index + 1) * 4_096]):
                         wrong.append(other.header.blob_id)
-            most = max(most, on_disk(tmp_path))
+            both.wait(timeout=120)
 
     threads = [threading.Thread(target=work, args=(cache, blobs[:: 1 - 2 * n])) for n, cache in enumerate(caches)]
     for thread in threads:

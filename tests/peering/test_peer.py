@@ -26,7 +26,7 @@ from p2pnode.peering import peer as peers
 from p2pnode.peering import providers, pursuit
 from p2pnode.peering.blobserver import PROTOCOL, BlobServer
 from p2pnode.peering.library import Library
-from p2pnode.peering.peer import Growing, Peer, choose_listen, open_peer
+from p2pnode.peering.peer import Growing, Peer, open_peer
 from p2pnode.peering.providers import Contact
 from tests.p2pnode.server import MemoryNetwork, Server, make_members
 from tests.p2pnode.swarming import (
@@ -166,16 +166,19 @@ class TestWithoutAnyNetwork:
         async with open_one(tmp_path / "a") as again:
             assert again.network.node_id == one.network.node_id
 
-    async def test_an_address_that_is_in_use_is_named_and_the_usual_port_is_gone_round(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_an_address_that_is_in_use_is_named_or_gone_round(self, tmp_path: Path) -> None:
         async with open_one(tmp_path / "a") as one:
             (address,) = one.network.addresses()
             with pytest.raises(NetworkError, match="cannot listen"):
                 async with open_one(tmp_path / "b", listen=[address]):
                     pass
-            monkeypatch.setattr(peers, "PORT", int(address.rsplit("/", 1)[1]))
-            assert choose_listen() == ("/ip4/0.0.0.0/tcp/0",)
+            async with open_peer(Home(tmp_path / "b"), listen=[address], or_else=LOOPBACK) as other:
+                (elsewhere,) = other.network.addresses()
+                assert elsewhere != address
+                await other.network.connect(one.network.node_id, addresses=[address])
+            with pytest.raises(NetworkError, match="cannot listen"):
+                async with open_peer(Home(tmp_path / "b"), listen=[address], or_else=[address]):
+                    pass
 
     async def test_a_reader_serves_nobody(self, tmp_path: Path) -> None:
         async with open_one(tmp_path / "a") as server, open_one(tmp_path / "b", contact(server), listen=()) as reader:

@@ -476,8 +476,8 @@ class TestSlowReaders:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(handle)
             await send_message(client, request)  # and never reads the reply
-            await trio.sleep(0.2)
-            assert node.server._replies._free == 0
+            while node.server._replies._free:  # noqa: ASYNC110 - a budget has no event for it
+                await trio.sleep(0.01)
             async with node.stream(NodeId(OTHER_OWNER.public)) as stream:
                 reply, payload = await ask(stream, request)
                 assert (reply.header["ok"], len(payload)) == (True, size)
@@ -950,7 +950,7 @@ class TestHostilePeers:
                 encoded = word if isinstance(word, bytes) else cbor.encode(word)
                 await client.send(len(encoded).to_bytes(4, "big") + encoded)
             await client.close_write()
-            with suppress(NetworkError), trio.fail_after(20):
+            with suppress(NetworkError), trio.fail_after(120):
                 await node.server.handle(as_stream(server))
 
         trio.run(talk)

@@ -519,7 +519,7 @@ class TestSegments:
         def meet(handle: int) -> None:
             if not getattr(met, "done", False):
                 met.done = True
-                both.wait(timeout=10)  # both have found it missing
+                both.wait(timeout=120)  # both have found it missing
             fsync(handle)
 
         monkeypatch.setattr(os, "fsync", meet)
@@ -635,16 +635,16 @@ class TestRecords:
 
         def slow(handle: int) -> None:
             syncing.set()
-            assert go_on.wait(timeout=30)
+            assert go_on.wait(timeout=240)
 
         monkeypatch.setattr(os, "fsync", slow)
         writer = threading.Thread(target=store.put_entry, args=(self.blob.header, make_entry(self.blob)))
         writer.start()
         try:
-            assert syncing.wait(timeout=30)
+            assert syncing.wait(timeout=120)
             looks = threading.Thread(target=store.record, args=(self.blob.header.blob_id,))
             looks.start()
-            looks.join(timeout=5)
+            looks.join(timeout=120)
             assert not looks.is_alive()
             assert store.record(self.blob.header.blob_id) is None  # not before it is durable
         finally:
