@@ -8,8 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from economics.blob import BlobId, build_blob_id_text, parse_blob_id
-from economics.errors import Rejected
+from economics.blob import build_blob_id_text
 from economics.geometry import STORAGE_UNIT_BYTES
 from economics.state import BlobEntry, BlobSummary
 from p2pnode.clients.chainview import Head
@@ -17,7 +16,7 @@ from p2pnode.clients.payments import delete as end_entries
 from p2pnode.clients.payments import find_blobs, latest_ms
 from p2pnode.gateway.desk import Desk, build_entry_id
 from p2pnode.gateway.faults import HttpFault
-from p2pnode.gateway.orders import bad_request, parse_number, read_query
+from p2pnode.gateway.orders import bad_request, parse_number, parse_path_id, read_query
 
 LIST_MAX = 1_000
 LIST_DEFAULT = 100
@@ -94,7 +93,7 @@ async def answer_delete(desk: Desk, request: Request) -> Response:
     desk.services.access.require_token(request)
     read_query(request, ())
     owner = desk.owner
-    blob_id = parse_path_id(request)
+    blob_id = parse_path_id(request, "blob_id")
     chain = desk.services.session.chain
     async with desk.till.blob(blob_id):
         own = [entry for entry in await chain.entries(desk.owner_id) if entry.blob_id == blob_id]
@@ -116,10 +115,3 @@ async def answer_delete(desk: Desk, request: Request) -> Response:
         "storageSize": sum(entry.units for entry in done.entries) * STORAGE_UNIT_BYTES,
     }
     return JSONResponse(answer, headers=NO_STORE)
-
-
-def parse_path_id(request: Request) -> BlobId:
-    try:
-        return parse_blob_id(request.path_params["blob_id"])
-    except Rejected as fault:
-        raise bad_request("a blob ID has 43 characters of A-Z a-z 0-9 - _", "INVALID_ID") from fault

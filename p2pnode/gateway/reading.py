@@ -12,8 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from economics.blob import BlobId, build_blob_id_text, parse_blob_id
-from economics.errors import Rejected
+from economics.blob import BlobId, build_blob_id_text
 from p2pnode.content.manifest import Manifest
 from p2pnode.content.quilt import Entry, Index, build_patch_id, parse_patch_id
 from p2pnode.content.views import SliceView
@@ -21,7 +20,7 @@ from p2pnode.errors import InputError
 from p2pnode.gateway.answers import UNTOLD, Resource, answer, clean_type, guess_type, name_file
 from p2pnode.gateway.contents import Contents
 from p2pnode.gateway.faults import HttpFault
-from p2pnode.gateway.orders import bad_request, parse_flag, read_query
+from p2pnode.gateway.orders import bad_request, parse_flag, parse_path_id, read_query
 from p2pnode.gateway.page import CONTENT_SECURITY, STYLE
 from p2pnode.gateway.services import Services
 
@@ -70,13 +69,6 @@ def routes(services: Services) -> list[Route]:
 
 
 # --- blobs -----------------------------------------------------------------------------------------------------------
-
-
-def parse_path_id(request: Request, name: str) -> BlobId:
-    try:
-        return parse_blob_id(request.path_params[name])
-    except Rejected as fault:
-        raise bad_request("a blob ID has 43 characters of A-Z a-z 0-9 - _", "INVALID_ID") from fault
 
 
 def parse_check(query: dict[str, str]) -> bool:
