@@ -40,6 +40,7 @@ def entry_fields(entry: "BlobEntry", *, genesis: "Genesis", head: "Head") -> dic
 @json_option
 def list_(home_path: Path, as_json: bool) -> None:
     """List the blobs that the network keeps for this wallet."""
+    from p2pnode.clients.payments import find_blobs
     from p2pnode.home import Home
 
     owner = Home(home_path).wallet_public()
@@ -47,10 +48,12 @@ def list_(home_path: Path, as_json: bool) -> None:
     async def work(client: "Session") -> None:
         head = await client.chain.head()
         entries = await client.chain.entries(owner)
-        rows = [entry_fields(entry, genesis=client.genesis, head=head) for entry in entries]
-        for row, entry in zip(rows, entries, strict=True):
-            summary = await client.chain.blob(entry.blob_id)
-            row["length"] = None if summary is None else summary.length
+        found = await find_blobs(client.chain, list({entry.blob_id for entry in entries}))
+        lengths = {blob_id: summary.length for blob_id, summary in found.items()}
+        rows = [
+            {**entry_fields(entry, genesis=client.genesis, head=head), "length": lengths.get(entry.blob_id)}
+            for entry in entries
+        ]
         rows.sort(key=lambda row: (row["end_epoch"], row["blob_id"]))
         if as_json:
             echo_json({"blobs": rows, "epoch": head.epoch})

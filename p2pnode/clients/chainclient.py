@@ -24,7 +24,7 @@ from economics.transactions import (
 )
 from economics.tree import StateKey
 from p2pnode.clients.chainreader import PAUSE_S, ChainReader
-from p2pnode.clients.chainview import HistoryRow, Make, Outcome
+from p2pnode.clients.chainview import KEYS_AT_ONCE, HistoryRow, Make, Outcome
 from p2pnode.consensus.chainsync import REPLY_BYTES_MAX, request_within
 from p2pnode.errors import NetworkError, TooSlow, TransactionFailed
 from p2pnode.keys import Key
@@ -106,8 +106,8 @@ class ChainClient(ChainReader):
         await self._settle(owner)
         keys = await self._from_anyone(lambda member: self._owned_keys(member, owner))
         found: list[Reservation | BlobEntry | Stake] = []
-        for at in range(0, len(keys), 64):
-            for raw in (await self.prove(keys[at : at + 64])).values:
+        for at in range(0, len(keys), KEYS_AT_ONCE):
+            for raw in (await self.prove(keys[at : at + KEYS_AT_ONCE])).values:
                 match None if raw is None else decode_value(raw):
                     case Reservation() | BlobEntry() | Stake() as value if value.owner == owner:
                         found.append(value)

@@ -19,6 +19,9 @@ from p2pnode.keys import Key
 Make = Callable[[int], Operation]
 """Returns the operation for a transaction of this nonce: what a node signs to be owned names it."""
 
+KEYS_AT_ONCE = 64
+"""Values that a member proves in one reply."""
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -104,7 +107,7 @@ class Chain(Protocol):
     async def stakes(self, owner: OwnerId) -> list[Stake]: ...
 
     async def values(self, keys: Sequence[StateKey]) -> tuple[bytes | None, ...]:
-        """Return the values of up to 64 keys of one state; None where it has none."""
+        """Return the values of up to `KEYS_AT_ONCE` keys of one state; None where it has none."""
         ...
 
     async def seats(self, *, fresh: bool = False) -> Seating:

@@ -9,8 +9,7 @@ import trio
 
 from economics.blob import BlobId
 from economics.crypto import OwnerId
-from economics.slots import blob_slot, state_key
-from economics.state import BlobEntry, BlobSummary
+from economics.state import BlobEntry
 from p2pnode.clients import payments
 from p2pnode.clients.calls import Progress, parse_epochs, progress_of
 from p2pnode.clients.payments import Deleted, Order
@@ -19,7 +18,7 @@ from p2pnode.clients.session import Session
 from p2pnode.clients.streaming import Blobs
 from p2pnode.clients.till import Till
 from p2pnode.content.foldercache import FolderCache
-from p2pnode.content.folderstore import KEYS_AT_ONCE, FolderProgress, StoredFolder, store_folder
+from p2pnode.content.folderstore import FolderProgress, StoredFolder, store_folder
 from p2pnode.content.keyring import Keyring
 from p2pnode.content.manifest import Manifest, read_manifest
 from p2pnode.content.sources import Source
@@ -94,12 +93,8 @@ class Depot:
         """Return what the wallet keeps, each with the blob's length; None where the chain does not show that yet."""
         chain = self._session.chain
         entries = await chain.entries(self.account())
-        lengths: dict[BlobId, int] = {}
-        ids = list(dict.fromkeys(entry.blob_id for entry in entries))
-        for at in range(0, len(ids), KEYS_AT_ONCE):
-            values = await chain.values([state_key(blob_slot(blob_id)) for blob_id in ids[at : at + KEYS_AT_ONCE]])
-            found = [BlobSummary.decode(value) for value in values if value is not None]
-            lengths |= {summary.blob_id: summary.length for summary in found}
+        found = await payments.find_blobs(chain, list(dict.fromkeys(entry.blob_id for entry in entries)))
+        lengths = {blob_id: summary.length for blob_id, summary in found.items()}
         return [(entry, lengths.get(entry.blob_id)) for entry in entries]
 
     async def extend(self, blob_id: BlobId, end_epoch: int, *, max_cost_frost: int | None) -> BlobEntry:

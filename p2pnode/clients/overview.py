@@ -14,9 +14,7 @@ from economics.slots import (
     state_key,
     terms_slot,
 )
-from p2pnode.clients.chainview import Chain
-
-NODES_AT_ONCE = 64
+from p2pnode.clients.chainview import KEYS_AT_ONCE, Chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +67,8 @@ async def find_overview(chain: Chain) -> Overview:
 
 async def _find_nodes(chain: Chain, nodes: list[NodeId]) -> dict[NodeId, NodeEntry]:
     found: dict[NodeId, NodeEntry] = {}
-    for at in range(0, len(nodes), NODES_AT_ONCE):
-        values = await chain.values([state_key(node_slot(node)) for node in nodes[at : at + NODES_AT_ONCE]])
+    for at in range(0, len(nodes), KEYS_AT_ONCE):
+        values = await chain.values([state_key(node_slot(node)) for node in nodes[at : at + KEYS_AT_ONCE]])
         entries = [NodeEntry.decode(value) for value in values if value is not None]
         found |= {entry.node: entry for entry in entries}
     return found

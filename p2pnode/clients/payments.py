@@ -1,7 +1,7 @@
 """What storing costs and how it is paid for: amounts, quotes, reservations, entries. All it knows is from a `Chain`."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -22,9 +22,10 @@ from economics.committee import Committee
 from economics.crypto import DIGEST_BYTES, KEY_BYTES, SIGNATURE_BYTES, Level, OwnerId, Signature, digest
 from economics.genesis import FROST_MAX, FROST_PER_WAL, Genesis
 from economics.nodes import Terms
+from economics.slots import blob_key
 from economics.state import BlobEntry, BlobSummary, Reservation
 from economics.transactions import Transaction, least_fee
-from p2pnode.clients.chainview import Chain, Head, Outcome, Seating
+from p2pnode.clients.chainview import KEYS_AT_ONCE, Chain, Head, Outcome, Seating
 from p2pnode.clients.till import Till
 from p2pnode.errors import InputError, TransactionFailed, Unavailable, Unpaid
 from p2pnode.keys import Key
@@ -379,6 +380,16 @@ async def find_blob(chain: Chain, blob_id: BlobId) -> BlobSummary | None:
             await trio.sleep(SETTLE_S / 8)
         return summary
     return None
+
+
+async def find_blobs(chain: Chain, blob_ids: Sequence[BlobId]) -> dict[BlobId, BlobSummary]:
+    """Return what the chain says of those of these blobs that it shows."""
+    found: dict[BlobId, BlobSummary] = {}
+    for at in range(0, len(blob_ids), KEYS_AT_ONCE):
+        values = await chain.values([blob_key(blob_id) for blob_id in blob_ids[at : at + KEYS_AT_ONCE]])
+        summaries = [BlobSummary.decode(value) for value in values if value is not None]
+        found |= {summary.blob_id: summary for summary in summaries}
+    return found
 
 
 async def info(chain: Chain, blob_id: BlobId, *, owner: OwnerId | None) -> Info:

@@ -14,7 +14,7 @@ from p2pnode.content.contents import Content, Keys, Kind, NoKey, describe
 from p2pnode.content.manifest import FolderBlob, FolderFile, Manifest
 from p2pnode.content.placing import Restored
 from p2pnode.content.restore import restore
-from p2pnode.content.resume import output_file, save, write_views
+from p2pnode.content.resume import copy, output_file, save
 from p2pnode.content.unpack import unpack
 from p2pnode.content.views import View
 from p2pnode.errors import InputError
@@ -101,7 +101,7 @@ async def _read_path(
     blobs: Blobs, content: Content, path: str, request: Request, sink: BinaryIO, report: Report
 ) -> Fetched:
     if content.manifest is not None and not any(file.path == path for file in content.manifest.files):
-        inner = subfolder(content.manifest, path)
+        inner = content.manifest.inside(path)
         if inner is not None:
             return await _restore(blobs, inner, request, report)
     if content.manifest is not None and request.output is not None and request.bounds is None:
@@ -161,21 +161,6 @@ async def _restore(blobs: Blobs, manifest: Manifest, request: Request, report: R
     return Fetched(sum(file.length for file in manifest.files), restored=restored)
 
 
-def subfolder(manifest: Manifest, path: str) -> Manifest | None:
-    """Return what a folder within a folder has, None where there is none of this path."""
-    front = f"{path}/"
-    files = [file for file in manifest.files if file.path.startswith(front)]
-    empty = tuple(name[len(front) :] for name in manifest.empty if name.startswith(front))
-    if not files and not empty and path not in manifest.empty:
-        return None
-    numbers = {old: new for new, old in enumerate(dict.fromkeys(file.blob for file in files))}
-    return Manifest(
-        tuple(manifest.blobs[old] for old in numbers),
-        tuple(replace(file, path=file.path[len(front) :], blob=numbers[file.blob]) for file in files),
-        empty,
-    )
-
-
 def count_of(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
@@ -183,23 +168,11 @@ def count_of(count: int, noun: str) -> str:
 async def _copy(view: View, request: Request, sink: BinaryIO, report: Report) -> Fetched:
     """Write a view, or a range of it, to where it is to go."""
     start, stop = parse_bounds(request.bounds, view.length)
-    done = 0
-
-    async def copy(to: BinaryIO) -> None:
-        async def write(views: list[memoryview]) -> None:
-            nonlocal done
-            await trio.to_thread.run_sync(write_views, to, views)
-            done += sum(len(piece) for piece in views)
-            report(done, stop - start)
-
-        await view.read(write, start=start, stop=stop)
-
-    if request.output is None:
-        await copy(sink)
-        await trio.to_thread.run_sync(sink.flush)
-    else:
+    if request.output is not None:
         async with output_file(request.output) as file:
-            await copy(file)
+            return Fetched(await copy(view, file, report, start=start, stop=stop))
+    done = await copy(view, sink, report, start=start, stop=stop)
+    await trio.to_thread.run_sync(sink.flush)
     return Fetched(done)
 
 

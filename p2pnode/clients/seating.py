@@ -13,11 +13,9 @@ from economics.nodes import Handover, NodeEntry, Seats, Terms
 from economics.slots import HANDOVER_SLOT, SYSTEM_SLOT, node_slot, seats_slot, state_key, terms_slot
 from economics.state import System
 from economics.tree import StateKey
-from p2pnode.clients.chainview import Seating
+from p2pnode.clients.chainview import KEYS_AT_ONCE, Seating
 
 VERSION = 2
-KEYS_AT_ONCE = 64
-"""A member proves no more in one reply."""
 BUDGET = cbor.Budget(size_max=1 << 21, depth_max=4, elements_max=1 << 14)
 """Five committees of 256 members with 8 addresses each."""
 

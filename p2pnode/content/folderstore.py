@@ -12,7 +12,6 @@ import trio
 from economics.blob import BlobId
 from economics.crypto import DIGEST_BYTES, OwnerId
 from economics.errors import Rejected
-from economics.slots import blob_slot, state_key
 from economics.state import BlobEntry, BlobSummary
 from p2pnode.clients.chainview import Chain
 from p2pnode.clients.payments import (
@@ -20,6 +19,7 @@ from p2pnode.clients.payments import (
     Kept,
     Order,
     Quote,
+    find_blobs,
     keep_live,
     quote,
     quote_extension,
@@ -36,8 +36,6 @@ from p2pnode.content.sources import BytesSource, Source, compute_blob_id
 from p2pnode.errors import InputError, NodeError, Unpaid
 from p2pnode.network.host import sole_exception
 
-KEYS_AT_ONCE = 64
-"""Values that one question to the chain proves."""
 BLOBS_AT_ONCE = 2
 """One is encoded while the other waits for its block; each has an encoder's three buffers."""
 
@@ -120,21 +118,11 @@ async def store_folder(
 
 async def find_live(chain: Chain, blob_ids: Sequence[BlobId]) -> dict[BlobId, BlobSummary]:
     """Return what the chain says of those blobs that the network owes, waiting a moment for one certified just now."""
-    live = await _ask_live(chain, blob_ids)
+    live = await find_blobs(chain, blob_ids)
     with trio.move_on_after(SETTLE_S):
         while missing := [blob_id for blob_id in blob_ids if blob_id not in live]:
             await trio.sleep(SETTLE_S / 8)
-            live |= await _ask_live(chain, missing)
-    return live
-
-
-async def _ask_live(chain: Chain, blob_ids: Sequence[BlobId]) -> dict[BlobId, BlobSummary]:
-    live: dict[BlobId, BlobSummary] = {}
-    for at in range(0, len(blob_ids), KEYS_AT_ONCE):
-        asked = blob_ids[at : at + KEYS_AT_ONCE]
-        values = await chain.values([state_key(blob_slot(blob_id)) for blob_id in asked])
-        found = zip(asked, values, strict=True)
-        live |= {blob_id: BlobSummary.decode(value) for blob_id, value in found if value is not None}
+            live |= await find_blobs(chain, missing)
     return live
 
 
@@ -190,7 +178,7 @@ class _Storing:
             await self._verify(quoted)
         except Unpaid:
             ids = await trio.to_thread.run_sync(self._compute_ids)
-            stored = await _ask_live(self._chain, ids)
+            stored = await find_blobs(self._chain, ids)
             left = [length for blob_id, length in zip(ids, lengths, strict=True) if blob_id not in stored]
             quoted = await self._quote([*reused, *stored.values()], [*left, manifest_length])
         order.on_quote(quoted)

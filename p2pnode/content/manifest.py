@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import trio
@@ -122,6 +122,20 @@ class Manifest:
         if at == len(self.files) or self.files[at].path != path:
             raise InputError(f"the folder has no file {path!r}: `p2pnode ls` shows what it has")
         return self.files[at]
+
+    def inside(self, path: str) -> "Manifest | None":
+        """Return what a folder within this one has; None where there is none of this path."""
+        front = f"{path}/"
+        files = [file for file in self.files if file.path.startswith(front)]
+        empty = tuple(name[len(front) :] for name in self.empty if name.startswith(front))
+        if not files and not empty and path not in self.empty:
+            return None
+        numbers = {old: new for new, old in enumerate(dict.fromkeys(file.blob for file in files))}
+        return Manifest(
+            tuple(self.blobs[old] for old in numbers),
+            tuple(replace(file, path=file.path[len(front) :], blob=numbers[file.blob]) for file in files),
+            empty,
+        )
 
 
 async def read_manifest(

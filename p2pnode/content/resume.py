@@ -23,7 +23,7 @@ from p2pnode.coding.codec import Codec
 from p2pnode.content.contents import WrongFolder
 from p2pnode.content.sealed import FRAME_BYTES, FRONT_BYTES, SEALED_FRAME_BYTES, SealedSource
 from p2pnode.content.sources import Source
-from p2pnode.content.views import View
+from p2pnode.content.views import View, verify_range
 from p2pnode.errors import InconsistentBlob, InputError, SpaceError
 from p2pnode.files import FULL, sync_directory
 
@@ -234,6 +234,31 @@ async def output_file(path: Path) -> AsyncIterator[BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+async def copy(
+    view: View,
+    sink: BinaryIO,
+    report: Callable[[int, int], None],
+    *,
+    start: int = 0,
+    stop: int | None = None,
+) -> int:
+    """Write bytes [start, stop) of a view to an open file or a pipe, and return how many; `report` as in `save`.
+
+    Raises `SpaceError`, `InputError`, and what the view does.
+    """
+    stop = verify_range(start, stop, view.length)
+    done = 0
+
+    async def write(views: list[memoryview]) -> None:
+        nonlocal done
+        await trio.to_thread.run_sync(write_views, sink, views)
+        done += sum(map(len, views))
+        report(done, stop - start)
+
+    await view.read(write, start=start, stop=stop)
+    return done
 
 
 def write_views(sink: BinaryIO, views: list[memoryview]) -> None:

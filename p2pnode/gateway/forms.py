@@ -11,6 +11,8 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 
+from economics.errors import Rejected
+from p2pnode.content.names import NAME_BYTES_MAX, encode_name
 from p2pnode.gateway.faults import HttpFault
 from p2pnode.gateway.orders import bad_request, parse_content_type
 from p2pnode.gateway.spool import Piece, Spooled
@@ -20,8 +22,6 @@ PARTS_MAX = 10_000
 HEADERS_MAX = 8
 HEADER_BYTES_MAX = 4_096
 """Of one header of a part: a name of 1,024 bytes fits, percent-encoded too."""
-NAME_BYTES_MAX = 1_024
-"""Of a file in a quilt (FORMATS.md 19)."""
 METADATA = "_metadata"
 METADATA_BYTES_MAX = 8 << 20
 """Of the JSON that names tags: the index that they go into has at most 4 MiB."""
@@ -215,11 +215,10 @@ def parse_name(disposition: bytes | None) -> str:
 
 def verify_name(name: str) -> None:
     """Raise `HttpFault(400)` for a name that no quilt may have, or that no URL can end in."""
-    size = len(name.encode("utf-8"))
-    if not 0 < size <= NAME_BYTES_MAX:
-        raise bad_request(f"the name of a file has 1 to {NAME_BYTES_MAX} bytes, and there is one of {size}", "BAD_NAME")
-    if any(ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0 for letter in name):
-        raise bad_request("the name of a file has a control character", "BAD_NAME")
+    try:
+        encode_name(name, bytes_max=NAME_BYTES_MAX)
+    except Rejected as fault:
+        raise bad_request(fault.detail, "BAD_NAME") from fault
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise bad_request(f"{name[:64]!r} is no name for a file: no part of a path is empty, . or ..", "BAD_NAME")
 

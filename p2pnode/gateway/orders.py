@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from economics.blob import BlobId, parse_blob_id
 from economics.crypto import OwnerId
 from economics.errors import Rejected
 from economics.genesis import build_key_text, parse_key
@@ -153,6 +154,14 @@ def parse_content_type(text: str | None) -> str | None:
             "INVALID_CONTENT_TYPE",
         )
     return None if shown.partition(";")[0].strip().lower() in UNTOLD_TYPES else shown
+
+
+def parse_path_id(request: Request, name: str) -> BlobId:
+    """Return the blob ID in a path; raises `HttpFault(400)`."""
+    try:
+        return parse_blob_id(request.path_params[name])
+    except Rejected as fault:
+        raise bad_request("a blob ID has 43 characters of A-Z a-z 0-9 - _", "INVALID_ID") from fault
 
 
 def read_length(request: Request) -> int | None:

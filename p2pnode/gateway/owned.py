@@ -8,22 +8,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from economics.blob import BlobId, build_blob_id_text, parse_blob_id
-from economics.errors import Rejected
+from economics.blob import build_blob_id_text
 from economics.geometry import STORAGE_UNIT_BYTES
-from economics.slots import blob_key
 from economics.state import BlobEntry, BlobSummary
 from p2pnode.clients.chainview import Head
 from p2pnode.clients.payments import delete as end_entries
-from p2pnode.clients.payments import latest_ms
+from p2pnode.clients.payments import find_blobs, latest_ms
 from p2pnode.gateway.desk import Desk, build_entry_id
 from p2pnode.gateway.faults import HttpFault
-from p2pnode.gateway.orders import bad_request, parse_number, read_query
+from p2pnode.gateway.orders import bad_request, parse_number, parse_path_id, read_query
 
 LIST_MAX = 1_000
 LIST_DEFAULT = 100
-KEYS_AT_ONCE = 64
-"""Of one proof (`Chain.values`)."""
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -51,20 +47,10 @@ async def answer_list(desk: Desk, request: Request) -> Response:
     entries = sorted(await chain.entries(desk.owner_id), key=place_of)
     left = [entry for entry in entries if place_of(entry) > after]
     page = left[:limit]
-    rows = [
-        describe(desk, entry, summary, head) for entry, summary in zip(page, await _summaries(desk, page), strict=True)
-    ]
+    found = await find_blobs(chain, list(dict.fromkeys(entry.blob_id for entry in page)))
+    rows = [describe(desk, entry, found.get(entry.blob_id), head) for entry in page]
     cursor = build_cursor(place_of(page[-1])) if len(left) > limit else None
     return JSONResponse({"blobs": rows, "epoch": head.epoch, "nextCursor": cursor}, headers=NO_STORE)
-
-
-async def _summaries(desk: Desk, entries: list[BlobEntry]) -> list[BlobSummary | None]:
-    keys = [blob_key(entry.blob_id) for entry in entries]
-    found: list[BlobSummary | None] = []
-    for at in range(0, len(keys), KEYS_AT_ONCE):
-        values = await desk.services.session.chain.values(keys[at : at + KEYS_AT_ONCE])
-        found += [None if value is None else BlobSummary.decode(value) for value in values]
-    return found
 
 
 def describe(desk: Desk, entry: BlobEntry, summary: BlobSummary | None, head: Head) -> dict[str, Any]:
@@ -107,7 +93,7 @@ async def answer_delete(desk: Desk, request: Request) -> Response:
     desk.services.access.require_token(request)
     read_query(request, ())
     owner = desk.owner
-    blob_id = parse_path_id(request)
+    blob_id = parse_path_id(request, "blob_id")
     chain = desk.services.session.chain
     async with desk.till.blob(blob_id):
         own = [entry for entry in await chain.entries(desk.owner_id) if entry.blob_id == blob_id]
@@ -129,10 +115,3 @@ async def answer_delete(desk: Desk, request: Request) -> Response:
         "storageSize": sum(entry.units for entry in done.entries) * STORAGE_UNIT_BYTES,
     }
     return JSONResponse(answer, headers=NO_STORE)
-
-
-def parse_path_id(request: Request) -> BlobId:
-    try:
-        return parse_blob_id(request.path_params["blob_id"])
-    except Rejected as fault:
-        raise bad_request("a blob ID has 43 characters of A-Z a-z 0-9 - _", "INVALID_ID") from fault

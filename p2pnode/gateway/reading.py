@@ -11,8 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from economics.blob import BlobId, build_blob_id_text, parse_blob_id
-from economics.errors import Rejected
+from economics.blob import BlobId, build_blob_id_text
 from p2pnode.content.quilt import Entry, build_patch_id, parse_patch_id
 from p2pnode.content.views import SliceView
 from p2pnode.errors import InputError
@@ -20,7 +19,7 @@ from p2pnode.gateway.answers import UNTOLD, Resource, answer, clean_type, guess_
 from p2pnode.gateway.contents import Contents
 from p2pnode.gateway.faults import HttpFault
 from p2pnode.gateway.lists import build_page, build_patches, has_folder
-from p2pnode.gateway.orders import bad_request, parse_flag, read_query
+from p2pnode.gateway.orders import bad_request, parse_flag, parse_path_id, read_query
 from p2pnode.gateway.page import CONTENT_SECURITY
 from p2pnode.gateway.services import Services
 
@@ -74,13 +73,6 @@ def routes(services: Services) -> list[Route]:
 
 
 # --- blobs -----------------------------------------------------------------------------------------------------------
-
-
-def parse_path_id(request: Request, name: str) -> BlobId:
-    try:
-        return parse_blob_id(request.path_params[name])
-    except Rejected as fault:
-        raise bad_request("a blob ID has 43 characters of A-Z a-z 0-9 - _", "INVALID_ID") from fault
 
 
 def parse_check(query: dict[str, str]) -> bool:

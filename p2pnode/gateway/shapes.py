@@ -74,85 +74,96 @@ def _identifiers() -> dict[str, Schema]:
 
 
 def _results() -> dict[str, Schema]:
-    length = told(COUNT, "What the encoded blob takes of the network, in bytes.")
-    operations = (
-        record("Storage was bought.", encodedLength=length, epochsAhead=COUNT),
-        record("Storage that the wallet held already was used.", encodedLength=length),
-        record("An entry of the wallet's was made to last longer.", encodedLength=length, epochsExtended=COUNT),
-    )
-    names = ("registerFromScratch", "reuseStorage", "reuseAndExtend")
     return {
-        "BlobObject": record(
-            "The wallet's entry of a blob.",
-            blobId=ref("BlobId"),
-            certifiedEpoch=told(COUNT, "The epoch in which the network first owed the blob."),
-            contentType=CONTENT_TYPE,
-            deletable={"type": "boolean"},
-            encodingType={"enum": [ENCODING], "type": "string"},
-            id=ref("EntryId"),
-            registeredEpoch=told(COUNT, "The epoch of this request: the ledger knows no registration."),
-            size=told(COUNT, "Bytes of the blob."),
-            storage=record(
-                "What pays for it.",
-                endEpoch=told(COUNT, "The first epoch in which it has ended."),
-                id=ref("ReservationId"),
-                startEpoch=COUNT,
-                storageSize=told(COUNT, "Bytes, in units of 64 KiB."),
-            ),
-        ),
+        "BlobObject": _blob_object(),
         "BlobStoreResult": {
             "description": "What storing ended with.",
-            "oneOf": [
-                record(
-                    "The wallet keeps the blob anew, or for longer.",
-                    newlyCreated=record(
-                        "The wallet's entry.",
-                        blobObject=ref("BlobObject"),
-                        cost=told(COUNT, "FROST for storage and writing, without the transactions' fees."),
-                        notice=NOTICE,
-                        resourceOperation={"oneOf": [_named(*one) for one in zip(names, operations, strict=True)]},
-                        optional=("notice",),
-                    ),
-                ),
-                record(
-                    "The wallet keeps the blob for that long already: nothing was paid.",
-                    alreadyCertified=record(
-                        "The wallet's entry.",
-                        blobId=ref("BlobId"),
-                        contentType=CONTENT_TYPE,
-                        endEpoch=COUNT,
-                        event=record(
-                            "The ledger has no events: names the entry, for scripts that look here.",
-                            eventSeq=TEXT,
-                            txDigest=ref("EntryId"),
-                        ),
-                        notice=NOTICE,
-                        object=ref("EntryId"),
-                        optional=("notice",),
-                    ),
-                ),
-            ],
+            "oneOf": [_newly_created(), _already_certified()],
         },
         "QuiltStoreResult": record(
             "What storing a quilt ended with.",
             blobStoreResult=ref("BlobStoreResult"),
-            storedQuiltBlobs={
-                "items": record(
-                    "One of its files, ascending by name.",
-                    identifier=TEXT,
-                    quiltPatchId=ref("QuiltPatchId"),
-                    range={
-                        "description": "The file's first byte in the blob, and the one behind its last.",
-                        "items": COUNT,
-                        "maxItems": 2,
-                        "minItems": 2,
-                        "type": "array",
-                    },
-                ),
-                "type": "array",
-            },
+            storedQuiltBlobs={"items": _stored_patch(), "type": "array"},
         ),
     }
+
+
+def _blob_object() -> Schema:
+    return record(
+        "The wallet's entry of a blob.",
+        blobId=ref("BlobId"),
+        certifiedEpoch=told(COUNT, "The epoch in which the network first owed the blob."),
+        contentType=CONTENT_TYPE,
+        deletable={"type": "boolean"},
+        encodingType={"enum": [ENCODING], "type": "string"},
+        id=ref("EntryId"),
+        registeredEpoch=told(COUNT, "The epoch of this request: the ledger knows no registration."),
+        size=told(COUNT, "Bytes of the blob."),
+        storage=record(
+            "What pays for it.",
+            endEpoch=told(COUNT, "The first epoch in which it has ended."),
+            id=ref("ReservationId"),
+            startEpoch=COUNT,
+            storageSize=told(COUNT, "Bytes, in units of 64 KiB."),
+        ),
+    )
+
+
+def _newly_created() -> Schema:
+    length = told(COUNT, "What the encoded blob takes of the network, in bytes.")
+    operations = {
+        "registerFromScratch": record("Storage was bought.", encodedLength=length, epochsAhead=COUNT),
+        "reuseStorage": record("Storage that the wallet held already was used.", encodedLength=length),
+        "reuseAndExtend": record(
+            "An entry of the wallet's was made to last longer.", encodedLength=length, epochsExtended=COUNT
+        ),
+    }
+    return record(
+        "The wallet keeps the blob anew, or for longer.",
+        newlyCreated=record(
+            "The wallet's entry.",
+            blobObject=ref("BlobObject"),
+            cost=told(COUNT, "FROST for storage and writing, without the transactions' fees."),
+            notice=NOTICE,
+            resourceOperation={"oneOf": [_named(*one) for one in operations.items()]},
+            optional=("notice",),
+        ),
+    )
+
+
+def _already_certified() -> Schema:
+    return record(
+        "The wallet keeps the blob for that long already: nothing was paid.",
+        alreadyCertified=record(
+            "The wallet's entry.",
+            blobId=ref("BlobId"),
+            contentType=CONTENT_TYPE,
+            endEpoch=COUNT,
+            event=record(
+                "The ledger has no events: names the entry, for scripts that look here.",
+                eventSeq=TEXT,
+                txDigest=ref("EntryId"),
+            ),
+            notice=NOTICE,
+            object=ref("EntryId"),
+            optional=("notice",),
+        ),
+    )
+
+
+def _stored_patch() -> Schema:
+    return record(
+        "One of its files, ascending by name.",
+        identifier=TEXT,
+        quiltPatchId=ref("QuiltPatchId"),
+        range={
+            "description": "The file's first byte in the blob, and the one behind its last.",
+            "items": COUNT,
+            "maxItems": 2,
+            "minItems": 2,
+            "type": "array",
+        },
+    )
 
 
 def _owned() -> dict[str, Schema]:

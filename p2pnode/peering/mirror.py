@@ -23,7 +23,7 @@ from p2pnode.content.manifest import FolderFile, Manifest
 from p2pnode.content.placing import Restored
 from p2pnode.content.quilt import INDEX_BYTES_MAX
 from p2pnode.content.restore import restore
-from p2pnode.content.resume import build_part_path, output_file, save, write_views
+from p2pnode.content.resume import build_part_path, copy, output_file, save
 from p2pnode.content.scan import Skipped, scan
 from p2pnode.content.sealed import SealedSource, SealedView
 from p2pnode.content.sharing import Link, parse_link
@@ -197,7 +197,10 @@ class Fetcher:
             raise content.why or InputError("this is not a folder: `p2pnode get` fetches a blob")
         manifest = content.manifest
         if self.link.path is not None:
-            manifest = narrow(manifest, self.link.path)
+            inner = manifest.inside(self.link.path)
+            if inner is None:
+                raise InputError(f"the folder has no folder {self.link.path!r}: `p2pnode ls` shows what it has")
+            manifest = inner
         await trio.to_thread.run_sync(remember_mirror, self.peer.home, target, self.link)
         restored = await restore(manifest, target, self.open_plain, delete=delete, report=report)
         await self._keep_folder(content, manifest, target)
@@ -257,31 +260,6 @@ async def assemble(view: View, files: Sequence[FolderFile], target: Path) -> Sou
     if front:
         parts.insert(0, BytesSource(await read_all(view, stop=front, size_max=front)))
     return parts[0] if len(parts) == 1 else JoinedSource(parts, "a quilt")
-
-
-def narrow(manifest: Manifest, path: str) -> Manifest:
-    """Return what a folder within a folder has; raises `InputError` where there is none of this path."""
-    from p2pnode.clients.reading import subfolder
-
-    inner = subfolder(manifest, path)
-    if inner is None:
-        raise InputError(f"the folder has no folder {path!r}: `p2pnode ls` shows what it has")
-    return inner
-
-
-async def copy(view: View, sink: BinaryIO, report: Report) -> int:
-    """Write all of a view to an open file or a pipe; return how many bytes."""
-    done = 0
-
-    async def write(views: list[memoryview]) -> None:
-        nonlocal done
-        await trio.to_thread.run_sync(write_views, sink, views)
-        done += sum(map(len, views))
-        report(done, view.length)
-
-    if view.length:
-        await view.read(write)
-    return done
 
 
 def read_part(path: Path, blob_id: BlobId) -> Callable[[int, int], bytes]:
