@@ -16,6 +16,9 @@ from economics.working import WorkingState
 
 STAKE_FROST_MIN = FROST_PER_WAL
 """1 WAL: less would cost the state more than it secures."""
+LOSS_SHARE = 1_000
+"""Rounding may take so small a part of a stake: else who leaves one share in a pool that still earns, as nobody can
+take the node's seats, would have up to half of what others put there."""
 
 
 def put(context: Context, operation: PutStake) -> None:
@@ -119,15 +122,17 @@ def _node_of(state: WorkingState, stake: Stake) -> NodeEntry:
 
 
 def _join_pool(state: WorkingState, stake: Stake) -> None:
-    """Turn FROST into shares at the pool's rate; where that gives none, or too many for a u64, it is paid back."""
+    """Turn FROST into shares at the pool's rate; where that loses too much by rounding, as where it gives none, or
+    makes too many for a u64, it is paid back."""
     entry = _node_of(state, stake)
     if not entry.shares:
-        shares = stake.frost
+        shares = worth = stake.frost
     elif not entry.stake_frost:
-        shares = 0
+        shares = worth = 0
     else:
         shares = stake.frost * entry.shares // entry.stake_frost
-    if not 0 < shares <= FROST_MAX - entry.shares:
+        worth = shares * entry.stake_frost // entry.shares
+    if (stake.frost - worth) * LOSS_SHARE > stake.frost or shares > FROST_MAX - entry.shares:
         _pay_back(state, stake)
         return
     pool = replace(entry, stake_frost=entry.stake_frost + stake.frost, shares=entry.shares + shares)

@@ -159,12 +159,11 @@ class Node:
                         self.store.put_certificate(certificate)
 
     def status(self) -> dict[str, cbor.Value]:
-        records = self.store.records()
         return {
-            "blobs": len(records),
+            "blobs": self.store.blobs,
             "chain": None if self.participant is None else self.participant.status(),
             "caught": [] if self.watch is None else [str(fault) for fault in self.watch.last_faults.values()],
-            "certificates": sum(record.certificate is not None for record in records.values()),
+            "certificates": self.store.certificates,
             "corrupt_slivers": self.store.corrupt_slivers,
             "kernel": self.kernel.name,
             "node": build_key_text(self.node_id),

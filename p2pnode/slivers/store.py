@@ -55,6 +55,8 @@ class SliverStore:
         self.used_bytes = 0
         self.unclosed_bytes = 0
         """Bytes of slivers that no blob record refers to: uploads that are under way or were given up."""
+        self.certificates = 0
+        """Records that have one: counted here, as anybody may ask for it as often as he likes."""
         self.corrupt_slivers = 0
         """Slivers dropped since the start because their file no longer matched the root."""
         self.foreign_files = 0
@@ -122,6 +124,8 @@ class SliverStore:
             self.unclosed_bytes += size
 
     def _index_record(self, blob_id: BlobId, record: BlobRecord) -> None:
+        before = self._records.get(blob_id)
+        self.certificates += (record.certificate is not None) - (before is not None and before.certificate is not None)
         self._records[blob_id] = record
         for index, root in enumerate(record.header.roots):
             if root in self._unclosed:
@@ -399,6 +403,11 @@ class SliverStore:
         with self._lock:
             return self._records.get(blob_id)
 
+    @property
+    def blobs(self) -> int:
+        """How many records there are."""
+        return len(self._records)
+
     def records(self) -> dict[BlobId, BlobRecord]:
         with self._lock:
             return dict(self._records)
@@ -449,6 +458,7 @@ class SliverStore:
             sync_directory(self.directory / "blobs")
             with self._lock:
                 del self._records[blob_id]
+                self.certificates -= record.certificate is not None
                 return self._unindex(blob_id, record.header)
 
     def _unindex(self, blob_id: BlobId, header: Header) -> set[Root]:

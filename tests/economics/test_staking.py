@@ -118,6 +118,21 @@ class TestPut:
         assert chain.ledger.account(BOB).balance_frost == before
         assert chain.ledger.stakes_of(BOB) == []
 
+    def test_is_paid_back_where_a_share_is_so_dear_that_rounding_takes_a_part_of_it(self, chain: Chain) -> None:
+        """Whoever leaves one share in a pool that still earns would have a third of what the next one puts in."""
+        shares = node(chain).shares
+        assert chain.run(OWNER, Unstake(first_stake_id(NODE), shares - 1)) is Code.OK
+        chain.end_epoch()
+        set_pool(chain, 100 * WAL)
+        assert node(chain).shares == 1
+        before = chain.ledger.account(BOB).balance_frost
+        dear, fair = put(chain, 199 * WAL), put(chain, 200 * WAL)
+        chain.end_epoch()
+        assert chain.ledger.stake(dear.stake) is None
+        assert found(chain, fair).shares == 2
+        assert node(chain).stake_frost == 300 * WAL
+        assert chain.ledger.account(BOB).balance_frost == before - 200 * WAL
+
     def test_is_paid_back_where_it_would_be_more_shares_than_can_be(self, chain: Chain) -> None:
         set_pool(chain, 1)
         before = chain.ledger.account(BOB).balance_frost

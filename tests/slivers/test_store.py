@@ -600,6 +600,19 @@ class TestRecords:
         assert store.records() == open_store(tmp_path).records() == want
         assert store.record(BlobId(bytes(32))) is None
 
+    def test_are_counted_and_so_are_those_with_a_certificate(self, tmp_path: Path) -> None:
+        store, other = open_store(tmp_path), make_blob(CODE, 100)
+        store.put_header(other.header)
+        store.put_entry(self.blob.header, make_entry(self.blob))
+        assert (store.blobs, store.certificates) == (2, 0)
+        assert store.put_certificate(certify(GENESIS, make_entry(self.blob).statement, (0, 1)))
+        store.put_entry(self.blob.header, self.of_reservation(1))
+        again = open_store(tmp_path)
+        assert (store.blobs, store.certificates) == (again.blobs, again.certificates) == (2, 1)
+        for blob_id, record in again.records().items():
+            again.drop_blob(blob_id, record)
+        assert (again.blobs, again.certificates) == (0, 0)
+
     def of_reservation(self, number: int) -> Entry:
         """Return an entry of another reservation; nobody looks at its signatures."""
         plain = make_entry(self.blob)
