@@ -10,7 +10,10 @@ from nacl.signing import SigningKey
 
 from economics.crypto import KEY_BYTES, Signature
 from p2pnode.errors import ConfigError
-from p2pnode.files import sync_directory, write_synced
+from p2pnode.files import read_bounded, sync_directory, write_synced
+
+SECRET_BYTES_MAX = 64 << 10
+"""A sealed wallet has some hundreds."""
 
 
 class Key:
@@ -74,7 +77,7 @@ def read_secret(path: Path) -> str | None:
     """Return the text of a file of secrets, None where there is none; raises `ConfigError` if others may read it."""
     try:
         mode = path.stat().st_mode
-        text = path.read_text(encoding="ascii").strip()
+        text = read_bounded(path, SECRET_BYTES_MAX).decode("ascii").strip()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as fault:
