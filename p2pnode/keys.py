@@ -1,5 +1,6 @@
 """Ed25519 keys on disk: made, kept (mode 0600), loaded, used to sign. Verifying is `economics.crypto`."""
 
+import errno
 import os
 import stat
 import threading
@@ -83,6 +84,8 @@ def read_secret(path: Path) -> str | None:
     except UnicodeDecodeError as fault:
         raise ConfigError(f"{path} is not a key file: it is not ASCII") from fault
     except OSError as fault:
+        if fault.errno == errno.EFBIG:
+            raise ConfigError(f"{path} is not a key file: {fault.strerror}") from fault
         raise ConfigError(f"cannot read the key in {path}: {fault.strerror}") from fault
     if stat.S_IMODE(mode) & 0o077:
         raise ConfigError(f"{path} can be read by others: chmod 600 it, and make a new key if they did")
