@@ -41,6 +41,15 @@ def make_directory(directory: Path) -> None:
             sync_directory(directory.parent)
 
 
+def read_bounded(path: Path, bytes_max: int) -> bytes:
+    """Return what is in a file; raises `OSError` for one that is larger than any of its kind."""
+    with path.open("rb") as file:
+        data = file.read(bytes_max + 1) if os.fstat(file.fileno()).st_size <= bytes_max else None
+    if data is None or len(data) > bytes_max:
+        raise OSError(errno.EFBIG, f"it is larger than {bytes_max} bytes")
+    return data
+
+
 @contextlib.contextmanager
 def full_disk_named(directory: Path) -> Iterator[None]:
     """Raise `SpaceError` naming the disk where the block finds it full."""

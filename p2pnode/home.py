@@ -22,7 +22,7 @@ from economics.crypto import Digest, NodeId, OwnerId
 from economics.errors import Rejected
 from economics.genesis import Genesis, build_key_text, parse_genesis, parse_key
 from p2pnode.errors import ConfigError
-from p2pnode.files import replace_synced
+from p2pnode.files import read_bounded, replace_synced
 from p2pnode.keys import Key, keep_secret, load_key, load_or_create_key
 from p2pnode.slivers.admission import UploadLimits
 from p2pnode.wallet import read_wallet
@@ -30,6 +30,7 @@ from p2pnode.wallet import read_wallet
 HOME_VARIABLE = "P2PNODE_HOME"
 QUOTA_BYTES = 64 << 30
 GENESIS_BYTES_MAX = 1 << 20
+CONFIG_BYTES_MAX = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def parse_config(text: str) -> Config:
     """Return the settings that a TOML text holds; raises `ConfigError` naming what is off."""
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as fault:
+    except (ValueError, RecursionError) as fault:  # also numbers and lists beyond what Python takes
         raise ConfigError(f"config.toml is not TOML: {fault}") from fault
     kinds = {field.name: type(getattr(Config(), field.name)) for field in fields(Config)}
     for name, value in values.items():
@@ -263,7 +264,7 @@ class Home:
         if not path.exists():
             return self.wallet_public()
         try:
-            return OwnerId(parse_key(path.read_text(encoding="ascii").strip()))
+            return OwnerId(parse_key(read_bounded(path, CONFIG_BYTES_MAX).decode("ascii").strip()))
         except (OSError, UnicodeDecodeError, Rejected) as fault:
             raise ConfigError(f"{path} is not a public key: write the owner's 43 characters there") from fault
 
@@ -306,9 +307,13 @@ class Home:
 
     def load_config(self) -> Config:
         try:
-            return parse_config(self.config_path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as fault:
+            return parse_config(read_bounded(self.config_path, CONFIG_BYTES_MAX).decode("utf-8"))
+        except FileNotFoundError as fault:
             raise ConfigError(f"no settings at {self.config_path}: make them with `p2pnode init`") from fault
+        except OSError as fault:
+            raise ConfigError(f"cannot read the settings in {self.config_path}: {fault.strerror}") from fault
+        except UnicodeDecodeError as fault:
+            raise ConfigError(f"{self.config_path} is not TOML: it is not UTF-8") from fault
 
     def load_config_or_default(self) -> Config:
         """Return a client's settings: it needs none."""

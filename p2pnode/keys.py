@@ -1,5 +1,6 @@
 """Ed25519 keys on disk: made, kept (mode 0600), loaded, used to sign. Verifying is `economics.crypto`."""
 
+import errno
 import os
 import stat
 import threading
@@ -10,7 +11,10 @@ from nacl.signing import SigningKey
 
 from economics.crypto import KEY_BYTES, Signature
 from p2pnode.errors import ConfigError
-from p2pnode.files import sync_directory, write_synced
+from p2pnode.files import read_bounded, sync_directory, write_synced
+
+SECRET_BYTES_MAX = 64 << 10
+"""A sealed wallet has some hundreds."""
 
 
 class Key:
@@ -74,12 +78,14 @@ def read_secret(path: Path) -> str | None:
     """Return the text of a file of secrets, None where there is none; raises `ConfigError` if others may read it."""
     try:
         mode = path.stat().st_mode
-        text = path.read_text(encoding="ascii").strip()
+        text = read_bounded(path, SECRET_BYTES_MAX).decode("ascii").strip()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as fault:
         raise ConfigError(f"{path} is not a key file: it is not ASCII") from fault
     except OSError as fault:
+        if fault.errno == errno.EFBIG:
+            raise ConfigError(f"{path} is not a key file: {fault.strerror}") from fault
         raise ConfigError(f"cannot read the key in {path}: {fault.strerror}") from fault
     if stat.S_IMODE(mode) & 0o077:
         raise ConfigError(f"{path} can be read by others: chmod 600 it, and make a new key if they did")

@@ -75,11 +75,13 @@ def init(
 def load_network(path: Path | None) -> "Genesis | None":
     from economics.errors import Rejected
     from economics.genesis import parse_genesis
+    from p2pnode.files import read_bounded
+    from p2pnode.home import GENESIS_BYTES_MAX
 
     if path is None:
         return None
     try:
-        return parse_genesis(path.read_text(encoding="utf-8"))
+        return parse_genesis(read_bounded(path, GENESIS_BYTES_MAX).decode("utf-8"))
     except UnicodeDecodeError as fault:
         raise InputError(f"{path} is not a genesis file: it is not text") from fault
     except (OSError, Rejected) as fault:

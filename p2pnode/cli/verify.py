@@ -29,8 +29,11 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def read_file(path: Path) -> bytes:
+    from economics.light import RECEIPT_BYTES_MAX
+    from p2pnode.files import read_bounded
+
     try:
-        return path.read_bytes()
+        return read_bounded(path, RECEIPT_BYTES_MAX)
     except OSError as fault:
         raise InputError(f"cannot read {path}: {fault.strerror}") from fault
 

@@ -9,11 +9,11 @@ from economics.block import genesis_header
 from economics.errors import Reason, Rejected
 from economics.genesis import Genesis
 from economics.ledger import Ledger
-from economics.light import Trusted, is_stale
+from economics.light import RECEIPT_BYTES_MAX, Trusted, is_stale
 from p2pnode.clients.chainview import Seating
 from p2pnode.clients.seating import decode_seating, encode_seating
 from p2pnode.errors import ConfigError
-from p2pnode.files import write_synced
+from p2pnode.files import read_bounded, write_synced
 
 
 class Trust:
@@ -33,14 +33,15 @@ class Trust:
     def _load_newest(self) -> Trusted:
         if self._cache.exists():
             try:
-                return Trusted.decode(self._cache.read_bytes(), chain_id=self.genesis.chain_id)
-            except Rejected as fault:
+                data = read_bounded(self._cache, RECEIPT_BYTES_MAX)
+                return Trusted.decode(data, chain_id=self.genesis.chain_id)
+            except (OSError, Rejected) as fault:
                 raise ConfigError(f"{self._cache} is no checkpoint of this network: remove it") from fault
         return self.origin
 
     def _load_seating(self) -> Seating | None:
         try:
-            return decode_seating(self._seating_cache.read_bytes(), self.newest)
+            return decode_seating(read_bounded(self._seating_cache, RECEIPT_BYTES_MAX), self.newest)
         except (OSError, Rejected):
             return None
 

@@ -28,7 +28,7 @@ from p2pnode.content.scan import FolderSource
 from p2pnode.content.sealed import SealedSource
 from p2pnode.content.sources import BytesSource, FileSource, JoinedSource, Source, compute_header
 from p2pnode.errors import ConfigError, InputError
-from p2pnode.files import make_directory, replace_synced
+from p2pnode.files import make_directory, read_bounded, replace_synced
 
 VERSION = 1
 RECIPE_BUDGET = cbor.Budget(size_max=160 << 20, depth_max=4, elements_max=400_000)
@@ -285,7 +285,7 @@ class Library:
                 if held is not None and held[0] == mtime_ns:
                     self._held.move_to_end(blob_id)
                     return held[1], held[2]
-            recipe = Recipe.decode(path.read_bytes(), blob_id=blob_id)
+            recipe = Recipe.decode(read_bounded(path, RECIPE_BUDGET.size_max), blob_id=blob_id)
             source = recipe.build_source(None if recipe.digests is None else self._key_of(blob_id))
         except (OSError, ConfigError, InputError):
             return None

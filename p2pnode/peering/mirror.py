@@ -26,11 +26,11 @@ from p2pnode.content.restore import restore
 from p2pnode.content.resume import build_part_path, copy, output_file, save
 from p2pnode.content.scan import Skipped, scan
 from p2pnode.content.sealed import SealedSource, SealedView
-from p2pnode.content.sharing import Link, parse_link
+from p2pnode.content.sharing import LINK_BYTES_MAX, Link, parse_link
 from p2pnode.content.sources import BytesSource, FileSource, JoinedSource, Source
 from p2pnode.content.views import View, read_all
 from p2pnode.errors import InputError, NodeError
-from p2pnode.files import make_directory, replace_synced
+from p2pnode.files import make_directory, read_bounded, replace_synced
 from p2pnode.home import Home
 from p2pnode.peering.library import Library
 from p2pnode.peering.peer import Growing, Peer
@@ -293,6 +293,6 @@ def remember_mirror(home: Home, target: Path, link: Link) -> None:
 def recall_mirror(home: Home, target: Path) -> Link:
     """Return what a folder is to be equal to; raises `InputError` where it was never said."""
     try:
-        return parse_link(mirror_path(home, target).read_text(encoding="ascii"))
+        return parse_link(read_bounded(mirror_path(home, target), LINK_BYTES_MAX).decode("ascii"))
     except (OSError, UnicodeDecodeError, NodeError) as fault:
         raise InputError(f"{target} was not synchronised from this home yet: name the folder's ID or link") from fault

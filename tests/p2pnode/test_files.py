@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from p2pnode.errors import ConfigError
-from p2pnode.files import DESCRIPTORS, allow_descriptors, lock_directory, replace_synced, sync_directory, write_synced
+from p2pnode.files import (
+    DESCRIPTORS,
+    allow_descriptors,
+    lock_directory,
+    read_bounded,
+    replace_synced,
+    sync_directory,
+    write_synced,
+)
 from tests.p2pnode.disk import ROOT, run_on_disk
 
 
@@ -132,3 +140,13 @@ def test_a_process_may_open_as_much_as_the_system_lets_it() -> None:
             assert resource.getrlimit(resource.RLIMIT_NOFILE) == (after, limits[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_no_more_is_read_of_a_file_than_its_kind_has(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_bounded(path, 5) == b"12345"
+    for size in (6, 1 << 40):
+        os.truncate(path, size)
+        with pytest.raises(OSError, match="it is larger than 5 bytes"):
+            read_bounded(path, 5)

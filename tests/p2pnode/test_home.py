@@ -1,13 +1,20 @@
 """A home is made whole or can be made again; its files are read back, and one that is off is refused by name."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from economics.blob import BlobId, build_blob_id_text
 from economics.crypto import OwnerId
-from p2pnode.errors import ConfigError
+from p2pnode.clients.trust import Trust
+from p2pnode.content.keyring import Keyring
+from p2pnode.errors import ConfigError, NodeError
 from p2pnode.home import GENESIS_BYTES_MAX, Config, Home, parse_config
 from p2pnode.keys import Key
+from p2pnode.peering.library import Library
+from p2pnode.peering.mirror import mirror_path, recall_mirror
 from p2pnode.slivers.admission import UploadLimits
 from p2pnode.wallet import INTERACTIVE, create_wallet
 from tests.small import OTHER_OWNER, make_genesis
@@ -44,6 +51,8 @@ class TestConfig:
         ("text", "message"),
         [
             ("quota_bytes = ", "not TOML"),
+            ("quota_bytes = " + "9" * 10_000, "not TOML"),
+            ("listen = " + "[" * 10_000, "not TOML"),
             ("free_bytes_max = 1", "no setting is called free_bytes_max"),
             ("quota = 1", "no setting is called quota; there are listen, announce, bootstrap, quota_bytes"),
             ("quota_bytes = -1", "quota_bytes is a whole number, not negative"),
@@ -188,3 +197,42 @@ def test_a_home_takes_the_key_of_a_lost_node_but_never_in_place_of_another(tmp_p
     with pytest.raises(ConfigError, match="another node's"):
         home.adopt_operator(Key.generate())
     assert home.load_operator().public == lost.public
+
+
+@pytest.mark.parametrize("damage", ["of gigabytes", "a folder"])
+def test_a_file_of_a_home_that_cannot_be_one_is_named(damage: str, tmp_path: Path) -> None:
+    """What a damaged disk or a wrong copy leaves is never read as a whole, and ends in one line."""
+    home = Home(tmp_path / "home")
+    target = tmp_path / "mirror"
+    blob_id = BlobId(bytes(32))
+    readers: dict[Path, Callable[[], object]] = {
+        home.config_path: home.load_config,
+        home.genesis_path: home.load_genesis,
+        home.operator_key_path: home.load_operator,
+        home.owner_key_path: home.wallet_public,
+        home.owner_public_path: home.owner_public,
+        home.sealed_key_path(blob_id): lambda: Keyring(home).key_of(blob_id),
+        mirror_path(home, target): lambda: recall_mirror(home, target),
+        home.trusted_path: lambda: Trust(make_genesis(), home.trusted_path, lambda: 0),
+    }
+    for path, read in readers.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if damage == "a folder":
+            path.mkdir()
+        else:
+            path.touch(mode=0o600)
+            os.truncate(path, 1 << 40)  # of which the disk has nothing
+        with pytest.raises(NodeError) as caught:
+            read()
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_blob_of_the_library_of_gigabytes_is_not_there(tmp_path: Path) -> None:
+    home, blob_id = Home(tmp_path), BlobId(bytes(32))
+    home.library_path.mkdir()
+    path = home.library_path / build_blob_id_text(blob_id)
+    path.touch()
+    os.truncate(path, 1 << 40)
+    library = Library(home.library_path)
+    assert library.header(blob_id) is None
+    library.drop_changed()
