@@ -51,7 +51,32 @@ UNSANDBOXED = frozenset({"application/pdf"})
 """Browsers show it in a viewer with a sandbox of its own, and not at all in ours."""
 SAYING = frozenset({"text/html", "text/xml"})
 """Such a file may say its charset itself, and what a header says would come before that."""
+SHOWN_TYPES = {
+    ".flac": "audio/flac",
+    ".ico": "image/x-icon",
+    ".js": "text/javascript",
+    ".log": "text/plain",
+    ".m4a": "audio/mp4",
+    ".m4v": "video/mp4",
+    ".md": "text/markdown",
+    ".mjs": "text/javascript",
+    ".mkv": "video/x-matroska",
+    ".oga": "audio/ogg",
+    ".ogg": "audio/ogg",
+    ".ogv": "video/ogg",
+    ".opus": "audio/ogg",
+    ".otf": "font/otf",
+    ".ttf": "font/ttf",
+    ".wav": "audio/wav",
+    ".webp": "image/webp",
+    ".woff": "font/woff",
+    ".woff2": "font/woff2",
+    ".xhtml": "application/xhtml+xml",
+}
+"""What browsers show or play, and would save to a file: some versions of Python know no type of these, or another."""
 _TYPES = mimetypes.MimeTypes(filenames=())
+for _ending, _type in SHOWN_TYPES.items():
+    _TYPES.add_type(_type, _ending)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from p2pnode.content.sealed import SealedSource
 from p2pnode.content.sources import BytesSource
 from p2pnode.errors import InconsistentBlob, PeerUnreachable, Unavailable
 from p2pnode.gateway import blobs as module
-from p2pnode.gateway.answers import FOR_EVER, SANDBOX
+from p2pnode.gateway.answers import FOR_EVER, SANDBOX, guess_type
 from p2pnode.gateway.segments import AHEAD
 from p2pnode.gateway.services import Limits
 from tests.gateway.raw import Answer, ask, build, exchange, get, parse
@@ -127,6 +127,26 @@ async def test_text_is_in_utf_8_unless_it_may_say_otherwise(tmp_path: Path, told
     blob_id = shelf.put("Grüße".encode(), content_type=told)
     async with open_shelf(shelf, tmp_path) as opened:
         assert (await get(opened.port, url(blob_id))).headers["content-type"] == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.html", "text/html; charset=utf-8"),
+        ("a/B.WebP", "image/webp"),
+        ("read me.md", "text/markdown; charset=utf-8"),
+        ("main.js", "text/javascript; charset=utf-8"),
+        ("song.flac", "audio/flac"),
+        ("face.woff2", "font/woff2"),
+        ("100%.pdf", "application/pdf"),
+        ("a.json", "application/json"),
+        ("a.tar.gz", "application/octet-stream"),
+        ("a.exe~", "application/octet-stream"),
+        ("html", "application/octet-stream"),
+    ],
+)
+def test_a_name_suggests_what_browsers_show_in_all_versions_of_python(name: str, kind: str) -> None:
+    assert guess_type(name) == kind
 
 
 async def test_a_download_may_be_named(tmp_path: Path) -> None:
