@@ -40,6 +40,7 @@ NONCES_AHEAD_MAX = 256
 """Of the nonce that is proven: 64 wait at a member, and some blocks may be final but not proven yet."""
 SETTLE_S = 5.0
 """For what an account has under way to be shown by a final header: some blocks, or never if it cannot be executed."""
+SETTLE_PAUSE_S = 0.1
 SUBMIT_S = 10.0
 """For members to take a transaction that some have taken already."""
 EXPIRY_AHEAD = 600
@@ -86,7 +87,7 @@ class ChainClient(ChainReader):
         target = await self._next_nonce(owner)
         with trio.move_on_after(SETTLE_S):
             while (await self.account(owner)).nonce < target:  # noqa: ASYNC110 - members tell only when asked
-                await trio.sleep(SETTLE_S / 50)
+                await trio.sleep(SETTLE_PAUSE_S)
 
     async def _owned_keys(self, member: NodeId, owner: OwnerId) -> list[StateKey]:
         keys: list[StateKey] = []

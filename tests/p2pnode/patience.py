@@ -1,4 +1,5 @@
-"""Patience of clients in this process: they share a machine with much else, so nobody who is well is called slow.
+"""Patience of clients in this process: they share a machine with much else, so nobody who is well is called slow,
+and what was paid is waited for until it shows.
 
 Clients in processes of their own have the usual patience: what they say of slow nodes depends on the machine.
 """
@@ -6,7 +7,7 @@ Clients in processes of their own have the usual patience: what they say of slow
 import pytest
 
 from p2pnode import members
-from p2pnode.clients import download, upload
+from p2pnode.clients import chainclient, download, upload
 
 PATIENT_S = 30.0
 
@@ -14,6 +15,7 @@ PATIENT_S = 30.0
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
+        (chainclient, "SETTLE_S"),
         (members, "DIAL_S"),
         (members, "HEDGE_S"),
         (download, "HEDGE_S"),
