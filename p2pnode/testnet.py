@@ -38,7 +38,7 @@ FAUCET_FROST = 1_000_000 * FROST_PER_WAL
 CLIENT_FROST = 1_000 * FROST_PER_WAL
 ROUND_S = 5
 """A round of challenges takes a few seconds on a busy machine."""
-PORTS = range(10_000, 32_768)
+PORTS = range(10_000, 31_000)
 """Below those that systems hand out by themselves, of which one could be gone before its node listens, or while it is
 down."""
 AWAY_S = 86_400

@@ -42,6 +42,7 @@ IN_FLIGHT_MAX = 32
 """Transactions of one account: half of what members let wait, so that another client of its finds room."""
 SETTLE_S = 5.0
 """For what an account has under way to be shown by a final header: some blocks, or never if it cannot be executed."""
+SETTLE_PAUSE_S = 0.1
 SUBMIT_S = 10.0
 """For members to take a transaction that some have taken already."""
 EXPIRY_AHEAD = 600
@@ -123,7 +124,7 @@ class ChainClient(ChainReader):
     async def _settle_until(self, owner: OwnerId, target: int) -> None:
         with trio.move_on_after(SETTLE_S):
             while (await self.account(owner)).nonce < target:  # noqa: ASYNC110 - members tell only when asked
-                await trio.sleep(SETTLE_S / 50)
+                await trio.sleep(SETTLE_PAUSE_S)
 
     async def _owned_keys(self, member: NodeId, owner: OwnerId) -> list[StateKey]:
         keys: list[StateKey] = []

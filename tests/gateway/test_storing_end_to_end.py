@@ -12,6 +12,7 @@ from p2pnode.gateway.running import Options, open_gateway, plain_owner
 from p2pnode.testing import open_testnet
 from tests.gateway.raw import Answer, ask
 from tests.gateway.test_quilts import CAT, DOG, FORM, form
+from tests.p2pnode.patience import patience as patience
 
 BODIES = [Random(seed).randbytes(20_000 + seed) for seed in range(8)]
 TEXT = {"Content-Type": "text/plain"}

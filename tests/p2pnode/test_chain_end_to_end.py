@@ -168,6 +168,7 @@ class TestAtPeace:
         sent = p2pnode("wallet", "send", "--json", key, "2.5", home=home.path).json
         given = p2pnode("faucet", "--json", key, "4", home=home.path).json
         wait_for(lambda: balance_of(other)["balance_frost"] == 6_500_000_000)
+        wait_for(lambda: balance_of(home)["nonce"] > before["nonce"])
         after = balance_of(home)
         assert after["balance_frost"] == before["balance_frost"] - 2_500_000_000 - sent["fee_frost"]
         assert after["nonce"] == before["nonce"] + 1
@@ -211,7 +212,7 @@ class TestAtPeace:
 
         assert p2pnode("extend", "--json", blob_id, 7, home=home.path).json["end_epoch"] == 12
         assert p2pnode("delete", blob_id, home=home.path).code == ExitCode.OK
-        assert blob_id not in listed(home)
+        wait_for(lambda: blob_id not in listed(home))
         left = p2pnode("info", "--json", blob_id, home=other.path).json
         assert (left["entries"], left["end_epoch"], len(left["own"])) == (1, 9, 1)
         assert p2pnode("delete", blob_id, home=other.path).code == ExitCode.OK
@@ -268,7 +269,7 @@ class TestAtPeace:
         blob_id, other_id = (
             store(home, make_file(tmp_path / f"{seed}", 1_000, seed=seed))["blob_id"] for seed in (5, 6)
         )
-        assert {blob_id, other_id} <= set(listed(home))
+        wait_for(lambda: {blob_id, other_id} <= set(listed(home)))
         for index in (0, 1, 2):
             testnet.kill(network, index)
         proven = p2pnode("verify", "--json", blob_id, "--save", receipt, home=home.path)

@@ -65,8 +65,12 @@ def test_a_certificate_convinces_whoever_has_the_genesis_file(adversarial: Netwo
     certificate = Certificate.decode(bytes.fromhex(stored["certificate"]), chain_id=genesis.chain_id)
     certificate.verify(committee=genesis.committee)
     assert certificate.statement.blob_id == parse_blob_id(stored["blob_id"])
-    certified = p2pnode("info", "--json", stored["blob_id"], home=adversarial.client_home.path).json
-    assert certified["certified_height"] == stored["certified_height"]
+
+    def is_known() -> Any:
+        done = p2pnode("info", "--json", stored["blob_id"], home=adversarial.client_home.path)
+        return done.json if done.code == ExitCode.OK else None
+
+    assert wait_for(is_known)["certified_height"] == stored["certified_height"]
     offline = p2pnode("blob-id", "--json", tmp_path / "file", home=adversarial.client_home.path).json
     assert offline == {"blob_id": stored["blob_id"], "shards": 21}
 

@@ -13,6 +13,7 @@ import pytest
 
 from p2pnode.errors import Closed, InputError
 from p2pnode.testing import LocalTestnet, local_testnet
+from tests.p2pnode.patience import patience as patience
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = """
