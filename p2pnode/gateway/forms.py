@@ -25,6 +25,9 @@ HEADER_BYTES_MAX = 4_096
 METADATA = "_metadata"
 METADATA_BYTES_MAX = 8 << 20
 """Of the JSON that names tags: the index that they go into has at most 4 MiB."""
+METADATA_MARKS_MAX = 1_000_000
+"""Commas and brackets in it, four times what 16 tags of each file have: each may be an object of 70 bytes, and all are
+made in one call, during which no other thread runs."""
 CONTENT_TYPE = "content-type"
 PLAIN_ENCODINGS = frozenset({b"", b"7bit", b"8bit", b"binary"})
 
@@ -224,7 +227,14 @@ def verify_name(name: str) -> None:
 
 
 def parse_metadata(raw: bytes) -> dict[str, dict[str, str]]:
-    """Return the tags of each file that `_metadata` names; raises `HttpFault(400)`."""
+    """Return the tags of each file that `_metadata` names; raises `HttpFault`: 400, and 413 for too much of it."""
+    if sum(map(raw.count, (b",", b"[", b"{"))) > METADATA_MARKS_MAX:
+        raise HttpFault(
+            413,
+            f"{METADATA} has at most {METADATA_MARKS_MAX} commas and brackets",
+            "TOO_LARGE",
+            facts={"limitMarks": METADATA_MARKS_MAX},
+        )
     try:
         rows: Any = json.loads(raw)
     except (ValueError, RecursionError) as fault:

@@ -1,6 +1,7 @@
 """Forms of any content, cut anywhere: each file comes out as it went in, or the form is refused with a reason."""
 
 import json
+import tracemalloc
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pnode.content.quilt import TAGS_MAX
 from p2pnode.gateway.faults import HttpFault
 from p2pnode.gateway.forms import METADATA_BYTES_MAX, PARTS_MAX, Form, Part, is_tags, parse_metadata, verify_name
 from p2pnode.gateway.spool import Spool, Spooled
@@ -102,6 +104,28 @@ def test_more_tags_than_there_may_be_are_not_kept(spool: Spool) -> None:
         taken.feed(bytes(1 << 20))
     assert (caught.value.code, caught.value.facts) == (413, {"limitBytes": METADATA_BYTES_MAX})
     assert spooled.length == 0
+
+
+@pytest.mark.parametrize("row", [b"{}", b"[]", b'{"":0}', b"0"])
+def test_tags_of_millions_of_things_are_never_in_memory(row: bytes) -> None:
+    raw = b"[" + (row + b",") * ((METADATA_BYTES_MAX - 8) // (len(row) + 1)) + row + b"]"
+    assert len(raw) <= METADATA_BYTES_MAX
+    tracemalloc.start()
+    try:
+        with pytest.raises(HttpFault) as caught:
+            parse_metadata(raw)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (caught.value.code, caught.value.reason, most < 1 << 20) == (413, "TOO_LARGE", True)
+
+
+def test_as_many_tags_as_there_may_be_are_taken() -> None:
+    tags = {f"tag {number}": "[a, {b}]" for number in range(TAGS_MAX)}
+    rows = [{"identifier": f"{number}", "tags": tags} for number in range(PARTS_MAX)]
+    raw = json.dumps(rows).encode()
+    assert len(raw) <= METADATA_BYTES_MAX
+    assert parse_metadata(raw) == {f"{number}": tags for number in range(PARTS_MAX)}
 
 
 def test_as_many_files_as_there_may_be_are_taken(spool: Spool) -> None:
