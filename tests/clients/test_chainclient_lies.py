@@ -80,7 +80,7 @@ async def test_what_a_member_hides_is_had_from_another(executor: Executor, tmp_p
 async def test_a_member_that_falls_silent_is_passed_over(
     executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chainreader_module, "ANSWER_S", 1.0)
+    monkeypatch.setattr(chainreader_module, "ANSWER_S", 4.0)
     async with asking(tmp_path, [silent, serve(executor).handle]) as (client, _):
         assert (await client.head()).height == 2
 

@@ -194,7 +194,7 @@ class TestLiars:
     async def test_that_claim_a_height_and_fall_silent_are_left_and_asked_last(
         self, full: Executor, late: Executor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(chainsync_module, "HEAD_S", 1.0)
+        monkeypatch.setattr(chainsync_module, "HEAD_S", 4.0)
         await grow(full, 3)
         async with syncing(late, [silent, serve(full).handle, serve(full).handle]) as (sync, net):
             assert await sync.catch_up(node_of(0))

@@ -112,7 +112,7 @@ async def test_three_of_them_go_on_when_the_fourth_proposes_what_nobody_has(tmp_
 
 async def test_one_that_was_away_catches_up_past_a_liar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The liar says that it is far ahead, and answers nothing more; and it shows the node votes of views to come."""
-    monkeypatch.setattr(chainsync_module, "HEAD_S", 1.0)
+    monkeypatch.setattr(chainsync_module, "HEAD_S", 3.0)
     liar = NodeId(OPERATORS[2].public)
     async with network(tmp_path, (0, 1, 2)) as (world, nodes):
         for nonce in range(4):
