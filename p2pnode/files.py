@@ -81,8 +81,11 @@ def write_synced(path: Path, parts: Iterable[bytes | bytearray | memoryview], *,
 
 
 def replace_synced(path: Path, parts: Iterable[bytes | bytearray | memoryview], *, mode: int = 0o644) -> None:
-    """Put a file in place at once and durably: a reader sees the old bytes or all of the new ones."""
-    fresh = path.with_name(f"{path.name}.new")
+    """Put a file in place at once and durably: a reader sees the old bytes or all of the new ones.
+
+    Threads and processes that do it at once do not meet: the last one's bytes stay.
+    """
+    fresh = path.with_name(f"{path.name}.{os.urandom(4).hex()}.new")
     write_synced(fresh, parts, mode=mode)
     with full_disk_named(path.parent):
         fresh.replace(path)

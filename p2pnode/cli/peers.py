@@ -56,6 +56,15 @@ announce_option = click.option(
     metavar="ADDRESS",
     help="Where others are to dial, if that differs: behind a router its own address and the port that it passes on.",
 )
+
+
+def peer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what every command between peers takes."""
+    for option in (json_option, home_option, peer_option, announce_option, listen_option):
+        command = option(command)
+    return command
+
+
 keep_serving_option = click.option(
     "--keep-serving", is_flag=True, help="Serve it to others from the start, and afterwards until Ctrl-C."
 )
@@ -78,11 +87,7 @@ keep_serving_option = click.option(
 )
 @max_cost_option
 @passphrase_option
-@listen_option
-@announce_option
-@peer_option
-@home_option
-@json_option
+@peer_options
 def serve(
     paths: tuple[Path, ...],
     encrypt: bool,
@@ -218,11 +223,7 @@ async def store_all(peer: "Peer", owner: "Key", order: "Order", sources: "list[S
 @click.argument("what", metavar="ID[/PATH]|LINK", type=ID)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output if not given.")
 @keep_serving_option
-@listen_option
-@announce_option
-@peer_option
-@home_option
-@json_option
+@peer_options
 def get(
     what: str,
     output: Path | None,
@@ -273,11 +274,7 @@ def get(
 @click.argument("what", metavar="[ID[/PATH]|LINK]", type=ID, required=False)
 @click.option("--delete", is_flag=True, help="Remove from DIR what the folder has not.")
 @keep_serving_option
-@listen_option
-@announce_option
-@peer_option
-@home_option
-@json_option
+@peer_options
 def sync(
     directory: Path,
     what: str | None,

@@ -1,7 +1,5 @@
 """What a client's home takes for true: where trust begins, and the newest epoch that it has followed, on disk."""
 
-import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from economics.light import RECEIPT_BYTES_MAX, Trusted, is_stale
 from p2pnode.clients.chainview import Seating
 from p2pnode.clients.seating import decode_seating, encode_seating
 from p2pnode.errors import ConfigError
-from p2pnode.files import read_bounded, write_synced
+from p2pnode.files import make_directory, read_bounded, replace_synced
 
 
 class Trust:
@@ -96,10 +94,8 @@ def keep_trusted(cache: Path, trusted: Trusted) -> None:
 
 def _keep(cache: Path, data: bytes) -> None:
     """Write a file that commands which run at the same time share, and so do clients in one process."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    fresh = cache.with_name(f"{cache.name}.{os.getpid()}.{threading.get_ident()}.new")
-    write_synced(fresh, (data,))
-    fresh.replace(cache)
+    make_directory(cache.parent)
+    replace_synced(cache, (data,))
 
 
 def trusted_genesis(genesis: Genesis) -> Trusted:

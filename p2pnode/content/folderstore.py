@@ -26,6 +26,7 @@ from p2pnode.clients.payments import (
     verify_cost,
     verify_funds,
 )
+from p2pnode.clients.plain import choose
 from p2pnode.clients.publish import Published, Publisher
 from p2pnode.clients.upload import Progress
 from p2pnode.content.folders import Plan, plan
@@ -33,8 +34,7 @@ from p2pnode.content.keyring import Sealer
 from p2pnode.content.manifest import Manifest
 from p2pnode.content.scan import Skipped, scan
 from p2pnode.content.sources import BytesSource, Source, compute_blob_id
-from p2pnode.errors import InputError, NodeError, Unpaid
-from p2pnode.network.host import sole_exception
+from p2pnode.errors import InputError, Unpaid
 
 BLOBS_AT_ONCE = 2
 """One is encoded while the other waits for its block; each has an encoder's three buffers."""
@@ -245,26 +245,19 @@ class _Storing:
         return tuple(kept)
 
     async def publish_new(self) -> list[Published]:
-        """Store the new blobs, a few at once; the first that fails ends it."""
-        failed: list[NodeError] = []
-        limit = trio.CapacityLimiter(BLOBS_AT_ONCE)
+        """Store the new blobs, a few at once, in their order; the first that fails ends it."""
+        waiting = iter(range(len(self._made.new)))
 
-        async def publish(number: int, scope: trio.CancelScope) -> None:
-            async with limit:
-                try:
-                    await self._publish_new(number)
-                except (NodeError, BaseExceptionGroup) as fault:
-                    inner = sole_exception(fault) if isinstance(fault, BaseExceptionGroup) else fault
-                    if not isinstance(inner, NodeError):
-                        raise
-                    failed.append(inner)
-                    scope.cancel()
+        async def publish_next() -> None:
+            for number in waiting:
+                await self._publish_new(number)
 
-        async with trio.open_nursery() as nursery:
-            for number in range(len(self._made.new)):
-                nursery.start_soon(publish, number, nursery.cancel_scope)
-        if failed:
-            raise failed[0]
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(BLOBS_AT_ONCE):
+                    nursery.start_soon(publish_next)
+        except BaseExceptionGroup as group:
+            raise choose(group) from None
         return [self._done[number] for number in range(len(self._made.new))]
 
     async def _publish_new(self, number: int) -> None:

@@ -7,7 +7,6 @@ so a home seals the same bytes into the same blob for ever, and two different on
 import contextlib
 import os
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from economics.errors import Rejected
 from p2pnode.content.sealed import BATCH_FRAMES, FRAME_BYTES, KEY_BYTES, SealedSource, verify_key, verify_sealed_length
 from p2pnode.content.sources import Source
 from p2pnode.errors import ConfigError, InputError
-from p2pnode.files import make_directory, sync_directory, write_synced
+from p2pnode.files import make_directory, replace_synced
 from p2pnode.home import Home
 from p2pnode.keys import keep_secret, read_secret
 
@@ -116,12 +115,9 @@ class Keyring:
             if self.key_of(blob_id) == key:
                 return
         path = self.home.sealed_key_path(blob_id)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
         with unwritable_named(path):
             make_directory(path.parent)
-            write_synced(fresh, (key.hex().encode() + b"\n",), mode=0o600)
-            fresh.replace(path)
-            sync_directory(path.parent)
+            replace_synced(path, (key.hex().encode() + b"\n",), mode=0o600)
 
     def key_of(self, blob_id: BlobId) -> bytes | None:
         """Return the key of a sealed blob, None if this home does not know it; raises `ConfigError` naming the file."""

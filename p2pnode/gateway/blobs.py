@@ -70,6 +70,7 @@ class Blobs:
         self._types: OrderedDict[BlobId, str] = OrderedDict()
         """Content types that were put on chain through this gateway: by another entry, maybe, than the first."""
         self._lookups: Flights[BlobId, Known] = Flights(nursery)
+        self._is_accusing = False
         self._asking_peers = trio.CapacityLimiter(PEERS_ASKING_MAX)
 
     # --- what is known of a blob ---------------------------------------------------------------------------------
@@ -102,7 +103,8 @@ class Blobs:
     def _doubt(self, blob_id: BlobId, fault: NodeError) -> None:
         """Look again at a blob that could not be read, and have the network know of one that is encoded wrongly."""
         self._known.pop(blob_id, None)
-        if isinstance(fault, InconsistentBlob):
+        if isinstance(fault, InconsistentBlob) and not self._is_accusing:  # who reads meanwhile must not multiply it
+            self._is_accusing = True
             self.nursery.start_soon(self._accuse, fault)
 
     async def _accuse(self, fault: InconsistentBlob) -> None:
@@ -110,6 +112,8 @@ class Blobs:
             log.warning("%s", await self.session.accuse(fault))
         except (NodeError, Rejected) as failed:
             log.warning("%s; nobody could be told: %s", fault, failed)
+        finally:
+            self._is_accusing = False
 
     async def find(self, blob_id: BlobId) -> Known:
         """Return what is known of a blob that can be read.

@@ -7,6 +7,7 @@ from urllib.parse import quote, urljoin
 
 import pytest
 import trio
+import trio.testing
 from blake3 import blake3
 
 from economics.blob import BlobId, Header, build_blob_id_text
@@ -14,7 +15,7 @@ from p2pnode.content.manifest import FolderBlob, FolderFile, Manifest
 from p2pnode.content.quilt import QuiltFile, build_patch_id, build_quilt
 from p2pnode.content.sealed import SealedSource
 from p2pnode.content.sources import BytesSource
-from p2pnode.errors import InconsistentBlob, PeerUnreachable, Unavailable
+from p2pnode.errors import InconsistentBlob, NodeError, PeerUnreachable, Unavailable
 from p2pnode.gateway import blobs as module
 from p2pnode.gateway.answers import FOR_EVER, SANDBOX, guess_type
 from p2pnode.gateway.segments import AHEAD
@@ -361,6 +362,28 @@ async def test_422_is_what_is_proven_wrong(tmp_path: Path) -> None:
     shelf.invalid.add(blob_id)
     async with open_shelf(shelf, tmp_path) as opened:
         assert error_of(await get(opened.port, url(blob_id))) == (422, "FAILED_PRECONDITION", "INVALID_BLOB")
+
+
+async def test_a_writer_is_told_of_once_however_many_read_meanwhile(tmp_path: Path) -> None:
+    """Telling takes slivers and megabytes to every member: whoever asks on must not multiply it."""
+    told = trio.Event()
+
+    class Slow(Shelf):
+        async def accuse(self, fault: NodeError) -> NodeError:
+            self.accused.append(fault)
+            await told.wait()
+            return fault
+
+    shelf = Slow(fault=InconsistentBlob("the blob was encoded inconsistently by its writer"))
+    blob_id = shelf.put(DATA)
+    async with open_shelf(shelf, tmp_path) as opened:
+        for _ in range(3):
+            assert (await get(opened.port, url(blob_id))).status == 422
+        assert len(shelf.accused) == 1
+        told.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await get(opened.port, url(blob_id))).status == 422
+        assert len(shelf.accused) == 2
 
 
 async def test_a_writer_that_is_found_inconsistent_is_told_of(tmp_path: Path) -> None:

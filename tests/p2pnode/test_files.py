@@ -4,7 +4,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,7 +45,24 @@ def test_a_file_is_synced_before_it_takes_its_name_and_the_name_after(tmp_path: 
     path.write_bytes(b"old")
     replace_synced(path, (b"new", memoryview(b"er"), bytearray(b"!")))
     assert path.read_bytes() == b"newer!"
-    assert calls == ["fsync blob.new", "replace blob.new blob", f"fsync {tmp_path.name}"]
+    fresh = calls[0].removeprefix("fsync ")
+    assert fresh.startswith("blob.")
+    assert fresh.endswith(".new")
+    assert calls == [f"fsync {fresh}", f"replace {fresh} blob", f"fsync {tmp_path.name}"]
+    assert os.listdir(tmp_path) == ["blob"]
+
+
+def test_two_who_replace_a_file_at_once_do_not_write_into_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "blob"
+
+    def parts() -> Iterator[bytes]:
+        yield b"slow and "
+        replace_synced(path, (b"quick",))
+        assert path.read_bytes() == b"quick"
+        yield b"whole"
+
+    replace_synced(path, parts())
+    assert path.read_bytes() == b"slow and whole"
     assert os.listdir(tmp_path) == ["blob"]
 
 
