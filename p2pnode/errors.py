@@ -34,6 +34,8 @@ class ExitCode(IntEnum):
     """A disk failed, or gave back other bytes than were written to it."""
     INTERRUPTED = 130
     """Ctrl-C; what was stored so far stays, and the same call goes on from there."""
+    UNREAD = 141
+    """Whoever read the output has gone, as `head` does: what a shell says of any command that ends so."""
 
 
 class NodeError(Exception):
@@ -47,6 +49,12 @@ class InputError(NodeError):
     """A file or an ID that the user named cannot be used."""
 
     exit_code = ExitCode.INPUT
+
+
+class OutputClosed(InputError):
+    """The reader of a pipe has gone before all of it was written."""
+
+    exit_code = ExitCode.UNREAD
 
 
 class ConfigError(NodeError):
