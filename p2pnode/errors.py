@@ -3,6 +3,7 @@
 A message of a peer that breaks a rule is `economics.errors.Rejected` instead; a fault of ours is an `assert`.
 """
 
+import re
 from enum import IntEnum
 
 
@@ -126,6 +127,16 @@ class Unpaid(NodeError):
     """The wallet has less than it costs, or its owner said to pay less. Nothing was paid."""
 
     exit_code = ExitCode.UNPAID
+
+
+ID_FORM = re.compile("[A-Za-z0-9_-]{43}")
+
+
+def say_form(text: str) -> str:
+    """Return what is off with a text that is no ID and no key: 43 characters have two bits more than 32 bytes."""
+    if ID_FORM.fullmatch(text):
+        return "its last character is not what it was: copy it once more"
+    return "it has 43 characters of A-Z a-z 0-9 - _"
 
 
 FAILURES = {
