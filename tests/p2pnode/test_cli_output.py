@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+import click
 import pytest
 
+from p2pnode.cli.main import cli
 from p2pnode.errors import ExitCode
 from tests.p2pnode.command import Result, finish, start, start_python
 
@@ -51,3 +53,11 @@ def test_a_full_disk_under_the_output_is_named() -> None:
         at_work = finish(start_python("-c", SPEAK, "speak", home=None, out=out))
     for done in (at_once, at_work):
         assert (done.code, done.err) == (ExitCode.SPACE, "error: a disk is full: free some space and try again\n")
+
+
+def test_the_list_of_commands_has_no_line_that_is_cut() -> None:
+    def summaries(group: click.Group) -> list[str]:
+        inner = [line for one in group.commands.values() if isinstance(one, click.Group) for line in summaries(one)]
+        return [*inner, *(one.get_short_help_str(62) for one in group.commands.values())]
+
+    assert [line for line in summaries(cli) if line.endswith("...")] == []
