@@ -3,6 +3,7 @@
 A message of a peer that breaks a rule is `economics.errors.Rejected` instead; a fault of ours is an `assert`.
 """
 
+import re
 from enum import IntEnum
 
 
@@ -34,6 +35,8 @@ class ExitCode(IntEnum):
     """A disk failed, or gave back other bytes than were written to it."""
     INTERRUPTED = 130
     """Ctrl-C; what was stored so far stays, and the same call goes on from there."""
+    UNREAD = 141
+    """Whoever read the output has gone, as `head` does: what a shell says of any command that ends so."""
 
 
 class NodeError(Exception):
@@ -47,6 +50,12 @@ class InputError(NodeError):
     """A file or an ID that the user named cannot be used."""
 
     exit_code = ExitCode.INPUT
+
+
+class OutputClosed(InputError):
+    """The reader of a pipe has gone before all of it was written."""
+
+    exit_code = ExitCode.UNREAD
 
 
 class ConfigError(NodeError):
@@ -118,6 +127,16 @@ class Unpaid(NodeError):
     """The wallet has less than it costs, or its owner said to pay less. Nothing was paid."""
 
     exit_code = ExitCode.UNPAID
+
+
+ID_FORM = re.compile("[A-Za-z0-9_-]{43}")
+
+
+def say_form(text: str) -> str:
+    """Return what is off with a text that is no ID and no key: 43 characters have two bits more than 32 bytes."""
+    if ID_FORM.fullmatch(text):
+        return "its last character is not what it was: copy it once more"
+    return "it has 43 characters of A-Z a-z 0-9 - _"
 
 
 FAILURES = {

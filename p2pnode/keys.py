@@ -70,7 +70,7 @@ def load_key(path: Path) -> Key:
     """Return the key of a file, or raise `ConfigError` if there is none, or others may read it."""
     text = read_secret(path)
     if text is None:
-        raise ConfigError(f"no key at {path}: make one with `p2pnode init`")
+        raise ConfigError(f"no key at {path}: make one with `p2pnode init`, or name the --home of a node")
     return parse_seed(path, text)
 
 

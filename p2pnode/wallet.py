@@ -112,7 +112,7 @@ def read_wallet(path: Path) -> Key | Sealed:
     """Return what can be had without a passphrase; both forms have the `public` key. Raises `ConfigError`."""
     text = read_secret(path)
     if text is None:
-        raise ConfigError(f"no wallet at {path}: make one with `p2pnode wallet new`")
+        raise ConfigError(f"no wallet at {path}: make one with `p2pnode wallet new`, or name a --home that has one")
     return parse_sealed(path, text) if text.startswith("{") else parse_seed(path, text)
 
 

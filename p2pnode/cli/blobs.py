@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @home_option
 @json_option
 def status(home_path: Path, as_json: bool) -> None:
-    """Ask every member of the network how it is; stake, seats and challenges are what the chain proves."""
+    """Ask every member of the network how it is. Stake, seats and challenges are what the chain proves."""
     from p2pnode.clients.payments import format_amount
 
     async def work(client: "Session") -> None:

@@ -7,7 +7,7 @@ import click
 
 from p2pnode.cli.options import ID, IdCommand, home_option, json_option, limit_option
 from p2pnode.cli.session import echo_json, format_time, printable, run_client
-from p2pnode.errors import InputError, Unavailable
+from p2pnode.errors import InputError, Unavailable, say_form
 
 if TYPE_CHECKING:
     from economics.arguments import Operation
@@ -78,7 +78,7 @@ def parse_hash(text: str) -> "Digest":
     try:
         return Digest(parse_key(text))
     except Rejected as fault:
-        raise InputError(f"{text!r} is not a transaction's hash: it has 43 characters of A-Z a-z 0-9 - _") from fault
+        raise InputError(f"{text!r} is not a transaction's hash: {say_form(text)}") from fault
 
 
 def row_fields(row: "HistoryRow") -> dict[str, Any]:

@@ -58,7 +58,7 @@ def gateway(
     passphrase_file: Path | None,
     home_path: Path,
 ) -> None:
-    """Serve blobs over HTTP until told to stop; says in one line of JSON where.
+    """Serve blobs over HTTP until told to stop. Says in one line of JSON where.
 
     What it stores is paid by this home's wallet; without one it only reads. On loopback storing takes no token; listing
     and deleting always take the one in keys/gateway.token.

@@ -3,6 +3,8 @@
 Imports of libp2p and trio wait until a command needs them, so that `--help` answers at once.
 """
 
+import os
+import select
 import sys
 from typing import NoReturn
 
@@ -26,7 +28,8 @@ from p2pnode.cli import (
 )
 from p2pnode.cli.options import json_option
 from p2pnode.cli.session import echo_json
-from p2pnode.errors import ExitCode, NodeError
+from p2pnode.errors import ExitCode, NodeError, OutputClosed
+from p2pnode.files import FULL
 
 
 class Sections(click.Group):
@@ -47,7 +50,7 @@ def cli() -> None:
     Exit codes: 0 done, 1 a fault of p2pnode itself, 2 wrong usage, 3 unusable file or ID, 4 too few nodes answered,
     5 blob not available, 6 blob encoded inconsistently by its writer, 7 no space, 8 files of this home or testnet
     missing, foreign or in use, 9 not paid (the wallet has too little, or --max-cost says so), 10 the chain refused a
-    transaction, 11 a disk failed, 130 interrupted.
+    transaction, 11 a disk failed, 130 interrupted, 141 nobody read the output to its end.
     """
 
 
@@ -57,10 +60,12 @@ def main() -> NoReturn:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
         code = say_interrupted()
+    except SystemExit:  # click's answer to a broken pipe outside of trio
+        code = leave_output()
     except click.ClickException as fault:
         fault.show()
         code = fault.exit_code
-    except (NodeError, KeyboardInterrupt, BaseExceptionGroup) as fault:
+    except (NodeError, OSError, KeyboardInterrupt, BaseExceptionGroup) as fault:
         code = explain(fault)
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
@@ -70,12 +75,35 @@ def explain(fault: BaseException) -> int:
     leaves = leaves_of(fault)
     if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
         return say_interrupted()
+    if is_output_closed() and any(isinstance(leaf, BrokenPipeError | OutputClosed) for leaf in leaves):
+        return leave_output()
+    if any(isinstance(leaf, OSError) and leaf.errno in FULL for leaf in leaves):
+        click.echo("error: a disk is full: free some space and try again", err=True)
+        leave_output()
+        return ExitCode.SPACE
     for leaf in leaves:
         if not isinstance(leaf, NodeError):
             raise fault
     known = next(leaf for leaf in leaves if isinstance(leaf, NodeError))
     click.echo(f"error: {known}", err=True)
     return known.exit_code
+
+
+def is_output_closed() -> bool:
+    """Return whether nobody reads what this process says any more."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def leave_output() -> int:
+    """Write nothing more: what waits in the buffers would fail once more at the interpreter's end, with many words."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    if is_output_closed():
+        os.dup2(nowhere, 2)
+    return ExitCode.UNREAD
 
 
 def leaves_of(fault: BaseException) -> list[BaseException]:

@@ -84,7 +84,9 @@ def load_network(path: Path | None) -> "Genesis | None":
         return parse_genesis(read_bounded(path, GENESIS_BYTES_MAX).decode("utf-8"))
     except UnicodeDecodeError as fault:
         raise InputError(f"{path} is not a genesis file: it is not text") from fault
-    except (OSError, Rejected) as fault:
+    except OSError as fault:
+        raise InputError(f"cannot read {path}: {fault.strerror}") from fault
+    except Rejected as fault:
         raise InputError(f"{path} is not a genesis file: {fault}") from fault
 
 
@@ -122,7 +124,7 @@ def run(home_path: Path, behaviour: str, http: str | None) -> None:
 @home_option
 @json_option
 def backup(target: Path, home_path: Path, as_json: bool) -> None:
-    """Put this home's keys, settings and chain in one file, TARGET; slivers are not in it, the network has them.
+    """Put this home's keys, settings and chain in one file, TARGET. Slivers are not in it: the network has them.
 
     Keep the file as you keep keys. A node may run meanwhile.
     """

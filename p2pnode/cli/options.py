@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2pnode.errors import InputError
+from p2pnode.errors import InputError, say_form
 
 if TYPE_CHECKING:
     from economics.crypto import OwnerId
@@ -145,4 +145,4 @@ def parse_owner(text: str) -> "OwnerId":
     try:
         return OwnerId(parse_key(text))
     except Rejected as fault:
-        raise InputError(f"{text!r} is not a public key: it has 43 characters of A-Z a-z 0-9 - _") from fault
+        raise InputError(f"{text!r} is not a public key: {say_form(text)}") from fault

@@ -75,7 +75,7 @@ def list_(home_path: Path, as_json: bool) -> None:
 @home_option
 @json_option
 def info(blob_id: str, home_path: Path, as_json: bool) -> None:
-    """Say whose a blob is, how large, since and until when the network keeps it, and how many shards may still fail."""
+    """Say whose a blob is, how large, and until when it is kept. Also how many shards may still fail."""
     from economics.genesis import build_key_text
     from p2pnode.clients.payments import info as ask
     from p2pnode.clients.session import parse_id

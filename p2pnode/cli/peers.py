@@ -101,7 +101,7 @@ def serve(
     home_path: Path,
     as_json: bool,
 ) -> None:
-    """Serve files and folders to peers, straight from where they are, until Ctrl-C.
+    """Serve files and folders to peers until Ctrl-C. Their bytes stay where they are.
 
     Prints for each its blob ID, a link, and what to type elsewhere. Needs no network and no money. What this home has
     served or fetched before is served too, for as long as its files are as they were.
@@ -234,7 +234,7 @@ def get(
     home_path: Path,
     as_json: bool,
 ) -> None:
-    """Fetch a blob from peers that have it, from several at once, or else from the network's nodes.
+    """Fetch a blob from peers that have it, several at once. Else it comes from the network's nodes.
 
     Every byte is checked against the ID before it is written. Interrupted, run it again: it goes on from where it was.
     A link in quotes, or - to take it from standard input.
@@ -286,7 +286,7 @@ def sync(
     home_path: Path,
     as_json: bool,
 ) -> None:
-    """Make DIR equal to a folder that peers or the network have: only what differs is fetched.
+    """Make DIR equal to a folder that peers or the network have. Only what differs is fetched.
 
     The folder is named once: `p2pnode sync DIR` goes on with it. Interrupted, run it again.
     """
@@ -299,6 +299,7 @@ def sync(
 
     async def work(peer: "Peer") -> None:
         from economics.blob import build_blob_id_text
+        from p2pnode.clients.reading import count_of
         from p2pnode.peering.mirror import Fetcher
         from p2pnode.progress import read_progress
 
@@ -317,8 +318,9 @@ def sync(
         else:
             removed = f", {done.removed} removed" if done.removed else ""
             click.echo(
-                f"{printable(str(directory))} is equal to the folder: {done.fetched} files fetched, "
-                f"{done.fetched_bytes} bytes, {sum_up_sources(peer)}; {done.kept} were right already, "
+                f"{printable(str(directory))} is equal to the folder: {count_of(done.fetched, 'file')} "
+                f"fetched, {count_of(done.fetched_bytes, 'byte')}, {sum_up_sources(peer)}; "
+                f"{done.kept} {'was' if done.kept == 1 else 'were'} right already, "
                 f"{done.copied} copied from others{removed}",
                 err=True,
             )

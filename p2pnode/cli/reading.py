@@ -67,7 +67,7 @@ def read(
 @home_option
 @json_option
 def open_(link: str, output: Path | None, home_path: Path, as_json: bool) -> None:
-    """Read what a p2pnode:// link names, and keep its key in this home.
+    """Read what a p2pnode:// link names. Its key is kept in this home.
 
     LINK in quotes, or - to take it from standard input, where neither a list of processes nor a shell's history shows
     its key.
@@ -149,7 +149,7 @@ def sum_up(done: "Fetched", request: "Request") -> str:
 @home_option
 @json_option
 def ls(what: str, home_path: Path, as_json: bool) -> None:
-    """List the files in a quilt or a folder: bytes and path, x for what is executable."""
+    """List the files in a quilt or a folder. Each line has bytes and path, and x for what is executable."""
     from economics.blob import build_blob_id_text
     from p2pnode.content.keyring import Keyring
     from p2pnode.home import Home

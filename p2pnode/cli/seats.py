@@ -49,7 +49,8 @@ def join(
     passphrase_file: Path | None,
     home_path: Path,
 ) -> None:
-    """Give this machine's disk to a network: register its node, put a stake on it, and run it until told to stop.
+    """Give this machine's disk to a network, with a stake. Registers its node, puts the stake on it, and runs it until
+    told to stop.
 
     Makes the home if there is none. Shards come with the next epoch, or the one after it. Interrupted, or without
     enough WAL, the same command goes on: nothing is paid for twice.
@@ -164,7 +165,7 @@ async def find_offer(client: "Session", home: "Home", node: bytes, *, quota: int
 @home_option
 @json_option
 def leave(no_wait: bool, passphrase_file: Path | None, home_path: Path, as_json: bool) -> None:
-    """Give this home's seats up and take the wallet's stakes on its node back.
+    """Give this home's seats up and take its stakes back. Those are its wallet's stakes on its own node.
 
     The node must run on until its shards are with others, which this command waits for. What was staked is paid back
     when the unbonding time is over, as `p2pnode stakes` shows.
@@ -215,7 +216,7 @@ def replace(
     home_path: Path,
     as_json: bool,
 ) -> None:
-    """Make a home for a node whose disk is lost, from its key: `p2pnode run` then refills it from the others.
+    """Make a home for a node whose disk is lost, from its key. `p2pnode run` then refills it from the others.
 
     It votes again once the chain has passed whatever it may have signed. The old node must be gone for good: two with
     one key would be punished.
@@ -283,7 +284,7 @@ def vote(
     home_path: Path,
     as_json: bool,
 ) -> None:
-    """Say what this home's node would sell storage for, and how much it has: what is not named stays.
+    """Say what this home's node sells storage for, and how much. What is not named stays.
 
     The next epoch's prices are the lowest that members with a quorum of shards agree to.
     """

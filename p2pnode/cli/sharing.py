@@ -14,7 +14,7 @@ from p2pnode.cli.session import echo_json
 @home_option
 @json_option
 def share(what: str, home_path: Path, as_json: bool) -> None:
-    """Print a link to a blob, a folder or a file in one, with the key that opens it. Asks nobody.
+    """Print a link to a blob, a folder or a file in one. It has the key that opens it. Asks nobody.
 
     Whoever has the link can read, with `p2pnode open LINK`, for as long as somebody keeps the blob.
     """

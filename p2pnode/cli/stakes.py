@@ -8,7 +8,7 @@ import click
 from p2pnode.cli.options import AMOUNT, ID, IdCommand, home_option, json_option, parse_owner
 from p2pnode.cli.passphrase import passphrase_option
 from p2pnode.cli.session import echo_json, load_owner, run_client
-from p2pnode.errors import InputError
+from p2pnode.errors import InputError, say_form
 
 if TYPE_CHECKING:
     from economics.nodes import NodeEntry, Stake
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @home_option
 @json_option
 def stake(node: str, amount: int, passphrase_file: Path | None, home_path: Path, as_json: bool) -> None:
-    """Put WAL on NODE: it has part in what the node earns, and is slashed with it.
+    """Put WAL on NODE, to have part in what the node earns. It is slashed with the node, too.
 
     It counts from the next epoch on, or from the one after it where the next one's members are chosen already.
     """
@@ -54,7 +54,7 @@ def stake(node: str, amount: int, passphrase_file: Path | None, home_path: Path,
 @home_option
 @json_option
 def unstake(stake_id: str, shares: int | None, passphrase_file: Path | None, home_path: Path, as_json: bool) -> None:
-    """Take STAKE back: at once if it does not count yet, else when the unbonding time is over.
+    """Take STAKE back. That is at once if it does not count yet, else when the unbonding time is over.
 
     `p2pnode stakes` lists the stakes of this wallet.
     """
@@ -84,7 +84,7 @@ def parse_stake(text: str) -> "StakeId":
     try:
         return StakeId(Digest(parse_key(text)))
     except Rejected as fault:
-        raise InputError(f"{text!r} is not a stake's ID: it has 43 characters of A-Z a-z 0-9 - _") from fault
+        raise InputError(f"{text!r} is not a stake's ID: {say_form(text)}") from fault
 
 
 @click.command("stakes")
@@ -134,7 +134,7 @@ def stake_fields(held: "Stake", entry: "NodeEntry | None") -> dict[str, Any]:
 @home_option
 @json_option
 def committee(home_path: Path, as_json: bool) -> None:
-    """Show who holds how many shards now and next, with what stake, and how they stand their challenges."""
+    """Show who holds how many shards now and next. Also with what stake, and how they stand their challenges."""
     from p2pnode.clients.overview import find_overview
 
     async def work(client: "Session") -> None:

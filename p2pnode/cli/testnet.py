@@ -37,7 +37,7 @@ def up(
     quota: int | None,
     epoch: int | None,
 ) -> None:
-    """Start a testnet in the background and print its endpoints, keys and pids as JSON."""
+    """Start a testnet in the background. Prints its endpoints, keys and pids as JSON."""
     from p2pnode import testnet as room
 
     behaviours = ["equivocator"] * equivocator + ["silent"] * silent + ["stalled"] * stalled + ["liar"] * liar
@@ -95,7 +95,7 @@ def restart(directory: Path, node: int) -> None:
 @click.option("--stake", metavar="WAL", type=AMOUNT, help="What each stakes; as much as a first member if not given.")
 @click.option("--quota", type=SIZE, help="Most bytes of slivers each keeps; 64 GiB if not given.")
 def add(directory: Path, count: int, stake: int | None, quota: int | None) -> None:
-    """Start N more nodes, one if not given, that join: they have shards from the next epoch on, or the one after."""
+    """Start N more nodes, one if not given, that join. They have shards from the next epoch on, or the one after."""
     from p2pnode import testnet as room
 
     changed = room.load(directory.absolute())
@@ -110,7 +110,7 @@ def add(directory: Path, count: int, stake: int | None, quota: int | None) -> No
 @directory_option
 @click.argument("node", type=int)
 def remove(directory: Path, node: int) -> None:
-    """Have node NODE leave, and stop it once others have what it held: that takes an epoch or two."""
+    """Have node NODE leave, and stop it once others hold its shards. That takes an epoch or two."""
     from p2pnode import testnet as room
 
     testnet = room.load(directory)
@@ -122,7 +122,7 @@ def remove(directory: Path, node: int) -> None:
 @directory_option
 @click.argument("node", type=int)
 def replace(directory: Path, node: int) -> None:
-    """Kill node NODE, wipe its disk but for its keys, and start it again: it refills itself from the others."""
+    """Kill node NODE, wipe its disk but for its keys, restart it. It refills itself from the others."""
     from p2pnode import testnet as room
 
     changed = room.replace(room.load(directory), node)
@@ -132,7 +132,7 @@ def replace(directory: Path, node: int) -> None:
 @testnet.command("status")
 @directory_option
 def testnet_status(directory: Path) -> None:
-    """Print the testnet's endpoints, keys and pids, and which nodes run."""
+    """Print which nodes run, and their endpoints, keys and pids."""
     from p2pnode import testnet as room
 
     click.echo(json.dumps(room.load(directory).to_json(), indent=2))

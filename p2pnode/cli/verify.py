@@ -150,7 +150,7 @@ def show(proven: "Proven", *, as_json: bool) -> None:
 @home_option
 @json_option
 def checkpoint(output: Path, home_path: Path, as_json: bool) -> None:
-    """Write a checkpoint of the newest epoch to OUTPUT, for others who trust you."""
+    """Write a checkpoint of the newest epoch to OUTPUT. It is for others who trust you."""
 
     async def work(client: "Session") -> None:
         await client.chain.head()
@@ -169,7 +169,7 @@ def checkpoint(output: Path, home_path: Path, as_json: bool) -> None:
 @home_option
 @json_option
 def trust(checkpoint: Path, home_path: Path, as_json: bool) -> None:
-    """Trust CHECKPOINT, a file from someone you trust, in all commands of this home from now on.
+    """Trust CHECKPOINT, a file from someone you trust. All commands of this home do so from now on.
 
     Needed where the genesis, or the last use of this home, is longer ago than the unbonding time.
     """

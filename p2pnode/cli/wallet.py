@@ -99,7 +99,7 @@ def balance(key: str | None, home_path: Path, as_json: bool) -> None:
 @home_option
 @json_option
 def send(key: str, amount: int, passphrase_file: Path | None, home_path: Path, as_json: bool) -> None:
-    """Send AMOUNT, in WAL such as 1.5 or as 1500000frost, to the account KEY."""
+    """Send AMOUNT to the account KEY. It is in WAL, such as 1.5, or such as 1500000frost."""
     to = parse_owner(key)
     own = load_owner(home_path, passphrase_file)
     run_client(home_path, sending(own, to, amount, as_json=as_json))
@@ -132,7 +132,7 @@ def history(limit: int, home_path: Path, as_json: bool) -> None:
 @home_option
 @json_option
 def faucet(key: str | None, amount: int | None, home_path: Path, as_json: bool) -> None:
-    """On a testnet: have AMOUNT, 10 WAL if not given, sent to this wallet or to the account KEY."""
+    """On a testnet: have WAL sent to this wallet or the account KEY. AMOUNT is 10 WAL if not given."""
     from p2pnode.clients.payments import parse_amount
     from p2pnode.home import Home
     from p2pnode.keys import load_key

@@ -22,6 +22,7 @@ from economics.committee import Committee
 from economics.crypto import DIGEST_BYTES, KEY_BYTES, SIGNATURE_BYTES, Level, OwnerId, Signature, digest
 from economics.genesis import FROST_MAX, FROST_PER_WAL, Genesis
 from economics.nodes import Terms
+from economics.operations import EPOCHS_AHEAD_MAX
 from economics.slots import blob_key
 from economics.state import BlobEntry, BlobSummary, Reservation
 from economics.transactions import Transaction, least_fee
@@ -142,7 +143,7 @@ async def verify_funds(chain: Chain, owner: OwnerId, cost_frost: int) -> None:
     if balance < cost_frost:
         raise Unpaid(
             f"it costs {format_amount(cost_frost)}, and the wallet has {format_amount(balance)}: have WAL sent to it "
-            "(`p2pnode wallet show` prints its key), or on a testnet `p2pnode faucet`"
+            "(`p2pnode wallet show` prints its key), or on a testnet `p2pnode faucet KEY AMOUNT` from its client's home"
         )
 
 
@@ -316,9 +317,19 @@ async def extend(
     max_cost_frost: int | None,
     on_quote: Callable[[Quote], None],
 ) -> Extended:
-    """Keep a blob of one's own for `epochs` more than it would be. Raises `Unpaid`, `TransactionFailed`."""
+    """Keep a blob of one's own for `epochs` more than it would be.
+
+    Raises `InputError` where that is further ahead than storage is sold, `Unpaid`, `TransactionFailed`.
+    """
     owner = OwnerId(key.public)
     entry = (await own_entries(chain, owner, blob_id))[0]
+    most = (await chain.head()).epoch + EPOCHS_AHEAD_MAX - entry.end_epoch
+    if epochs > most:
+        how = f"for {most} more" if most > 0 else "for none more now"
+        raise InputError(
+            f"it is kept until epoch {entry.end_epoch} already, and storage is sold for {EPOCHS_AHEAD_MAX} epochs "
+            f"ahead: it can be kept {how}"
+        )
     quoted = quote_extension(chain.genesis, (await chain.seats()).terms, entry, epochs)
     await _agree(chain, owner, quoted, Order(epochs=epochs, max_cost_frost=max_cost_frost, on_quote=on_quote))
     outcome = await chain.transact(key, Extend(blob_id, entry.reservation, epochs))

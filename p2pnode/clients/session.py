@@ -29,7 +29,7 @@ from p2pnode.clients.overview import Overview, find_overview
 from p2pnode.coding.codec import Codec
 from p2pnode.coding.kernel import load_kernel
 from p2pnode.dialling import bootstrap_of, clock_ms, dialler
-from p2pnode.errors import InconsistentBlob, InputError, NodeError, Unavailable
+from p2pnode.errors import InconsistentBlob, InputError, NodeError, Unavailable, say_form
 from p2pnode.home import Home
 from p2pnode.keys import Key
 from p2pnode.members import REQUEST_FAULTS, Fault, Members, shorten
@@ -271,4 +271,4 @@ def parse_id(text: str) -> BlobId:
     try:
         return parse_blob_id(text)
     except Rejected as fault:
-        raise InputError(f"{text!r} is not a blob ID: it has 43 characters of A-Z a-z 0-9 - _") from fault
+        raise InputError(f"{text!r} is not a blob ID: {say_form(text)}") from fault

@@ -24,7 +24,7 @@ from p2pnode.content.contents import WrongFolder
 from p2pnode.content.sealed import FRAME_BYTES, FRONT_BYTES, SEALED_FRAME_BYTES, SealedSource
 from p2pnode.content.sources import Source
 from p2pnode.content.views import View, verify_range
-from p2pnode.errors import InconsistentBlob, InputError, SpaceError
+from p2pnode.errors import InconsistentBlob, InputError, OutputClosed, SpaceError
 from p2pnode.files import FULL, sync_directory
 
 HASH_BYTES = 1 << 20
@@ -268,7 +268,8 @@ def write_views(sink: BinaryIO, views: list[memoryview]) -> None:
     except OSError as fault:
         if fault.errno in FULL:
             raise SpaceError("the disk of the output is full: free some space and read again") from fault
-        raise InputError(f"cannot write the output: {fault.strerror}") from fault
+        kind = OutputClosed if isinstance(fault, BrokenPipeError) else InputError
+        raise kind(f"cannot write the output: {fault.strerror}") from fault
 
 
 def _write_all(sink: BinaryIO | FileIO, views: list[memoryview]) -> None:

@@ -67,7 +67,7 @@ def parse_link(text: str) -> Link:
     text = text.strip()
     verify_size(text)
     if not text.startswith(PREFIX):
-        raise InputError(f"that is no link: it begins with {PREFIX}")
+        raise InputError(f"that is no link: one begins with {PREFIX}; `p2pnode read` takes an ID alone")
     if not text.isascii() or not text.isprintable() or " " in text:
         raise InputError("a link has no blanks and no signs beyond ASCII: copy it once more, whole")
     front, hash_sign, fragment = text.removeprefix(PREFIX).partition("#")

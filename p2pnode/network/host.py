@@ -23,6 +23,7 @@ wrappers wherever the library has them (the two names that are rebound are in `f
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -274,7 +275,7 @@ class Network:
                 try:
                     await self._swarm.dial_addr(address, peer_id)
                 except Exception as error:  # the border: a hostile peer's handshake chooses what the library raises
-                    failures.append(f"{address}: {innermost(error)}")
+                    failures.append(f"{address}: {say_cause(error)}")
                     failed.set()
                 else:
                     nursery.cancel_scope.cancel()
@@ -384,11 +385,15 @@ def parse_address(text: str) -> Multiaddr | None:
         return None
 
 
-def innermost(error: BaseException) -> BaseException:
-    """Return the cause at the bottom of the library's wrappers: the one that a user can act on."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def say_cause(error: BaseException) -> str:
+    """Return the cause at the bottom of the wrappers of library and trio, which a user can act on, in its own words."""
+    while True:
+        if isinstance(error, BaseExceptionGroup):  # one for each attempt: there is one address
+            error = error.exceptions[0]
+        elif error.__cause__ is not None:
+            error = error.__cause__
+        else:
+            return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
 
 
 @asynccontextmanager

@@ -61,7 +61,7 @@ def show(title: str, rows: list[Row]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     small = ("codec", "stages", "wire", "sync", "gossip")
     parts = (*small, "network", "challenges", "chain", "heal", "join", "gateway", "quilt", "large")
     parser.add_argument(

@@ -335,7 +335,7 @@ def plot_checks(path: Path, checks: Sequence[Check]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/durability", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("durability-out"), help="where the plots go")
     parser.add_argument("--quick", action="store_true", help="two small networks and short checks: seconds, no figures")

@@ -69,7 +69,7 @@ def _of_the_trials() -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/economy", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("economy-out"), help="where the plots go")
     parser.add_argument("--quick", action="store_true", help="a few epochs of everything: seconds, no figures")

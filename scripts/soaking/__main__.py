@@ -51,7 +51,7 @@ CALM_LOAD_PAUSE_S = 2.0
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
     parser.add_argument("--nodes", type=int, default=7)
     parser.add_argument("--shards", type=int, default=21)
     extent = parser.add_mutually_exclusive_group()

@@ -1,6 +1,7 @@
 """Amounts are exact; a quote is what is then paid; nothing is paid in vain, and nothing over what was agreed."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -230,6 +231,18 @@ class TestLiveBlob:
         done = await payments.extend(chain, OWNER, live, epochs=4, max_cost_frost=None, on_quote=heard.append)
         assert done.end_epoch == 6
         assert spent(chain) - before == done.cost_frost == heard[0].total_frost
+
+    async def test_is_not_extended_further_than_storage_is_sold_and_that_costs_nothing(
+        self, chain: LedgerChain, live: BlobId
+    ) -> None:
+        paid, heard = spent(chain), list[Quote]()
+        keep = partial(payments.extend, chain, OWNER, live, max_cost_frost=None, on_quote=heard.append)
+        with pytest.raises(InputError, match=r"until epoch 2 already, and .* for 53 epochs ahead: .* for 51 more$"):
+            await keep(epochs=52)
+        assert (spent(chain), heard) == (paid, [])
+        assert (await keep(epochs=51)).end_epoch == 53
+        with pytest.raises(InputError, match=r"for none more now$"):
+            await keep(epochs=1)
 
     async def test_of_one_s_own_is_deleted_and_its_storage_stored_into_again(
         self, chain: LedgerChain, live: BlobId

@@ -81,6 +81,12 @@ async def test_a_peer_without_addresses_or_with_dead_ones_is_unreachable() -> No
         assert client._dials == {}
 
 
+async def test_why_a_dial_failed_is_said_in_the_system_s_words() -> None:
+    async with open_network(seed=seed(1), listen=[]) as client:
+        with pytest.raises(PeerUnreachable, match=r"^/ip4/127\.0\.0\.1/tcp/1: Connection refused$"):
+            await client.connect(node_id(2), addresses=["/ip4/127.0.0.1/tcp/1"])
+
+
 async def test_a_peer_with_another_key_than_asked_for_is_unreachable() -> None:
     async with nodes(2) as (server, client):
         with pytest.raises(PeerUnreachable):
