@@ -91,9 +91,15 @@ class BlockMaker:
             yield candidate
             block_hash = candidate.block.header.parent_hash
 
-    def in_flight(self, tip: BlockHeader) -> list[SignedTransaction]:
-        """Return the transactions of `tip` and of what it builds on, down to the head."""
+    def in_flight(self, tip: BlockHeader) -> list[SignedTransaction] | None:
+        """Return the transactions of `tip` and of what it builds on, down to the head.
+
+        None where one of these blocks is not here: a quorum may have voted for what this member still waits for.
+        """
         blocks = list(self._flight(tip))
+        lowest = blocks[-1].block.header.height if blocks else tip.height + 1
+        if lowest > self.executor.height + 1:
+            return None
         return [signed for candidate in reversed(blocks) for signed in candidate.transactions]
 
     def _with_reveal(self, header: BlockHeader, parent: BlockHeader) -> BlockHeader:
@@ -113,7 +119,7 @@ class BlockMaker:
         earliest = self.earliest_ms(tip)
         if self.executor.ends_epoch(tip) and tip != self.executor.root_header:
             return earliest  # only what builds on a boundary can finalize it
-        flight = self.in_flight(tip)
+        flight = self.in_flight(tip) or ()
         if next(self.mempool.executable(ledger=self.executor.ledger, in_flight=flight), None) is not None:
             return earliest
         shown = tip != self.executor.root_header and tip.state_root == self.executor.ledger.root
@@ -168,9 +174,12 @@ class BlockMaker:
         return block
 
     def _choose(self, parent: BlockHeader) -> tuple[SignedTransaction, ...]:
+        flight = self.in_flight(parent)
+        if flight is None:  # whatever waits may be in there already
+            return ()
         chosen: list[SignedTransaction] = []
         size = signatures = 0
-        waiting = self.mempool.executable(ledger=self.executor.ledger, in_flight=self.in_flight(parent))
+        waiting = self.mempool.executable(ledger=self.executor.ledger, in_flight=flight)
         for signed in waiting:
             size += len(signed.raw)
             signatures += inner_signatures(signed.transaction.operation)

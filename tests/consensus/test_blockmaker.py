@@ -99,6 +99,22 @@ class TestBuilding:
             parent = block.header
         assert parent.transactions_count == 0  # all are in flight in the first
 
+    async def test_holds_nothing_on_a_block_that_is_not_here(self, leader: Member, voter: Member) -> None:
+        """What waits may be in it: the account's history would show that again, as failed."""
+        for member in (leader, voter):
+            member.mempool.add(pay(leader), ledger=member.executor.ledger)
+        parent = leader.maker.build(view=1, leader=0, parent=leader.executor.head, is_empty=False)
+        assert len(parent.transactions) == 1
+        following = voter.maker.build(view=2, leader=1, parent=parent.header, is_empty=False)
+        assert following.transactions == ()
+        on_it = voter.maker.build(view=3, leader=1, parent=following.header, is_empty=False)
+        assert on_it.transactions == ()
+        serve(voter)
+        assert await verdict(voter, parent) is None
+        voter.mempool.add(pay(leader, 1), ledger=voter.executor.ledger)
+        again = voter.maker.build(view=4, leader=1, parent=following.header, is_empty=False)
+        assert again.transactions == (pay(leader, 1).hash,)
+
     async def test_on_a_boundary_is_empty_and_names_no_next_committee(self, leader: Member) -> None:
         leader.mempool.add(pay(leader), ledger=leader.executor.ledger)
         boundary = Maker(leader.executor).make(after_ms=GENESIS.parameters.epoch_ms).block.header
