@@ -8,7 +8,7 @@ import click
 
 from p2pnode.cli.gateway import ADDRESS as GATEWAY_ADDRESS
 from p2pnode.cli.gateway import build_options
-from p2pnode.cli.options import ID, IdCommand, home_option, json_option, parse_owner
+from p2pnode.cli.options import ID, SIZE, IdCommand, home_option, json_option, parse_owner
 from p2pnode.cli.passphrase import asking, passphrase_option, plain_option
 from p2pnode.cli.session import echo_json, run_async, set_up_logging
 from p2pnode.errors import InputError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command(cls=IdCommand)
 @home_option
 @click.option("--listen", multiple=True, help="Address to listen on, such as /ip4/0.0.0.0/tcp/4001; may be repeated.")
-@click.option("--quota", type=click.IntRange(min=0), help="Most bytes of slivers to keep; 64 GiB if not given.")
+@click.option("--quota", type=SIZE, help="Most bytes of slivers to keep; 64 GiB if not given.")
 @click.option("--genesis", type=click.Path(path_type=Path), help="Genesis file of the network to join.")
 @click.option(
     "--owner",

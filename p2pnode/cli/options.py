@@ -41,7 +41,12 @@ class AmountType(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         from p2pnode.clients.payments import parse_amount
 
-        return value if isinstance(value, int) else parse_amount(str(value))
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_amount(str(value))
+        except InputError as fault:
+            self.fail(str(fault), param, ctx)
 
 
 AMOUNT = AmountType()
@@ -96,7 +101,22 @@ class DurationType(click.ParamType[int]):
         return int(parts[1]) * SECONDS[parts[2]]
 
 
+class RangeType(click.ParamType[tuple[int, int | None]]):
+    """A first and a last byte, or none for the end, such as 0-99 or 100-."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int | None]:
+        if isinstance(value, tuple):
+            return value
+        parts = re.fullmatch(r"([0-9]{1,18})-([0-9]{1,18})?", str(value))
+        if parts is None:
+            self.fail(f"{value!r} is not a range: write first and last byte, such as 0-99 or 100-", param, ctx)
+        return int(parts[1]), int(parts[2]) if parts[2] else None
+
+
 SIZE = SizeType()
+RANGE = RangeType()
 PERCENT = PercentType()
 DURATION = DurationType()
 

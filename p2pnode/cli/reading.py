@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2pnode.cli.options import ID, IdCommand, home_option, json_option
+from p2pnode.cli.options import ID, RANGE, IdCommand, home_option, json_option
 from p2pnode.cli.session import echo_json, printable, run_client
 from p2pnode.errors import InputError, NodeError
 
@@ -32,7 +32,7 @@ output_option = click.option(
 @click.command(cls=IdCommand)
 @click.argument("what", metavar="ID[/PATH]", type=ID)
 @output_option
-@click.option("--range", "bounds", metavar="A-B", help=RANGE_HELP)
+@click.option("--range", "bounds", metavar="A-B", type=RANGE, help=RANGE_HELP)
 @click.option(
     "--strict", is_flag=True, help="Also prove, by encoding it again, that no other reader can get other bytes."
 )
@@ -40,7 +40,13 @@ output_option = click.option(
 @home_option
 @json_option
 def read(
-    what: str, output: Path | None, bounds: str | None, strict: bool, raw: bool, home_path: Path, as_json: bool
+    what: str,
+    output: Path | None,
+    bounds: tuple[int, int | None] | None,
+    strict: bool,
+    raw: bool,
+    home_path: Path,
+    as_json: bool,
 ) -> None:
     """Read a blob, a folder, or a file in one.
 
@@ -56,7 +62,7 @@ def read(
     blob_id, path = parse_what(what)
     if raw and path is not None:
         raise click.UsageError("--raw is for a whole blob: leave the path out")
-    request = Request(blob_id, path, output, bounds=parse_range(bounds), strict=strict, raw=raw)
+    request = Request(blob_id, path, output, bounds=bounds, strict=strict, raw=raw)
     keys = Keyring(Home(home_path)).key_of
     run_client(home_path, lambda client: fetch(client, request, keys, as_json=as_json))
 
@@ -204,12 +210,3 @@ def parse_what(text: str) -> "tuple[BlobId, str | None]":
 
     name, _, path = text.partition("/")
     return parse_id(name), path.rstrip("/") or None
-
-
-def parse_range(text: str | None) -> tuple[int, int | None] | None:
-    if text is None:
-        return None
-    first, dash, last = text.partition("-")
-    if not dash or not first.isdecimal() or (last and not last.isdecimal()):
-        raise InputError(f"{text!r} is not a range: write first and last byte, such as 0-99 or 100-")
-    return int(first), int(last) if last else None

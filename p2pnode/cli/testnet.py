@@ -23,7 +23,7 @@ def testnet() -> None:
 @click.option("--liar", default=0, type=click.IntRange(min=0), help="Number of nodes that serve wrong symbols.")
 @click.option("--stalled", default=0, type=click.IntRange(min=0), help="Number of nodes that drip their answers.")
 @click.option("--silent", default=0, type=click.IntRange(min=0), help="Number of nodes that never answer a read.")
-@click.option("--quota", type=click.IntRange(min=0), help="Most bytes of slivers each node keeps; 64 GiB if not given.")
+@click.option("--quota", type=SIZE, help="Most bytes of slivers each node keeps; 64 GiB if not given.")
 @click.option("--equivocator", default=0, type=click.IntRange(min=0), help="Number of nodes that vote for two blocks.")
 @click.option("--epoch", type=DURATION, help="How long an epoch is, such as 20s or 1h; a day if not given.")
 def up(

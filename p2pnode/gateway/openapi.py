@@ -36,7 +36,8 @@ Blobs by their content, over HTTP, with the paths, parameters and JSON of Walrus
 - Nothing stored can be given away or shared: `send_object_to` can only name the gateway's own account.
 - Listing and deleting what the gateway's wallet keeps is possible, with its token.
 - A quilt patch ID has 37 bytes, and `range` counts bytes.
-- 402 means that the wallet has too little, 410 that a blob has expired, 503 that the same request may succeed later."""
+- 402 means that the wallet has too little, 410 that a blob has expired or was deleted.
+- 503 means that the same request may succeed later."""
 
 
 def routes(services: Services) -> list[Route]:

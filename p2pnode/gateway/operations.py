@@ -13,7 +13,7 @@ WHY = {
     405: "The path has other methods.",
     408: "The body stopped coming.",
     409: "The state of the ledger does not allow it.",
-    410: "The blob has expired.",
+    410: "The blob has expired or was deleted.",
     412: "It is not what `If-Match` names.",
     413: "The body is larger than the limit, which is in `details`.",
     415: "The body is no form.",
