@@ -355,8 +355,7 @@ class Client:
         """Give every node another chance, now and then, while nobody counts on what is known of them."""
         if not self._calls and trio.current_time() - self._forgiven_at > FORGIVE_S:
             self._forgiven_at = trio.current_time()
-            for members in (self.session.members, self.session.chain.members):
-                members.forgive_all()
+            self.session.forgive()
 
 
 @asynccontextmanager

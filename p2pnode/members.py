@@ -216,7 +216,10 @@ class Members:
         self._nodes.faults.pop(self.node_of(who), None)
 
     def forgive_all(self) -> None:
-        self._nodes.faults.clear()
+        """Give every node another chance but those that served wrong bytes."""
+        faults = self._nodes.faults
+        for node in [node for node, fault in faults.items() if fault.kind is not FaultKind.WRONG_BYTES]:
+            del faults[node]
 
     async def open_stream(self, who: Who) -> Stream:
         """Open a stream: first at the addresses that the chain or the genesis file names, then at those that the DHT

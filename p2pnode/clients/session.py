@@ -61,6 +61,11 @@ class Session:
             await self.members.seat(seating.current)
         return seating
 
+    def forgive(self) -> None:
+        """Ask first again whoever failed a while ago, but no liar: for sessions that stay open."""
+        for members in (self.members, self.chain.members):
+            members.forgive_all()
+
     async def judge(self, blob_id: BlobId, fault: NodeError) -> NodeError:
         """Return what the user is to know of a read that failed: whether it is its writer's fault, for ever.
 

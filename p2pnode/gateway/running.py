@@ -120,6 +120,7 @@ async def serve(peer: Peer, owner: Key | None, options: Options) -> AsyncIterato
         blobs = Blobs(session, cache, nursery, swarm=peer.swarm)
         services = Services(home, session, owner, access, options.limits, blobs)
         nursery.start_soon(services.watch_head)
+        nursery.start_soon(services.forgive)
         with peer.serving(cache):
             async with open_server(
                 lambda addresses: create_app(services), options.host, options.port, options.bounds

@@ -15,6 +15,8 @@ from p2pnode.home import Home
 from p2pnode.keys import Key
 
 HEAD_S = 10.0
+FORGIVE_S = 60.0
+"""A node that was restarted is asked as before after so long; one that is still away costs a dial a minute."""
 HEAD_OLD_S = 60.0
 """Without a proven block for so long the gateway says that it is not ready."""
 
@@ -77,6 +79,12 @@ class Services:
             except NodeError as fault:
                 self.health.fault = str(fault)
             await trio.sleep(HEAD_S)
+
+    async def forgive(self) -> None:
+        """Give members that failed another chance now and then: nothing else does, for as long as the gateway runs."""
+        while True:
+            await trio.sleep(FORGIVE_S)
+            self.session.forgive()
 
     def note_stored(self, blob_id: BlobId, content_type: str | None) -> None:
         """Have a blob found that was certified just now, whoever found it missing before."""

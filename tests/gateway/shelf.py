@@ -58,8 +58,12 @@ class Shelf:
     epoch: int = 5
     accused: list[NodeError] = field(default_factory=list)
     suspect: tuple[Header, int] | None = None
+    forgiven: int = 0
     genesis = GENESIS
     codec = CODEC
+
+    def forgive(self) -> None:
+        self.forgiven += 1
 
     @property
     def reader(self) -> "Shelf":

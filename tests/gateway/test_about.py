@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 import trio
 
 from p2pnode.errors import PeerUnreachable
+from p2pnode.gateway import services as module
 from tests.gateway.raw import ask, get
 from tests.gateway.shelf import GENESIS, Shelf, open_shelf
 
@@ -44,6 +46,18 @@ async def test_it_is_ready_once_a_block_is_proven(tmp_path: Path) -> None:
     assert {name: status[name] for name in ("chain", "epoch", "height", "ready", "stores", "downloads")} == {
         "chain": GENESIS.chain_id.hex(), "epoch": 7, "height": 100, "ready": True, "stores": False, "downloads": 0,
     }  # fmt: skip
+
+
+async def test_members_that_failed_get_another_chance_each_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FORGIVE_S", 0.01)
+    shelf = Shelf()
+    async with open_shelf(shelf, tmp_path) as opened, trio.open_nursery() as nursery:
+        nursery.start_soon(opened.services.forgive)
+        while shelf.forgiven < 2:  # noqa: ASYNC110 - a field has no event
+            await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
 
 
 async def test_its_page_has_no_script_and_needs_none(tmp_path: Path) -> None:

@@ -191,6 +191,16 @@ class TestSeats:
             members.forgive(0)
             assert members.faults == {}
 
+    async def test_get_another_chance_but_for_liars(self, tmp_path: Path) -> None:
+        async with open_members(tmp_path, count=4) as (_, members):
+            other = members.seated(self.reseated())
+            for member, fault in enumerate(
+                (TooSlow("1 byte"), Rejected(Reason.HASH_MISMATCH, ""), StreamBroken("away"))
+            ):
+                members.blame(member, fault)
+            other.forgive_all()
+            assert set(members.faults) == {1}
+
     async def test_of_another_committee_share_streams_and_faults(self, tmp_path: Path) -> None:
         async with open_members(tmp_path, count=4) as (network, members):
             other = members.seated(self.reseated())
