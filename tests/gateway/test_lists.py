@@ -125,23 +125,3 @@ async def test_a_folder_of_more_paths_than_there_may_be_is_none(
     async with open_shelf(shelf, tmp_path) as opened:
         urls = [f"/v1/blobs/by-folder-id/{build_blob_id_text(blob_id)}/" for blob_id in ids]
         assert [(await get(opened.port, url)).status for url in urls] == [200, 404]
-
-
-@pytest.mark.parametrize(
-    ("name", "asked", "location"),
-    [
-        ("https:evil.example", "https:evil.example", "https%3Aevil.example/"),
-        ("a?b#c", "a%3Fb%23c", "a%3Fb%23c/"),
-        ("%2f%2fevil.example", "%252f%252fevil.example", "%252f%252fevil.example/"),
-        ("in/\\evil.example", "in/%5Cevil.example", "%5Cevil.example/"),
-    ],
-)
-async def test_a_folder_whose_name_reads_like_a_url_leads_nowhere_else(
-    name: str, asked: str, location: str, tmp_path: Path
-) -> None:
-    shelf = Shelf()
-    base = f"/v1/blobs/by-folder-id/{build_blob_id_text(shelf.put(folder(f'{name}/file').encode()))}"
-    async with open_shelf(shelf, tmp_path) as opened:
-        moved = await get(opened.port, f"{base}/{asked}?strict_consistency_check=true")
-        assert (moved.status, moved.headers["location"]) == (307, f"{location}?strict_consistency_check=true")
-        assert (await get(opened.port, f"{base}/{asked}/")).status == 200

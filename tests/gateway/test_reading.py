@@ -711,7 +711,22 @@ async def test_a_file_that_is_not_what_the_folder_says_is_not_given(tmp_path: Pa
         assert (await get(opened.port, f"{base}/index.html")).status == 200
 
 
-@pytest.mark.parametrize("name", ["a b", "100%", "what?", "#1", "x:y", "https:elsewhere.example", "ü", "a&b=c", "'\""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a b",
+        "100%",
+        "what?",
+        "#1",
+        "x:y",
+        "https:elsewhere.example",
+        "%2f%2felsewhere.example",
+        "\\elsewhere.example",
+        "ü",
+        "a&b=c",
+        "'\"",
+    ],
+)
 async def test_a_folder_of_any_name_is_found_by_its_path_without_a_slash(tmp_path: Path, name: str) -> None:
     shelf = Shelf()
     files = (FolderFile(f"{name}/within/a", 1, False, b"\x01" * 32, 0, 0),)

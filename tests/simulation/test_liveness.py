@@ -119,8 +119,11 @@ def test_memory_is_bounded_while_there_is_no_quorum() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_who_lost_its_disk_votes_two_epochs_later_though_an_idle_one_has_two_blocks(seed: int) -> None:
-    """L4: one at the cut-off, then the boundary; a bound on own votes is two views above what others tell."""
+def test_who_lost_its_disk_votes_two_epochs_after_it_caught_up_though_an_idle_one_has_two_blocks(seed: int) -> None:
+    """L4: one at the cut-off, then the boundary; a bound on own votes is two views above what others tell.
+
+    It catches up in the epoch in which it lost its disk, or in the next.
+    """
     parameters = replace(PARAMETERS, timeout_ms=120, heartbeat_ms=1_000, epoch_ms=1_000)
     loss = Loss(2, (2, 1), 450, Forgets.ALL)
     scenario = replace(
@@ -139,7 +142,7 @@ def test_who_lost_its_disk_votes_two_epochs_later_though_an_idle_one_has_two_blo
     simulation.run()
     forgotten, *later = dict.fromkeys(seen)
     assert forgotten[0] == 2
-    assert later[0][0] in (3, 4)
+    assert later[0][0] in (3, 4, 5)
 
 
 @pytest.mark.parametrize("seed", [78, 327, 422, 491])
