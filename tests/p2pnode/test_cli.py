@@ -87,6 +87,7 @@ def test_a_pipe_is_not_stored_as_an_empty_file(tmp_path: Path) -> None:
         (("wallet", "new", "--passphrase-file", "{tmp}/missing"), ExitCode.INPUT, "cannot read the passphrase"),
         (("init", "--quota", -5), ExitCode.USAGE, "'-5' is not a size"),
         (("store", "{tmp}", "--max-cost", "much"), ExitCode.USAGE, "'much' is not an amount"),
+        (("wallet", "send", "A" * 43, "1,5"), ExitCode.USAGE, "'1,5' is not an amount"),
         (("blob-id", "{tmp}/missing"), ExitCode.CONFIG, "--shards"),
         (("testnet", "up", "--dir", "{tmp}/net", "--liar", -1), ExitCode.USAGE, "-1 is not in the range"),
         (("testnet", "status", "--dir", "{tmp}"), ExitCode.CONFIG, "no testnet"),
