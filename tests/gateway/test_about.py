@@ -55,8 +55,9 @@ async def test_members_that_failed_get_another_chance_each_minute(
     shelf = Shelf()
     async with open_shelf(shelf, tmp_path) as opened, trio.open_nursery() as nursery:
         nursery.start_soon(opened.services.forgive)
-        while shelf.forgiven < 2:  # noqa: ASYNC110 - a field has no event
-            await trio.sleep(0.01)
+        with trio.fail_after(60):
+            while shelf.forgiven < 2:  # noqa: ASYNC110 - a field has no event
+                await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
 
 
