@@ -90,6 +90,29 @@ class TestReservations:
         assert len(set(found)) == 2
         assert len(reservations_of(chain.ledger, key_of(OWNER))) == 2
 
+    async def test_one_that_is_being_bought_is_not_found_though_storage_has_come_back(self) -> None:
+        class Slow(LedgerChain):
+            shown = trio.Event()
+            heard = trio.Event()
+
+            async def transact(self, *args: object, **options: object):  # type: ignore[no-untyped-def]
+                outcome = await super().transact(*args, **options)  # type: ignore[arg-type]
+                if not self.shown.is_set():
+                    self.shown.set()
+                    await self.heard.wait()
+                return outcome
+
+        chain, order = Slow(make_genesis()), Order(epochs=3)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(reserve_for, chain, OWNER, units=10, order=order))
+                await chain.shown.wait()
+                order.till.note_change()
+                second = await reserve_for(chain, OWNER, units=10, order=order)
+                chain.heard.set()
+        assert second.cost_frost > 0
+        assert len(reservations_of(chain.ledger, key_of(OWNER))) == 2
+
     async def test_are_bought_at_once(self) -> None:
         """Each waits for its block, not for the other's."""
 
